@@ -1,0 +1,69 @@
+//! The mesh as the gossip wing tells it and the snapshot is built from: who is there, what they offer.
+//!
+//! Not here: how it came to be known (`membership.rs`, `catalogue.rs`) and what this host makes of it (`snapshot.rs`).
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_proto::record::ServiceRecord;
+
+use crate::moment::Moment;
+
+/// Everything known of the mesh at one moment, sorted by node id, then service, then instance.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    /// Every node that is not forgotten, this one first.
+    pub nodes: Vec<Arc<Node>>,
+    /// Every instance on offer, those of unreachable nodes included: the snapshot says why they are out.
+    pub instances: Vec<Instance>,
+    /// Nothing was heard for 3 probe periods: what is said of others may be stale.
+    pub isolated: bool,
+    /// At least one full exchange with a peer is done, or there is no seed to join.
+    pub joined: bool,
+}
+
+/// One host of the mesh.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Node {
+    /// Its random id.
+    pub id: u64,
+    /// Its configured name.
+    pub name: Box<str>,
+    /// Where its gossip is reached.
+    pub address: SocketAddr,
+    /// Its zone.
+    pub zone: Box<str>,
+    /// Its region.
+    pub region: Box<str>,
+    /// How it is.
+    pub state: NodeState,
+    /// Since when it is so.
+    pub since: Moment,
+    /// SWIM incarnation last heard.
+    pub incarnation: u64,
+}
+
+/// How a node is, as SWIM sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum NodeState {
+    /// Answers probes.
+    Alive,
+    /// Did not answer; may still refute.
+    Suspect,
+    /// Declared dead.
+    Down,
+    /// Said goodbye.
+    Left,
+}
+
+/// One instance of a service on one node.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Whose it is.
+    pub node: Arc<Node>,
+    /// The node's boot (identity `bump`): a restarted host's instance is a new endpoint.
+    pub epoch: u64,
+    /// What the owner says of it.
+    pub record: Arc<ServiceRecord>,
+    /// The record's version, for listings.
+    pub version: u64,
+}

@@ -1,0 +1,6 @@
+//! A Starling sidecar: the two straight paths, drawn; the glossary; links to each step.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod gossip;

@@ -1,0 +1,3 @@
+//! The binary `starling`: reads the command line, runs one command, exits with its code.
+
+fn main() {}
