@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod cli;
 pub mod config;
 pub mod gossip;

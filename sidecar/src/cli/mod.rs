@@ -1,0 +1,147 @@
+//! The command line: what can be said, and which file answers it. One file a command.
+//!
+//! Not here: the sidecar itself. Most commands ask a running one over its admin API.
+
+use std::{fmt, io::Write, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod completions;
+mod key;
+
+const EXAMPLES: &str = "\
+Examples:
+  starling key new > /etc/starling/gossip.key   make the key all sidecars of a mesh share
+  starling completions bash                     shell completions on standard output
+
+Exit codes: 0 done, 1 failed, 64 usage, 69 sidecar unreachable, 78 configuration.";
+
+/// The whole command line.
+#[derive(Parser, Debug)]
+#[command(
+    name = "starling",
+    version,
+    about = "A client-side service mesh for hosts without Kubernetes: one sidecar a host, no servers.",
+    after_help = EXAMPLES,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command a variant; its file holds its arguments and its `run`.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Print shell completions
+    Completions(completions::Args),
+    /// Make gossip keys
+    #[command(subcommand)]
+    Key(key::Command),
+}
+
+/// What every command comes to: the code to exit with, or what went wrong.
+pub type Ended = Result<ExitCode, Failure>;
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// What was tried, on whom, and the next step, with the exit code it calls for.
+pub fn run(command: Command) -> Ended {
+    match command {
+        Command::Completions(args) => completions::run(&args),
+        Command::Key(command) => key::run(&command),
+    }
+}
+
+/// The exit codes that scripts rely on (`sysexits.h` names them).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Tried and not done: 1.
+    Failed,
+    /// The command line makes no sense: 64.
+    Usage,
+    /// No sidecar answers: 69.
+    Unreachable,
+    /// The configuration has faults: 78.
+    Configuration,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Failed => 1,
+            Exit::Usage => 64,
+            Exit::Unreachable => 69,
+            Exit::Configuration => 78,
+        })
+    }
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The code to exit with.
+    pub exit: Exit,
+    /// What was tried, on whom, and what came of it.
+    pub message: String,
+    /// The next step, if one is known; may be empty.
+    pub next: String,
+}
+
+impl Failure {
+    /// A failure with its next step.
+    pub fn new(exit: Exit, message: impl Into<String>, next: impl Into<String>) -> Failure {
+        Failure {
+            exit,
+            message: message.into(),
+            next: next.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "starling: {}", self.message)?;
+        if !self.next.is_empty() {
+            write!(f, "\n  {}", self.next)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Writes to standard output. A reader that went away (`| head`) ends the command well; a full disk does not.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::Failed,
+            format!("cannot write to standard output: {error}"),
+            "",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_failure_tells_its_next_step() {
+        let failure = Failure::new(Exit::Failed, "tried", "do this");
+        assert_eq!(failure.to_string(), "starling: tried\n  do this");
+    }
+}
