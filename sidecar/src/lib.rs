@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-pub mod clock;
+pub mod active_check;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod gossip;

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod mesh;
 pub mod moment;
 pub mod outcome;

@@ -8,6 +8,8 @@ use mesh_core::mesh::Mesh;
 use mesh_proto::record::ServiceRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub mod probe;
+
 /// Orders waiting for the gossip task; the caller waits when it is full.
 pub const ORDERS_MAX: usize = 64;
 
