@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod active_check;
+pub mod caller_checks;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod gossip;
+pub mod resolve;

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Gossip, Order};
-use crate::{active_check, config::Service};
+use crate::{active_check, clock::Clock, config::Service};
 
 pub use drain_state::DrainState;
 
@@ -90,7 +90,7 @@ impl std::error::Error for Gone {}
 impl Probes {
     /// Starts the task on the current runtime; it ends when the last handle is dropped or the
     /// gossip task has gone. A drain kept in `state_dir` holds from the start.
-    pub fn start(gossip: &Gossip, state_dir: Option<PathBuf>) -> Probes {
+    pub fn start(gossip: &Gossip, state_dir: Option<PathBuf>, clock: Clock) -> Probes {
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let (verdicts, told) = mpsc::channel(VERDICTS_MAX);
         let task = Task {
@@ -101,6 +101,7 @@ impl Probes {
             generation: 0,
             checks: JoinSet::new(),
             verdicts,
+            clock,
         };
         tokio::spawn(task.run(inbox, told));
         Probes { orders }
@@ -195,6 +196,7 @@ struct Task {
     generation: u64,
     checks: JoinSet<()>,
     verdicts: mpsc::Sender<Told>,
+    clock: Clock,
 }
 
 impl Task {
@@ -304,8 +306,9 @@ impl Task {
         }
         self.generation += 1;
         let check = self.start_check(&key, &service, verdict.clone());
-        let (started_at_ms, offered) =
-            before.map_or((unix_ms(), None), |held| (held.started_at_ms, held.offered));
+        let (started_at_ms, offered) = before.map_or((self.clock.unix_ms(), None), |held| {
+            (held.started_at_ms, held.offered)
+        });
         let held = Held {
             service,
             verdict,
@@ -353,7 +356,7 @@ impl Task {
         let health = news.verdict.health();
         tracing::info!(%service, %instance, ?health, "our instance's health changed");
         if health == mesh_proto::record::Health::Passing {
-            held.started_at_ms = unix_ms();
+            held.started_at_ms = self.clock.unix_ms();
         }
         held.verdict = news.verdict;
         self.offer(&news.key).await
@@ -436,15 +439,6 @@ impl Held {
 
 fn key(service: &Service) -> Key {
     (service.service.clone(), service.instance.clone())
-}
-
-/// Wall time, for the record alone: callers of other hosts compare it with nothing of their own.
-fn unix_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
 }
 
 #[cfg(test)]

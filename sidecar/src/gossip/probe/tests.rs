@@ -66,7 +66,7 @@ fn told(service: &str, health: Health, state: InstanceState) -> (String, Health,
 #[tokio::test]
 async fn nobody_is_offered_before_its_check_passed() {
     let (gossip, mut inbox) = gossip();
-    let probes = Probes::start(&gossip, None);
+    let probes = Probes::start(&gossip, None, Clock::new());
     let (socket, address) = listener().await;
     drop(socket);
     probes
@@ -86,7 +86,7 @@ async fn nobody_is_offered_before_its_check_passed() {
 #[tokio::test]
 async fn a_service_without_a_check_is_up_at_once_and_told_once() {
     let (gossip, mut inbox) = gossip();
-    let probes = Probes::start(&gossip, None);
+    let probes = Probes::start(&gossip, None, Clock::new());
     let (_socket, address) = listener().await;
     let web = service("web", address, None);
     probes.follow(vec![web.clone()]).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_service_without_a_check_is_up_at_once_and_told_once() {
 #[tokio::test]
 async fn a_changed_check_takes_nobody_out_and_a_changed_address_does() {
     let (gossip, mut inbox) = gossip();
-    let probes = Probes::start(&gossip, None);
+    let probes = Probes::start(&gossip, None, Clock::new());
     let (_socket, address) = listener().await;
     let mut web = service("web", address, Some(tcp_check()));
     probes.follow(vec![web.clone()]).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_drain_survives_a_restart_until_undrain_and_retiring_does_not() {
     let services = vec![service("db", address, None), service("web", address, None)];
 
     let (gossip, mut inbox) = gossip();
-    let probes = Probes::start(&gossip, Some(dir.clone()));
+    let probes = Probes::start(&gossip, Some(dir.clone()), Clock::new());
     probes.follow(services.clone()).await.unwrap();
     assert_eq!(offered(&mut inbox).await.2, InstanceState::Up);
     assert_eq!(offered(&mut inbox).await.2, InstanceState::Up);
@@ -154,7 +154,7 @@ async fn a_drain_survives_a_restart_until_undrain_and_retiring_does_not() {
     assert_eq!(offered(&mut inbox).await.0, "db");
 
     let (gossip, mut inbox) = self::gossip();
-    let probes = Probes::start(&gossip, Some(dir.clone()));
+    let probes = Probes::start(&gossip, Some(dir.clone()), Clock::new());
     probes.follow(services).await.unwrap();
     assert_eq!(
         offered(&mut inbox).await,
