@@ -1,0 +1,34 @@
+# One command before every commit: make ready.
+
+CARGO ?= cargo
+
+.PHONY: ready fmt lint test docs deny bench demo
+
+ready: fmt lint test docs deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+test:
+	$(CARGO) test --workspace
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# Advisories need a database that is not always at hand, so they are not part of it.
+deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny check bans licenses sources; \
+	else \
+		echo "SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)"; \
+	fi
+
+# Side by side with HAProxy on this machine; see tests/bench/run --help.
+bench:
+	tests/bench/run
+
+demo:
+	$(CARGO) run --release -- demo
