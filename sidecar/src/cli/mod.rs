@@ -6,12 +6,16 @@ use std::{fmt, io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use crate::config::Faults;
+
+mod check;
 mod completions;
 mod key;
 
 const EXAMPLES: &str = "\
 Examples:
   starling key new > /etc/starling/gossip.key   make the key all sidecars of a mesh share
+  starling check --print                        every fault of the configuration, or what it comes to
   starling completions bash                     shell completions on standard output
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 sidecar unreachable, 78 configuration.";
@@ -35,6 +39,8 @@ pub struct Cli {
 /// One command a variant; its file holds its arguments and its `run`.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Tell every fault of a configuration at once
+    Check(check::Args),
     /// Print shell completions
     Completions(completions::Args),
     /// Make gossip keys
@@ -51,6 +57,7 @@ pub type Ended = Result<ExitCode, Failure>;
 /// What was tried, on whom, and the next step, with the exit code it calls for.
 pub fn run(command: Command) -> Ended {
     match command {
+        Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Key(command) => key::run(&command),
     }
@@ -77,6 +84,19 @@ impl From<Exit> for ExitCode {
             Exit::Unreachable => 69,
             Exit::Configuration => 78,
         })
+    }
+}
+
+impl From<Faults> for Failure {
+    /// Every fault on a line of its own, as an editor or a script can follow it.
+    fn from(faults: Faults) -> Failure {
+        let count = faults.count();
+        let noun = if count == 1 { "fault" } else { "faults" };
+        Failure::new(
+            Exit::Configuration,
+            format!("the configuration has {count} {noun}\n{faults}"),
+            "",
+        )
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -12,8 +12,81 @@ use std::{
 use mesh_core::policy::{Policy, Weight};
 use mesh_proto::record::WireProtocol;
 
-/// One sidecar's whole configuration.
+pub use self::fault::{Fault, Faults, Place};
+
+mod check;
+mod fault;
+mod host;
+mod print;
+mod raw;
+mod read;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+/// Where the configuration is looked for if nobody says otherwise.
+pub const PATH: &str = "/etc/starling/starling.toml";
+
+/// Reads the configuration file at `path` and `conf.d/*.toml` beside it, merged by table name.
+///
+/// # Errors
+/// Everything that is wrong with them, each fault with file, line, key and a fix.
+pub fn load(path: &Path) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let files = raw::read(path, &mut faults);
+    checked(files, faults, &host::Host::here())
+}
+
+/// Checks a configuration that stands in no file, such as one made from arguments; `name` stands for the file in
+/// faults. The empty text is a sidecar alone on loopback with every default.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(name: &str, text: &str) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let files = raw::of_text(name, text, &mut faults);
+    checked(files, faults, &host::Host::here())
+}
+
+/// A string as TOML, for whoever writes a text for [`parse`].
+pub fn quote(text: &str) -> String {
+    value::quote(text)
+}
+
+fn checked(files: raw::Files, faults: Vec<Fault>, host: &host::Host) -> Result<Loaded, Faults> {
+    let sheet = read::Sheet::new(host, files.directory.clone(), files.broken, faults);
+    let config = check::check(&files, &sheet);
+    let (faults, lines, secrets) = sheet.into_parts();
+    match Faults::of(faults) {
+        Some(faults) => Err(faults),
+        None => Ok(Loaded {
+            config,
+            files: files.paths.into_iter().chain(secrets).collect(),
+            lines,
+        }),
+    }
+}
+
+/// A configuration without faults, and what it was made of.
 #[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Every file that was read, those of secrets included: a change of any may change the configuration.
+    pub files: Vec<PathBuf>,
+    lines: Vec<read::Line>,
+}
+
+impl Loaded {
+    /// The effective configuration as TOML, each value with its origin as a comment; secrets are hidden.
+    pub fn print(&self) -> String {
+        print::render(&self.lines)
+    }
+}
+
+/// One sidecar's whole configuration.
+#[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// `[node]`: who this host is.
     pub node: Node,
@@ -32,7 +105,7 @@ pub struct Config {
 }
 
 /// Who this host is.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Node {
     /// Its name; default: the host name.
     pub id: Box<str>,
@@ -49,7 +122,7 @@ pub struct Node {
 }
 
 /// How this host meets the others.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Gossip {
     /// UDP and TCP.
     pub bind: SocketAddr,
@@ -85,7 +158,7 @@ pub enum Profile {
 }
 
 /// Where this sidecar is asked and steered.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Admin {
     /// TCP address; reads are open on loopback.
     pub bind: SocketAddr,
@@ -106,7 +179,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Where local applications call the mesh.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Outbound {
     /// Listeners routed by authority.
     pub http: Vec<ListenAddress>,
@@ -162,7 +235,7 @@ impl Network {
 }
 
 /// How this sidecar goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Drain {
     /// Accepts on after it said that it drains.
     pub grace: Duration,
@@ -195,6 +268,38 @@ pub struct Service {
     pub check: Option<Check>,
 }
 
+impl Service {
+    /// A service at a port of this host, as a table with nothing but `port` (and `check.http`) would make it.
+    pub fn at(node: &Node, service: &str, port: u16, check: Option<Check>) -> Service {
+        let address = SocketAddr::new(node.advertise, port);
+        Service {
+            table: service.into(),
+            service: service.into(),
+            instance: format!("{}-{port}", node.id).into(),
+            address,
+            advertise: address,
+            protocol: WireProtocol::Http,
+            weight: Weight::DEFAULT,
+            capacity: None,
+            tags: Vec::new(),
+            check,
+        }
+    }
+}
+
+impl Check {
+    /// A check with the default rhythm: every 2 s, 1 s each, down after 3, up after 2.
+    pub fn of(kind: CheckKind) -> Check {
+        Check {
+            kind,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            fall: 3,
+            rise: 2,
+        }
+    }
+}
+
 /// An active check.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Check {
@@ -223,7 +328,7 @@ pub enum CheckKind {
 }
 
 /// One upstream: its policy and where it listens.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Upstream {
     /// The numbers.
     pub policy: Arc<Policy>,

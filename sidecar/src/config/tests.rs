@@ -1,0 +1,423 @@
+//! Configurations that are right, whole files that are not, drop-ins, secrets, printing.
+
+use std::{net::IpAddr, time::Duration};
+
+use mesh_core::policy::{Balance, HttpVersion, Place as EndpointPlace, Protocol};
+
+use super::{host::Host, *};
+
+mod mistakes;
+
+const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+fn some_host() -> Host {
+    Host {
+        env: Box::new(|name| match name {
+            "PORT" => Some("8123".to_owned()),
+            "KEY" => Some(KEY.to_owned()),
+            _ => None,
+        }),
+        name: "web-1".to_owned(),
+        address: Some(IpAddr::from([10, 0, 0, 5])),
+        cores: 2,
+    }
+}
+
+fn read(text: &str) -> Result<Loaded, Faults> {
+    read_on(&some_host(), text)
+}
+
+fn read_on(host: &Host, text: &str) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let files = raw::of_text("starling.toml", text, &mut faults);
+    checked(files, faults, host)
+}
+
+fn config(text: &str) -> Config {
+    read(text)
+        .map_err(|faults| faults.to_string())
+        .expect("no faults")
+        .config
+}
+
+#[test]
+fn an_empty_file_is_a_host_alone_on_loopback() {
+    let config = config("");
+    assert_eq!(&*config.node.id, "web-1");
+    assert_eq!(config.node.advertise, IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(config.gossip.bind.to_string(), "127.0.0.1:7946");
+    assert_eq!(config.gossip.advertise.to_string(), "127.0.0.1:7946");
+    assert_eq!(config.admin.bind.to_string(), "127.0.0.1:7070");
+    assert_eq!(
+        config.outbound.http,
+        [ListenAddress::Tcp("127.0.0.1:7080".parse().unwrap())]
+    );
+    assert!(config.outbound.undeclared);
+    assert_eq!(config.drain.grace, Duration::from_secs(3));
+    assert_eq!(config.drain.timeout, Duration::from_secs(30));
+}
+
+#[test]
+fn the_fifteen_lines_most_hosts_need_are_enough() {
+    let config = config(
+        r#"
+        [node]
+        zone = "eu-1a"
+
+        [gossip]
+        join = ["10.0.0.11", "10.0.0.12:7000"]
+        key  = "${env:KEY}"
+
+        [service.checkout]
+        port  = 8080
+        check = { http = "/healthz" }
+
+        [upstream.payments]
+        timeout = "2s"
+        "#,
+    );
+    assert_eq!(&*config.node.region, "eu-1");
+    assert_eq!(config.node.advertise, IpAddr::from([10, 0, 0, 5]));
+    assert_eq!(config.gossip.bind.to_string(), "0.0.0.0:7946");
+    assert_eq!(config.gossip.advertise.to_string(), "10.0.0.5:7946");
+    assert_eq!(
+        *config.gossip.join,
+        ["10.0.0.11:7946".into(), "10.0.0.12:7000".into()]
+    );
+    assert_eq!(config.gossip.keys[0].0[31], 0x1f);
+    let service = &config.services[0];
+    assert_eq!(
+        (&*service.service, &*service.instance),
+        ("checkout", "web-1-8080")
+    );
+    assert_eq!(service.address.to_string(), "10.0.0.5:8080");
+    assert_eq!(service.advertise, service.address);
+    let check = service.check.as_ref().unwrap();
+    assert_eq!(
+        check.kind,
+        CheckKind::Http {
+            path: "/healthz".into()
+        }
+    );
+    assert_eq!((check.fall, check.rise), (3, 2));
+    let policy = &config.upstreams[0].policy;
+    assert_eq!(policy.service.as_deref(), Some("payments"));
+    assert_eq!(policy.timeouts.request, Duration::from_secs(2));
+    assert_eq!(policy.balance, Balance::LeastResponseTime);
+}
+
+#[test]
+fn every_key_of_this_version_is_honoured() {
+    let config = config(
+        r#"
+        [node]
+        id = "a"
+        zone = "z1"
+        region = "r"
+        advertise = "10.0.0.9"
+        state_dir = "/var/lib/starling"
+        workers = 4
+        [gossip]
+        bind = "0.0.0.0:7000"
+        advertise = "10.0.0.5:27946"
+        join = "seed.internal"
+        cluster = "prod"
+        keys = ["${env:KEY}", "${env:KEY}"]
+        profile = "calm"
+        [admin]
+        bind = "127.0.0.1:7001"
+        socket = "/run/starling/admin.sock"
+        token = "0123456789abcdef"
+        [outbound]
+        http = ["127.0.0.1:7002", "unix:/run/starling/http.sock"]
+        domain = "grid"
+        undeclared = "refuse"
+        external = "refuse"
+        clients = ["172.26.64.0/20"]
+        trusted_proxies = ["127.0.0.1"]
+        control_headers = true
+        [drain]
+        grace = "1s"
+        timeout = "10s"
+        [service.s]
+        service = "shop"
+        instance = "one"
+        address = "127.0.0.1:${env:PORT}"
+        advertise = "10.0.0.9:28123"
+        protocol = "grpc"
+        weight = 50
+        capacity = "500/s"
+        tags = { version = "1.4.2", role = "primary" }
+        check = { tcp = true, interval = "5s", timeout = "2s", fall = 2, rise = 1 }
+        [upstream.shop-primary]
+        service = "shop"
+        select = { tags = { role = "primary" } }
+        listen = ["127.0.0.1:7003", "127.0.0.2:7003"]
+        protocol = "grpc"
+        balance = { policy = "power_of_two" }
+        timeout = "3s"
+        connect_timeout = "200ms"
+        idle_timeout = "1m"
+        retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
+        ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
+        limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
+        zones = { mode = "priority", order = ["z2", "*"] }
+        [upstream.db]
+        listen = "127.0.0.1:5432"
+        protocol = "tcp"
+        endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:5432", zone = "z2", weight = 50, backup = true }]
+        zones = { mode = "ignore" }
+        check = { tcp = true }
+        "#,
+    );
+    let service = &config.services[0];
+    assert_eq!(service.address.port(), 8123);
+    assert_eq!(service.capacity, Some(500));
+    assert_eq!(&*service.tags[0].0, "role");
+    let shop = &config.upstreams[0];
+    assert_eq!(&*shop.policy.name, "shop-primary");
+    assert_eq!(shop.policy.http, HttpVersion::Two);
+    assert_eq!(shop.policy.balance, Balance::PowerOfTwo);
+    assert_eq!(shop.policy.retry.retries, 2);
+    assert!(shop.policy.retry.on.reset && shop.policy.retry.on.non_idempotent);
+    assert!((shop.policy.retry.budget_share - 0.1).abs() < 1e-9);
+    assert_eq!(shop.policy.retry.budget_per_second, 0.0);
+    assert_eq!(shop.policy.limits.endpoint_requests, Some(4));
+    assert_eq!(shop.listen.len(), 2);
+    let db = &config.upstreams[1].policy;
+    assert_eq!(
+        (db.protocol, db.service.as_deref()),
+        (Protocol::Tcp, Some("db"))
+    );
+    assert_eq!(db.timeouts.idle, Duration::from_secs(3600));
+    assert_eq!(db.endpoints.len(), 3);
+    assert!(matches!(
+        db.endpoints[1].place,
+        EndpointPlace::Name { port: 5432, .. }
+    ));
+    assert!(db.endpoints[2].backup);
+}
+
+#[test]
+fn all_faults_of_a_file_are_told_at_once() {
+    let faults = read(
+        r#"[node]
+zonne = "a"
+[admin]
+bind = "0.0.0.0:7070"
+[service.web]
+port = 0
+[upstream.p]
+timeout = "0s"
+retry = { retries = 11 }
+balance = fair
+"#,
+    )
+    .map(|_| ())
+    .unwrap_err();
+    let told: Vec<(u32, &str)> = faults
+        .iter()
+        .map(|fault| (fault.place.line, fault.key.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (2, "node.zonne"),
+            (6, "service.web.port"),
+            (8, "upstream.p.timeout"),
+            (9, "upstream.p.retry.retries"),
+            (10, ""),
+        ],
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_fault_reads_as_one_line() {
+    let faults = read("[node]\nzne = \"a\"").map(|_| ()).unwrap_err();
+    assert_eq!(
+        faults.to_string(),
+        "starling.toml:2:1: node.zne: no such key; did you mean \"zone\"?"
+    );
+}
+
+#[test]
+fn a_public_address_is_not_told_to_others_unasked() {
+    let host = Host {
+        address: Some(IpAddr::from([203, 0, 113, 5])),
+        ..some_host()
+    };
+    let faults = read_on(&host, "[gossip]\nkey = \"${env:KEY}\"")
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        faults
+            .to_string()
+            .contains("write advertise = \"203.0.113.5\""),
+        "{faults}"
+    );
+    assert!(
+        read_on(
+            &host,
+            "[gossip]\nkey = \"${env:KEY}\"\n[node]\nadvertise = \"203.0.113.5\""
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn a_host_bound_to_one_loopback_address_is_told_by_it() {
+    let config = config("[gossip]\nbind = \"127.0.0.3:7946\"\n[service.s]\nport = 80");
+    assert_eq!(config.gossip.advertise.to_string(), "127.0.0.3:7946");
+    assert_eq!(config.services[0].address.to_string(), "127.0.0.3:80");
+}
+
+#[test]
+fn what_is_printed_is_a_configuration_again() {
+    let text = "[node]\nid = \"n\"\n[upstream.\"p.q\"]\ntimeout = \"1500ms\"\nendpoints = [{ address = \"a:1\", weight = 3 }, \"mesh\"]\nselect = { tags = { \"a b\" = \"c\" } }\n[gossip]\nkey = \"${env:KEY}\"\n[admin]\ntoken = \"0123456789abcdef\"\n";
+    let loaded = read(text).unwrap();
+    let printed = loaded.print();
+    assert!(
+        !printed.contains(KEY) && !printed.contains("0123456789abcdef"),
+        "{printed}"
+    );
+    assert!(printed.contains("# env KEY (starling.toml:8)"), "{printed}");
+    assert!(printed.contains("# starling.toml:4"), "{printed}");
+    assert!(printed.contains("# default"), "{printed}");
+    let again = printed
+        .replace("key = \"(hidden)\"", "key = \"${env:KEY}\"")
+        .replace("token = \"(hidden)\"", "token = \"0123456789abcdef\"");
+    let again = read(&again)
+        .map_err(|faults| format!("{faults}\n{printed}"))
+        .unwrap();
+    assert_eq!(
+        format!("{:?}", again.config),
+        format!("{:?}", loaded.config)
+    );
+}
+
+#[test]
+fn a_file_and_its_drop_ins_are_one_configuration() {
+    let directory = Scratch::new("drop-ins");
+    directory.write(
+        "starling.toml",
+        "[node]\nid = \"n\"\n[service.a]\nport = 81\n",
+        0o644,
+    );
+    directory.write("conf.d/b.toml", "[service.b]\nport = 82\n", 0o644);
+    directory.write("conf.d/ignored.txt", "nonsense", 0o644);
+    let loaded = load(&directory.path("starling.toml")).unwrap();
+    let names: Vec<&str> = loaded
+        .config
+        .services
+        .iter()
+        .map(|service| &*service.table)
+        .collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(loaded.files.len(), 2);
+
+    directory.write(
+        "conf.d/c.toml",
+        "\n[service.a]\nport = 83\n[node]\nzone = \"z\"\n",
+        0o644,
+    );
+    let faults = load(&directory.path("starling.toml"))
+        .map(|_| ())
+        .unwrap_err();
+    let told: Vec<(u32, &str)> = faults
+        .iter()
+        .map(|fault| (fault.place.line, fault.key.as_str()))
+        .collect();
+    assert_eq!(told, [(2, "service.a"), (4, "node")], "{faults}");
+    assert!(faults.to_string().contains("conf.d/c.toml:2"), "{faults}");
+}
+
+#[test]
+fn a_secret_file_is_read_unless_others_could_read_it_too() {
+    let directory = Scratch::new("secrets");
+    directory.write(
+        "starling.toml",
+        "[gossip]\nkey = \"file:gossip.key\"\n[node]\nadvertise = \"10.0.0.5\"",
+        0o644,
+    );
+    directory.write("gossip.key", &format!("{KEY}\n"), 0o600);
+    let loaded = load(&directory.path("starling.toml")).unwrap();
+    assert_eq!(loaded.config.gossip.keys.len(), 1);
+    assert!(loaded.files.contains(&directory.path("gossip.key")));
+
+    directory.write("gossip.key", KEY, 0o644);
+    let faults = load(&directory.path("starling.toml"))
+        .map(|_| ())
+        .unwrap_err();
+    let told = faults.to_string();
+    assert!(
+        told.contains("mode 0644") && told.contains("chmod 0600"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let faults = load(Path::new("/does/not/exist.toml"))
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        faults.to_string().contains("create /does/not/exist.toml"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn every_example_configuration_checks_clean() {
+    fn visit(directory: &Path, found: &mut usize) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                visit(&path, found);
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+                && path.file_name().is_some_and(|name| name != "Cargo.toml")
+            {
+                *found += 1;
+                if let Err(faults) = load(&path) {
+                    panic!("{faults}");
+                }
+            }
+        }
+    }
+    let mut found = 0;
+    visit(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"),
+        &mut found,
+    );
+    println!("{found} example configurations");
+}
+
+/// A directory of a test's own, gone when it ends.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path =
+            std::env::temp_dir().join(format!("starling-config-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("conf.d")).unwrap();
+        Scratch(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(self.path(name), text).unwrap();
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,82 @@
+//! Every kind of mistake in a configuration, and the answer it gets.
+
+use super::read;
+
+/// What is written, the line of the fault, its key, and a piece of what is said and of the fix.
+type Mistake = (&'static str, u32, &'static str, &'static str, &'static str);
+
+#[rustfmt::skip]
+const MISTAKES: &[Mistake] = &[
+    ("[node]\nzne = \"a\"", 2, "node.zne", "no such key", "did you mean \"zone\"?"),
+    ("[nod]\nzone = \"a\"", 1, "nod", "no such key", "did you mean \"node\"?"),
+    ("\n[upstream.p]\nsticky = { cookie = \"c\" }", 3, "upstream.p.sticky", "not in this version", "remove it"),
+    ("[inbound]\nbind = \"0.0.0.0:7443\"", 1, "inbound", "not in this version", "remove it"),
+    ("[upstream.p]\nprotocol = \"udp\"", 2, "upstream.p.protocol", "\"udp\" is not in this version", "remove it"),
+    ("[upstream.p]\n[[upstream.p.route]]\nname = \"x\"", 2, "upstream.p.route", "not in this version", "remove it"),
+    ("[upstream.p]\nzones = { mode = \"waterfill\" }", 2, "upstream.p.zones.mode", "not in this version", "remove it"),
+    ("[upstream.p]\nbalance = { policy = \"consistent_hash\" }", 2, "upstream.p.balance.policy", "not in this version", ""),
+    ("[upstream.p]\nbalance = \"round_robbin\"", 2, "upstream.p.balance", "unknown here", "did you mean \"round_robin\"?"),
+    ("[upstream.p]\ntimeout = 2", 2, "upstream.p.timeout", "2 has no unit", "\"2s\""),
+    ("[upstream.p]\ntimeout = \"2 parsecs\"", 2, "upstream.p.timeout", "no unit that is known", "\"250ms\""),
+    ("[upstream.p]\ntimeout = \"250ms\"\n[upstream.p.retry]\nper_try_timeout = \"0ms\"", 4, "upstream.p.retry.per_try_timeout", "no time", "drop the line to leave it the whole \"250ms\""),
+    ("[upstream.p]\ntimeout = \"1s\"\nretry = { per_try_timeout = \"2s\" }", 3, "upstream.p.retry.per_try_timeout", "longer than the whole request's timeout \"1s\"", "make it shorter"),
+    ("[upstream.p]\nretry = { budget = \"lots\" }", 2, "upstream.p.retry.budget", "not a budget", "\"20% + 3/s\""),
+    ("[upstream.p]\nretry = { on = [\"gateway-eror\"] }", 2, "upstream.p.retry.on", "unknown", "did you mean \"gateway-error\"?"),
+    ("[upstream.p]\nejection = { max_ejected = \"150%\" }", 2, "upstream.p.ejection.max_ejected", "not a share", "\"100%\""),
+    ("[upstream.p]\nejection = { base = \"2m\" }", 2, "upstream.p.ejection.base", "longer than max", "shorter"),
+    ("[upstream.p]\nlimits = { header_bytes = \"1KiB\" }", 2, "upstream.p.limits.header_bytes", "out of range", "\"8KiB\" to \"1MiB\""),
+    ("[upstream.db]\nprotocol = \"tcp\"", 1, "upstream.db.listen", "needs a port of its own", "listen = \"127.0.0.1:7001\""),
+    ("[upstream.db]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nretry = { retries = 1 }", 4, "upstream.db.retry", "knows no requests", "drop it"),
+    ("[upstream.p]\nlisten = \"localhost:7001\"", 2, "upstream.p.listen", "not an address", "\"127.0.0.1:7001\""),
+    ("[upstream.p]\nlisten = \"127.0.0.1:7080\"", 2, "upstream.p.listen", "taken by outbound.http", "another port"),
+    ("[upstream.p]\nlisten = \"0.0.0.0:7001\"", 2, "upstream.p.listen", "other hosts", "clients ="),
+    ("[upstream.p]\nendpoints = [\"10.0.0.1\"]", 2, "upstream.p.endpoints", "has no port", "\"db.internal:5432\""),
+    ("[upstream.p]\nendpoints = [\n  \"10.0.0.1:1\",\n  { adress = \"10.0.0.2:1\", address = \"10.0.0.3:1\" },\n]", 4, "upstream.p.endpoints[1].adress", "no such key", "did you mean \"address\"?"),
+    ("[upstream.p]\nendpoints = [\"127.0.0.1:7080\"]", 2, "upstream.p.endpoints", "own outbound.http", "server's own address"),
+    ("[upstream.p]\ncheck = { tcp = true }", 2, "upstream.p.check", "sidecar beside them", "endpoints"),
+    ("[upstream.Pay]\ntimeout = \"1s\"", 1, "upstream.Pay.service", "cannot be called by name", "lower-case"),
+    ("[service.s]\nport = 8080\nweight = 0", 3, "service.s.weight", "0 is out of range", "drain it"),
+    ("[service.s]\ntags = { a = \"b\" }", 1, "service.s.port", "does not say where", "port = 8080"),
+    ("[service.s]\nport = 70000", 2, "service.s.port", "70000 is out of range", "from 1 to 65535"),
+    ("[service.s]\nport = 8080\nprotocol = [\"http\", \"grpc\"]", 3, "service.s.protocol", "a list of protocols is not in this version", ""),
+    ("[service.s]\nport = 8080\ncapacity = \"many\"", 3, "service.s.capacity", "not a rate", "\"500/s\""),
+    ("[service.s]\nport = 8080\ncheck = { interval = \"1s\" }", 3, "service.s.check", "says nothing to try", "http = \"/healthz\""),
+    ("[service.s]\nport = 8080\ncheck = { exec = [\"/bin/true\"] }", 3, "service.s.check.exec", "not in this version", ""),
+    ("[service.s]\nport = 8080\ncheck = { http = \"healthz\" }", 3, "service.s.check.http", "not a path", "\"/healthz\""),
+    ("[service.a]\nservice = \"x\"\nport = 1\n[service.b]\nservice = \"x\"\nport = 1", 4, "service.b.instance", "stands at starling.toml:1:10 already", "its own name"),
+    ("[service.s]\nport = 7070", 2, "service.s.port", "this sidecar listens itself", "application's own port"),
+    ("[service.s]\naddress = \"127.0.0.1:80\"\n[gossip]\nkey = \"${env:KEY}\"", 2, "service.s.address", "which is themselves", "[inbound]"),
+    ("[gossip]\njoin = [\"10.0.0.1\"]", 1, "gossip.key", "anybody could join", "starling key new"),
+    ("[gossip]\nkey = \"secret\"", 2, "gossip.key", "not a gossip key", "starling key new"),
+    ("[gossip]\nkey = \"file:/does/not/exist\"", 2, "gossip.key", "there is no file /does/not/exist", "create it"),
+    ("[gossip]\nbind = \"127.0.0.1:7946\"\nprofile = \"slow\"", 3, "gossip.profile", "\"slow\" is unknown", "\"fast\", \"calm\""),
+    ("[admin]\nbind = \"0.0.0.0:7070\"", 1, "admin.token", "has no token", "token ="),
+    ("[admin]\ntoken = \"short\"", 2, "admin.token", "at least 16", "starling key new"),
+    ("[outbound]\nhttp = \"0.0.0.0:7080\"", 2, "outbound.http", "nobody is named who may", "clients ="),
+    ("[outbound]\nclients = [\"10.0.0.1/8\"]", 2, "outbound.clients", "bits beyond its prefix", "\"10.0.0.0/8\""),
+    ("[outbound]\nexternal_allow = [\"*.example.com:443\"]", 2, "outbound.external_allow", "not in this version", ""),
+    ("[node]\nid = \"${env:NOBODY}\"", 2, "node.id", "no variable NOBODY", "set NOBODY"),
+    ("[node]\nworkers = 1.5", 2, "node.workers", "not a whole number", "from 1 to 64"),
+    ("[node]\nzone = \"a\"\nzone = \"b\"", 3, "", "duplicate", "once"),
+    ("[node]\nzone = a", 2, "", "not TOML", "in \"quotes\""),
+    ("node = 5", 1, "node", "a whole number is not a table", "[node]"),
+];
+
+#[test]
+fn every_mistake_is_answered_with_its_line_key_and_fix() {
+    for (text, line, key, what, fix) in MISTAKES {
+        let faults = read(text).map(|_| ()).expect_err(text);
+        let fault = faults.iter().next().unwrap();
+        assert_eq!(faults.count(), 1, "{text}\n{faults}");
+        assert_eq!(
+            (fault.place.line, fault.key.as_str()),
+            (*line, *key),
+            "{text}\n{fault}"
+        );
+        assert!(fault.what.contains(what), "{text}\n{fault}");
+        assert!(
+            fault.fix.contains(fix) && !fault.fix.is_empty(),
+            "{text}\n{fault}"
+        );
+    }
+}
