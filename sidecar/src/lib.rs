@@ -7,5 +7,7 @@ pub mod caller_checks;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod gossip;
+pub mod parent;
 pub mod resolve;

@@ -6,7 +6,7 @@ use std::{fmt, io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Faults;
+use crate::{config::Faults, demo};
 
 mod check;
 mod completions;
@@ -43,6 +43,11 @@ pub enum Command {
     Check(check::Args),
     /// Print shell completions
     Completions(completions::Args),
+    /// Three zones on this machine under load: see failover for yourself
+    Demo(demo::Args),
+    /// One backend of the demo
+    #[command(hide = true)]
+    DemoBackend(demo::backend::Args),
     /// Make gossip keys
     #[command(subcommand)]
     Key(key::Command),
@@ -59,6 +64,8 @@ pub fn run(command: Command) -> Ended {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoBackend(args) => demo::backend::run(&args),
         Command::Key(command) => key::run(&command),
     }
 }
