@@ -4,8 +4,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod check;
+pub mod endpoint;
+pub mod explain;
+pub mod load;
 pub mod mesh;
 pub mod moment;
 pub mod outcome;
+pub mod outlier;
 pub mod policy;
+pub mod retry;
+pub mod snapshot;
+pub mod upstream;
+pub mod zone;
+
+#[cfg(test)]
+mod staging;

@@ -1,0 +1,243 @@
+//! One tier's numbers as one worker keeps them: flat arrays that a pick scans without touching shared memory.
+//!
+//! Not here: what the numbers mean for a policy (the file of that policy).
+
+use rand::{Rng, RngExt};
+
+use crate::{endpoint::Endpoint, moment::Moment, policy::Balance, upstream::Member};
+
+use super::{
+    least_connections, least_response_time, power_of_two, random::Random, round_robin::RoundRobin,
+};
+
+/// Up to this many endpoints the requests in flight are read anew for every pick.
+const FRESH_MAX: usize = 16;
+
+/// Above this many endpoints a scan looks at a random block only.
+const SCAN_MAX: usize = 1_000;
+
+/// The arrays of one tier; index = place in the tier's members.
+#[derive(Debug)]
+pub(super) struct Column {
+    pub ids: Vec<u64>,
+    /// Weight with its ramp; 0 for whom no pick may choose.
+    pub weight: Vec<f32>,
+    /// What one more request costs while nothing is in flight; infinite for whom no pick may choose.
+    base: Vec<f32>,
+    /// Requests in flight as last read, and this worker's picks since.
+    pub own: Vec<u32>,
+    /// `base` with the requests in flight.
+    cost: Vec<f32>,
+    /// Most requests in flight.
+    pub most: Vec<u32>,
+    /// Who is out by ejection.
+    pub out: Vec<usize>,
+    /// Whose success share is below 1.
+    pub blemished: Vec<usize>,
+    /// Endpoints that a pick may choose.
+    pub usable: u32,
+    /// Endpoints that are not ejected.
+    pub well: u32,
+    endpoints: Vec<std::sync::Arc<Endpoint>>,
+    limit: u32,
+    picks_since_reading: usize,
+    policy: Policy,
+}
+
+#[derive(Debug)]
+enum Policy {
+    LeastResponseTime,
+    LeastConnections,
+    RoundRobin(RoundRobin),
+    PowerOfTwo(Random),
+    Random(Random),
+}
+
+impl Column {
+    /// The arrays for `members`; `before` hands over cursors.
+    pub fn new(
+        balance: Balance,
+        limit: Option<u32>,
+        members: &[Member],
+        before: Option<&Column>,
+        salt: u64,
+    ) -> Column {
+        let n = members.len();
+        let ids: Vec<u64> = members.iter().map(|m| m.endpoint.id).collect();
+        let policy = match balance {
+            Balance::LeastResponseTime => Policy::LeastResponseTime,
+            Balance::LeastConnections => Policy::LeastConnections,
+            Balance::PowerOfTwo => Policy::PowerOfTwo(Random::default()),
+            Balance::Random => Policy::Random(Random::default()),
+            Balance::RoundRobin => Policy::RoundRobin(match before {
+                Some(Column {
+                    policy: Policy::RoundRobin(turns),
+                    ids: old,
+                    ..
+                }) => turns.carried(old, &ids, salt),
+                _ => RoundRobin::new(&ids, salt),
+            }),
+        };
+        Column {
+            ids,
+            weight: vec![0.0; n],
+            base: vec![f32::INFINITY; n],
+            own: vec![0; n],
+            cost: vec![f32::INFINITY; n],
+            most: vec![0; n],
+            out: Vec::with_capacity(n),
+            blemished: Vec::with_capacity(n),
+            usable: 0,
+            well: 0,
+            endpoints: members.iter().map(|m| m.endpoint.clone()).collect(),
+            limit: limit.unwrap_or(u32::MAX),
+            picks_since_reading: 0,
+            policy,
+        }
+    }
+
+    /// Reads the shared figures anew.
+    pub fn refresh(&mut self, members: &[Member], now: Moment) {
+        let others_answered = members.iter().any(|m| m.endpoint.load().answered());
+        let top_ramp = members.iter().filter(|m| !m.endpoint.is_ejected());
+        // Where all are new there is nobody to spare them for: the ramp is against the oldest.
+        let top_ramp = top_ramp.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
+        let mean = least_response_time::mean_latency(members);
+        (self.usable, self.well) = (0, 0);
+        self.out.clear();
+        self.blemished.clear();
+        for (i, member) in members.iter().enumerate() {
+            let endpoint = &*member.endpoint;
+            (self.weight[i], self.base[i]) = (0.0, f32::INFINITY);
+            if endpoint.is_ejected() {
+                self.out.push(i);
+                continue;
+            }
+            self.well += 1;
+            if endpoint.load().success() < 1.0 {
+                self.blemished.push(i);
+            }
+            if endpoint.full_for(now).is_some() {
+                continue;
+            }
+            self.usable += 1;
+            let ramp = endpoint.ramp(now) / top_ramp;
+            self.weight[i] = (member.weight * ramp) as f32;
+            let lone = others_answered && !endpoint.load().answered();
+            self.most[i] = if lone { 1.min(self.limit) } else { self.limit };
+            self.base[i] = match self.policy {
+                Policy::LeastResponseTime => {
+                    least_response_time::Factors::of(endpoint, member.weight, ramp, mean, now)
+                        .at_rest() as f32
+                }
+                _ => least_connections::at_rest(self.weight[i]),
+            };
+        }
+        match &mut self.policy {
+            Policy::RoundRobin(turns) => turns.weigh(&self.weight),
+            Policy::PowerOfTwo(random) | Policy::Random(random) => random.weigh(&self.weight),
+            Policy::LeastResponseTime | Policy::LeastConnections => {}
+        }
+        self.read_in_flight(true);
+    }
+
+    /// Index of the endpoint for one more request; `None` if nobody untried may be chosen.
+    pub fn pick(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
+        if self.usable == 0 {
+            return None;
+        }
+        self.picks_since_reading += 1;
+        let n = self.ids.len();
+        // Reading costs as much as a few picks; half a round of them is how wrong the counts may get.
+        if n <= FRESH_MAX || self.picks_since_reading > n / 2 {
+            self.read_in_flight(false);
+        }
+        let index = self.choose(tried, rng)?;
+        self.own[index] += 1;
+        self.cost[index] = self.cost_of(index);
+        Some(index)
+    }
+
+    fn choose(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
+        let open = |i: usize| {
+            self.weight[i] > 0.0 && self.own[i] < self.most[i] && !tried.contains(&self.ids[i])
+        };
+        match &mut self.policy {
+            Policy::RoundRobin(turns) => turns.next(&self.weight, open),
+            Policy::Random(random) => random.draw(open, rng),
+            Policy::PowerOfTwo(random) => power_of_two::draw(random, &self.own, open, rng),
+            Policy::LeastResponseTime if tried.is_empty() => {
+                cheapest(&self.cost, least_response_time::BLOCK, rng)
+            }
+            Policy::LeastConnections if tried.is_empty() => {
+                cheapest(&self.cost, least_connections::BLOCK, rng)
+            }
+            Policy::LeastResponseTime | Policy::LeastConnections => {
+                let open = (0..self.cost.len()).filter(|i| open(*i));
+                open.min_by(|a, b| self.cost[*a].total_cmp(&self.cost[*b]))
+            }
+        }
+    }
+
+    fn read_in_flight(&mut self, all: bool) {
+        self.picks_since_reading = 0;
+        for i in 0..self.endpoints.len() {
+            let own = self.endpoints[i].in_flight();
+            if all || own != self.own[i] {
+                self.own[i] = own;
+                self.cost[i] = self.cost_of(i);
+            }
+        }
+    }
+
+    fn cost_of(&self, i: usize) -> f32 {
+        let own = self.own[i];
+        if own >= self.most[i] {
+            return f32::INFINITY;
+        }
+        match self.policy {
+            Policy::LeastResponseTime => self.base[i] * least_response_time::crowding(own),
+            _ => self.base[i] * least_connections::crowding(own),
+        }
+    }
+}
+
+/// The place of the least cost, ties broken by where a random start finds the first of them; `None` if all are
+/// infinite. Long arrays are sampled by one random block.
+fn cheapest(cost: &[f32], block: usize, rng: &mut impl Rng) -> Option<usize> {
+    let n = cost.len();
+    if n > SCAN_MAX {
+        let start = rng.random_range(0..n);
+        let (head, tail) = (start.min(n - 1), (start + block).saturating_sub(n));
+        let first = &cost[head..(head + block).min(n)];
+        let least = least(first).min(least(&cost[..tail]));
+        if least < f32::INFINITY {
+            let at = first.iter().position(|c| *c == least).map(|i| head + i);
+            return at.or_else(|| cost[..tail].iter().position(|c| *c == least));
+        }
+    }
+    let least = least(cost);
+    if least == f32::INFINITY {
+        return None;
+    }
+    let start = if n > 1 { rng.random_range(0..n) } else { 0 };
+    let after = cost[start..].iter().position(|c| *c == least);
+    after
+        .map(|i| start + i)
+        .or_else(|| cost[..start].iter().position(|c| *c == least))
+}
+
+/// The smallest number, eight lanes at a time so that the compiler can use vector instructions.
+fn least(cost: &[f32]) -> f32 {
+    let mut lanes = [f32::INFINITY; 8];
+    let chunks = cost.chunks_exact(8);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, c) in lanes.iter_mut().zip(chunk) {
+            *lane = if *c < *lane { *c } else { *lane };
+        }
+    }
+    let smaller = |a: f32, c: &f32| if *c < a { *c } else { a };
+    let least = lanes.iter().fold(f32::INFINITY, smaller);
+    rest.iter().fold(least, smaller)
+}

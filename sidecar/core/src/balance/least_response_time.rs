@@ -1,0 +1,101 @@
+//! The default policy: the smallest expected cost of one more request, by all that this sidecar has seen itself.
+//!
+//! Not here: the scan (`column.rs`) and the smoothing (`load.rs`). A client that sees only its own traffic has to
+//! use all it sees; a failing endpoint must not look fast, nor a silent one idle.
+
+use std::time::Duration;
+
+use crate::{endpoint::Endpoint, moment::Moment, upstream::Member};
+
+/// Above a thousand endpoints, this many are looked at.
+pub(super) const BLOCK: usize = 64;
+
+/// One own request in flight stands for this many of everybody's.
+const KAPPA: f32 = 2.0;
+
+/// Success shares below this are all the same: hopeless.
+const SUCCESS_FLOOR: f64 = 0.01;
+
+/// A silence shorter than this is no stall, however fast the endpoint is.
+const STALL_MIN: Duration = Duration::from_millis(10);
+
+/// A silence this many times the usual latency is a stall.
+const STALL_TIMES: f64 = 3.0;
+
+/// The most a stall multiplies the cost by.
+const STALL_MAX: f64 = 1e4;
+
+/// A new endpoint is taken to be a little better than the others, so that it is tried.
+const NEW_SHARE_OF_MEAN: f64 = 0.9;
+
+/// The latency to expect where nobody has answered yet, in nanoseconds; only ratios matter then.
+const UNKNOWN_NS: f64 = 1e6;
+
+/// What makes up an endpoint's cost.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Factors {
+    /// Expected latency of a good answer, in nanoseconds.
+    pub latency: f64,
+    /// Requests in flight from this sidecar.
+    pub own: u32,
+    /// Share of attempts that went well.
+    pub success: f64,
+    /// How much a silence under way makes of the cost, 1 to 10,000.
+    pub stall: f64,
+    /// Share of the weight that the ramp grants, 0.1 to 1.
+    pub ramp: f64,
+    /// Weight relative to others.
+    pub weight: f64,
+}
+
+impl Factors {
+    /// The factors of `endpoint`, where `mean` is the mean latency of its tier in nanoseconds.
+    pub fn of(endpoint: &Endpoint, weight: f64, ramp: f64, mean: f64, now: Moment) -> Factors {
+        let load = endpoint.load();
+        let known = load.expected_latency(mean, now);
+        let latency = known.unwrap_or(mean * NEW_SHARE_OF_MEAN).max(1.0);
+        let patience = (STALL_TIMES * latency).max(STALL_MIN.as_nanos() as f64);
+        let silence = load.silence(now).as_nanos() as f64;
+        let stall = if silence > patience {
+            (silence / patience).powi(2).min(STALL_MAX)
+        } else {
+            1.0
+        };
+        Factors {
+            latency,
+            own: load.in_flight(),
+            success: f64::from(load.success()),
+            stall,
+            ramp,
+            weight,
+        }
+    }
+
+    /// The cost while nothing is in flight.
+    pub fn at_rest(&self) -> f64 {
+        let success = self.success.max(SUCCESS_FLOOR);
+        self.latency * self.stall / (self.weight * self.ramp * success * success)
+    }
+
+    /// The cost of one more request.
+    pub fn cost(&self) -> f64 {
+        self.at_rest() * f64::from(crowding(self.own))
+    }
+}
+
+/// What requests in flight make of the cost: (1 + κ·own)^1.5.
+pub(super) fn crowding(own: u32) -> f32 {
+    let crowd = 1.0 + KAPPA * own as f32;
+    crowd * crowd.sqrt()
+}
+
+/// Mean latency in nanoseconds of the members that have answered and are in.
+pub fn mean_latency(members: &[Member]) -> f64 {
+    let inside = members.iter().filter(|m| !m.endpoint.is_ejected());
+    let (sum, count) = inside
+        .filter_map(|m| m.endpoint.load().latency())
+        .fold((0.0, 0.0), |(sum, count), latency| {
+            (sum + latency, count + 1.0)
+        });
+    if count > 0.0 { sum / count } else { UNKNOWN_NS }
+}

@@ -1,0 +1,419 @@
+//! Which endpoint gets the next request: one worker's own picker for one upstream.
+//!
+//! Not here: who belongs to which tier (`snapshot.rs`), how shares are reckoned (`zone.rs`), what comes of it
+//! (`upstream.rs`). One file a policy beside this one; `column.rs` holds the numbers they read.
+
+mod column;
+pub mod least_connections;
+pub mod least_response_time;
+mod power_of_two;
+mod random;
+mod round_robin;
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{Rng, RngExt};
+
+use crate::{
+    endpoint::{Endpoint, Word},
+    moment::Moment,
+    policy::Balance,
+    upstream::{Tier, Upstream},
+    zone::{self, TRIP_CANARY_SHARE, TRIP_WINDOW},
+};
+
+use column::Column;
+
+/// How old a worker's numbers may be.
+const REFRESH: Duration = Duration::from_millis(10);
+
+/// Above this many endpoints numbers may be older in proportion, so that refreshing stays about 1 % of a core.
+const REFRESH_ENDPOINTS: u32 = 1_000;
+
+/// Share of the requests that may go to endpoints whose success share needs mending.
+const CANARY_SHARE: f64 = 0.01;
+
+/// An endpoint with a blemished success share that was not asked for this long is asked once.
+const CANARY_AFTER: Duration = Duration::from_secs(5);
+
+/// A tripped tier is asked at least this often while there are requests at all.
+const TRIP_CANARY_EVERY: Duration = Duration::from_secs(5);
+
+/// What a pick has to respect.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// Ids of endpoints that are not to be asked again.
+    pub tried: &'a [u64],
+    /// Choose from the tiers after this one if one of them has somebody, else from all.
+    pub beyond_tier: Option<usize>,
+    /// The request may be repeated elsewhere, so it may find out whether somebody is well again.
+    pub idempotent: bool,
+}
+
+/// Who was picked.
+#[derive(Clone, Debug)]
+pub struct Pick {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Index of its tier.
+    pub tier: usize,
+    /// Why it.
+    pub kind: PickKind,
+}
+
+/// Why an endpoint was picked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PickKind {
+    /// By the policy.
+    Usual,
+    /// To find out whether it is well again.
+    Canary,
+    /// Against better knowledge, because nobody else is left or SWIM is not believed.
+    Panic,
+}
+
+/// One worker's state for one upstream. Picking takes no lock and allocates nothing.
+#[derive(Debug)]
+pub struct Picker {
+    salt: u64,
+    upstream: Arc<Upstream>,
+    columns: Vec<Column>,
+    shares: Vec<f64>,
+    healths: Vec<f64>,
+    trips: Vec<Trip>,
+    refreshed: Moment,
+    next_refresh: Moment,
+    alarms: u32,
+    /// Some endpoint wants a canary: the rest of the picks need not look for one.
+    wants_canary: bool,
+    canary_credit: f64,
+    trip_credit: f64,
+    trip_canary: Moment,
+}
+
+/// Whether a tier is ill as a whole, for this worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trip {
+    No,
+    Yes,
+}
+
+impl Picker {
+    /// A picker that starts at a random place, so that many fresh sidecars do not all begin with the same endpoint.
+    pub fn new(upstream: &Arc<Upstream>, rng: &mut impl Rng) -> Picker {
+        let balance = upstream.policy.balance;
+        let limit = upstream.policy.limits.endpoint_requests;
+        let salt = rng.next_u64();
+        let columns = upstream.tiers.iter();
+        let columns: Vec<Column> = columns
+            .map(|tier| Column::new(balance, limit, &tier.members, None, salt))
+            .collect();
+        let tiers = columns.len();
+        Picker {
+            salt,
+            upstream: Arc::clone(upstream),
+            columns,
+            // Not a share at all: the first refresh sets them without a ramp.
+            shares: vec![f64::NAN; tiers],
+            healths: vec![0.0; tiers],
+            trips: vec![Trip::No; tiers],
+            refreshed: Moment::START,
+            next_refresh: Moment::START,
+            alarms: 0,
+            wants_canary: false,
+            canary_credit: 0.0,
+            trip_credit: 0.0,
+            trip_canary: Moment::START,
+        }
+    }
+
+    /// Goes on with a newer snapshot's upstream; cheap if nothing changed in it.
+    ///
+    /// Cursors are kept by endpoint, shares and trips by tier name.
+    pub fn follow(&mut self, upstream: &Arc<Upstream>, now: Moment) {
+        if Arc::ptr_eq(&self.upstream, upstream) {
+            return;
+        }
+        let old = std::mem::replace(&mut self.upstream, Arc::clone(upstream));
+        let same_policy = old.policy.balance == upstream.policy.balance;
+        let place = |name: &str| old.tiers.iter().position(|tier| &*tier.name == name);
+        let places: Vec<Option<usize>> = upstream.tiers.iter().map(|t| place(&t.name)).collect();
+        let limit = upstream.policy.limits.endpoint_requests;
+        let tiers = upstream.tiers.iter().zip(&places);
+        self.columns = tiers
+            .map(|(tier, place)| {
+                let before = place.filter(|_| same_policy).map(|at| &self.columns[at]);
+                Column::new(
+                    upstream.policy.balance,
+                    limit,
+                    &tier.members,
+                    before,
+                    self.salt,
+                )
+            })
+            .collect();
+        // Another order of zones is another split: its shares start where they belong.
+        let kept = old.tiers.len() == places.len() && places.iter().all(Option::is_some);
+        let share = |at: &Option<usize>| match at {
+            Some(at) if kept => self.shares[*at],
+            _ => f64::NAN,
+        };
+        self.shares = places.iter().map(share).collect();
+        let trip = |at: &Option<usize>| at.map_or(Trip::No, |at| self.trips[at]);
+        self.trips = places.iter().map(trip).collect();
+        self.healths = vec![0.0; places.len()];
+        self.next_refresh = now;
+    }
+
+    /// The endpoint for one more request; `None` if there is nobody that was not tried.
+    pub fn pick(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
+        let alarms = self.upstream.shared.alarms();
+        if now >= self.next_refresh || alarms != self.alarms {
+            self.alarms = alarms;
+            self.refresh(now);
+        }
+        if self.wants_canary
+            && ask.tried.is_empty()
+            && let Some(pick) = self.canary(ask, now)
+        {
+            return Some(pick);
+        }
+        let first = match ask.beyond_tier {
+            Some(tier) => tier + 1,
+            None => self.draw_tier(rng),
+        };
+        self.search(first, ask, rng)
+            .or_else(|| self.last_resort(ask, now))
+    }
+
+    /// Shares of the tiers as used now.
+    pub fn shares(&self) -> &[f64] {
+        &self.shares
+    }
+
+    fn search(&mut self, first: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
+        let tiers = self.columns.len();
+        // Nearest first from where the draw fell, ill tiers after well ones, backups last of all.
+        let backup_from = tiers - usize::from(self.has_backup());
+        let order = |i: usize| {
+            if i < backup_from {
+                (first + i) % backup_from
+            } else {
+                i
+            }
+        };
+        let first_is_backup = first >= backup_from && first < tiers && ask.beyond_tier.is_none();
+        for ill in [Trip::No, Trip::Yes] {
+            if first_is_backup && let Some(pick) = self.choose(first, ask, rng) {
+                return Some(pick);
+            }
+            for tier in (0..tiers).map(order) {
+                if self.trips[tier] == ill
+                    && let Some(pick) = self.choose(tier, ask, rng)
+                {
+                    return Some(pick);
+                }
+            }
+        }
+        None
+    }
+
+    fn choose(&mut self, tier: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
+        let index = self.columns[tier].pick(ask.tried, rng)?;
+        let member = &self.upstream.tiers[tier].members[index];
+        let kind = match member.word {
+            Word::Vanished => PickKind::Panic,
+            Word::Sure | Word::Suspect => PickKind::Usual,
+        };
+        Some(Pick {
+            endpoint: Arc::clone(&member.endpoint),
+            tier,
+            kind,
+        })
+    }
+
+    /// Nobody is usable: those that are merely full, then, if there is really nobody, those that were sent out.
+    fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+        let limit = self.upstream.policy.limits.endpoint_requests;
+        let upstream = Arc::clone(&self.upstream);
+        let all = || {
+            let tiers = upstream.tiers.iter().enumerate();
+            tiers.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, m)))
+        };
+        let untried = |endpoint: &Endpoint| !ask.tried.contains(&endpoint.id);
+        let below = |endpoint: &Endpoint| limit.is_none_or(|limit| endpoint.in_flight() < limit);
+        let full = all()
+            .filter(|(_, m)| !m.endpoint.is_ejected() && m.endpoint.full_for(now).is_some())
+            .filter(|(_, m)| untried(&m.endpoint) && below(&m.endpoint))
+            .min_by_key(|(tier, m)| (*tier, m.endpoint.in_flight()));
+        if let Some((tier, member)) = full {
+            return Some(Pick {
+                endpoint: Arc::clone(&member.endpoint),
+                tier,
+                kind: PickKind::Usual,
+            });
+        }
+        if all().any(|(_, m)| !m.endpoint.is_ejected()) {
+            return None;
+        }
+        // One request at a time, and each is a canary: an answer brings the endpoint back.
+        let (tier, member) = all()
+            .filter(|(_, m)| untried(&m.endpoint) && m.endpoint.in_flight() == 0)
+            .find(|(_, m)| m.endpoint.trial.claim_canary(now))?;
+        Some(Pick {
+            endpoint: Arc::clone(&member.endpoint),
+            tier,
+            kind: PickKind::Panic,
+        })
+    }
+
+    fn draw_tier(&self, rng: &mut impl Rng) -> usize {
+        if self.shares.first().is_none_or(|share| *share >= 1.0) {
+            return 0;
+        }
+        let mut at = rng.random::<f64>();
+        for (tier, share) in self.shares.iter().enumerate() {
+            if at < *share {
+                return tier;
+            }
+            at -= share;
+        }
+        0
+    }
+
+    fn has_backup(&self) -> bool {
+        self.upstream.tiers.last().is_some_and(|tier| tier.backup)
+    }
+
+    /// A request that finds out whether somebody is well again, if it is time for one.
+    fn canary(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+        let upstream = Arc::clone(&self.upstream);
+        self.canary_credit = (self.canary_credit + CANARY_SHARE).min(1.0);
+        self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
+        for (tier, members) in upstream.tiers.iter().map(|t| &t.members).enumerate() {
+            for index in &self.columns[tier].out {
+                let endpoint = &members[*index].endpoint;
+                if endpoint.trial.awaits_canary(ask.idempotent, now)
+                    && endpoint.trial.claim_canary(now)
+                {
+                    return Some(canary(endpoint, tier));
+                }
+            }
+        }
+        let silence = now.since(self.trip_canary);
+        // Where no request may be repeated, one that may not has to do now and then.
+        let trip_due = silence >= TRIP_CANARY_EVERY || (ask.idempotent && self.trip_credit >= 1.0);
+        if trip_due && let Some((tier, endpoint)) = self.trip_candidate(&upstream) {
+            self.trip_credit = 0.0;
+            self.trip_canary = now;
+            return Some(canary(endpoint, tier));
+        }
+        if ask.idempotent
+            && self.canary_credit >= 1.0
+            && upstream.policy.balance == Balance::LeastResponseTime
+        {
+            let blemished = |(tier, index): (usize, usize)| {
+                let endpoint = &upstream.tiers[tier].members[index].endpoint;
+                let due = now.since(endpoint.load().begun()) >= CANARY_AFTER;
+                (due && endpoint.in_flight() == 0).then_some((tier, endpoint))
+            };
+            let columns = self.columns.iter().enumerate();
+            let mut places = columns.flat_map(|(i, c)| c.blemished.iter().map(move |at| (i, *at)));
+            let found = places.find_map(blemished);
+            if let Some((tier, endpoint)) = found {
+                self.canary_credit = 0.0;
+                return Some(canary(endpoint, tier));
+            }
+        }
+        None
+    }
+
+    /// The endpoint of a tripped tier that has been left alone for longest.
+    fn trip_candidate<'a>(&self, upstream: &'a Upstream) -> Option<(usize, &'a Arc<Endpoint>)> {
+        let tiers = upstream.tiers.iter().enumerate();
+        let ill = tiers.filter(|(tier, _)| self.trips[*tier] == Trip::Yes);
+        let members = ill.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, &m.endpoint)));
+        members
+            .filter(|(_, e)| !e.is_ejected() && e.trial.bad_since().is_some() && e.in_flight() == 0)
+            .min_by_key(|(_, e)| e.load().begun())
+    }
+
+    fn refresh(&mut self, now: Moment) {
+        let upstream = Arc::clone(&self.upstream);
+        let mut endpoints = 0;
+        self.wants_canary = false;
+        for (column, tier) in self.columns.iter_mut().zip(&upstream.tiers) {
+            column.refresh(&tier.members, now);
+            endpoints += tier.members.len();
+            self.wants_canary |= !column.out.is_empty() || !column.blemished.is_empty();
+        }
+        self.judge_tiers(&upstream.tiers, now);
+        self.wants_canary |= self.trips.contains(&Trip::Yes);
+        let elapsed = now.since(self.refreshed);
+        if self.shares.iter().any(|share| share.is_nan()) {
+            zone::spill(&self.healths, &mut self.shares);
+        } else {
+            zone::follow(&self.healths, &mut self.shares, elapsed);
+        }
+        for ((tier, share), trip) in upstream.tiers.iter().zip(&self.shares).zip(&self.trips) {
+            tier.live.publish(*share, *trip == Trip::Yes);
+        }
+        self.refreshed = now;
+        let scale = u32::try_from(endpoints).unwrap_or(u32::MAX) / REFRESH_ENDPOINTS;
+        self.next_refresh = now + REFRESH * scale.max(1);
+    }
+
+    /// Which tiers are ill as a whole, and how well each is.
+    fn judge_tiers(&mut self, tiers: &[Tier], now: Moment) {
+        for (i, tier) in tiers.iter().enumerate() {
+            let others = self.columns.iter().enumerate();
+            let elsewhere = others.filter(|(j, _)| *j != i).any(|(_, c)| c.usable > 0);
+            self.trips[i] = judge(self.trips[i], tier, elsewhere, now);
+        }
+        for (i, tier) in tiers.iter().enumerate() {
+            self.healths[i] = match self.trips[i] {
+                Trip::Yes => 0.0,
+                Trip::No => zone::health(self.columns[i].well, tier.total),
+            };
+        }
+        zone::spare_backups(tiers, &mut self.healths);
+    }
+}
+
+fn canary(endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
+    Pick {
+        endpoint: Arc::clone(endpoint),
+        tier,
+        kind: PickKind::Canary,
+    }
+}
+
+fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
+    let all = tier.members.len();
+    let bad = tier
+        .members
+        .iter()
+        .filter_map(|m| m.endpoint.trial.bad_since());
+    match trip {
+        Trip::No => {
+            let recent = bad.filter(|at| now.since(*at) <= TRIP_WINDOW).count();
+            if elsewhere && zone::trips(recent, all) {
+                Trip::Yes
+            } else {
+                Trip::No
+            }
+        }
+        // Only answers release it: more than half of the tier must have been well since.
+        Trip::Yes => {
+            let proven = all - bad.count();
+            if all > 0 && proven * 2 <= all {
+                Trip::Yes
+            } else {
+                Trip::No
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! When an endpoint is sent out, for how long, how it comes back, and when the cap forbids it.
+//!
+//! Not here: which of the others are asked meanwhile (`balance/`), and what makes a whole tier ill (`zone.rs`).
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rand::{Rng, RngExt};
+
+use crate::{
+    endpoint::{RAMP, Report, Word, ramp_until},
+    moment::Moment,
+    outcome::{Outcome, Unreachable},
+    policy::Ejection,
+};
+
+/// Seconds over which the success share is judged.
+const WINDOW_SECONDS: usize = 10;
+
+/// Fewest outcomes in the window that are enough to judge.
+const SAMPLES_MIN: u32 = 10;
+
+/// Failures this far apart are two events even on one connection.
+const APART: Duration = Duration::from_millis(100);
+
+/// Times out are spread by this share either way, so that many sidecars do not come back at once.
+const JITTER: f64 = 0.2;
+
+/// An endpoint that stayed in for this long is punished one step less the next time.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// A canary that was never reported (its client went away) is replaced by another after this time.
+const CANARY_LOST: Duration = Duration::from_secs(15);
+
+/// When there is nothing but non-idempotent traffic, one of those requests becomes the canary after this time.
+const ANY_CANARY_AFTER: Duration = Duration::from_secs(5);
+
+/// Least time an endpoint that said it is full is left alone: refusing is quick, and would look like speed.
+const FULL_MIN: Duration = Duration::from_millis(250);
+
+/// What is known against one endpoint. Success without a preceding failure takes no lock.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    /// Nanoseconds until which it is out; 0 = in.
+    out_until: AtomicU64,
+    /// When its canary went; 0 = none.
+    canary: AtomicU64,
+    /// When its ramp back to a full share ends; 0 = no ramp.
+    ramp_end: AtomicU64,
+    /// Until when it is full; 0 = it is not.
+    full_until: AtomicU64,
+    /// When it was last found bad, for the zone trip; 0 = well since.
+    bad: AtomicU64,
+    /// Whether `file` holds anything that a success has to clear.
+    troubled: AtomicBool,
+    /// Whether it is out for refusing connections, which uses up no allowance.
+    refused: AtomicBool,
+    /// Outcomes by second: second << 40 | good << 20 | bad.
+    window: [AtomicU64; WINDOW_SECONDS],
+    times: AtomicU32,
+    file: Mutex<File>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    /// Failures that the endpoint answered, in a row.
+    answered: Run,
+    /// Failures to get an answer, in a row.
+    local: Run,
+    /// The failures of the window.
+    window: Run,
+    /// Since when it is back in.
+    returned: Moment,
+}
+
+/// Failures, and whether they are more than one burst.
+#[derive(Debug, Default, Clone, Copy)]
+struct Run {
+    count: u32,
+    refused: u32,
+    first: Moment,
+    connection: u64,
+    apart: bool,
+}
+
+/// That an endpoint was sent out, for metric and log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ejected {
+    /// For how long.
+    pub duration: Duration,
+    /// The how-manieth time in a row, from 1.
+    pub times: u32,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why an endpoint was sent out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Too many failures that it answered, in a row.
+    Answers,
+    /// Too many attempts without an answer, in a row.
+    Silence,
+    /// Too small a share of successes.
+    SuccessShare,
+    /// SWIM doubted its host, and it could not be connected to.
+    Confirmed,
+    /// Its canary failed.
+    Canary,
+}
+
+/// What the rest of the service allows; asked only when an endpoint is about to be sent out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Company {
+    /// Endpoints of the service, this one included.
+    pub all: usize,
+    /// Of those, out for anything but refused connections.
+    pub ejected: usize,
+    /// Others that are in.
+    pub others_in: usize,
+}
+
+impl Company {
+    /// Whether one more may go.
+    fn allows(self, refused: bool, max_ejected: f64) -> bool {
+        if self.others_in == 0 {
+            return false;
+        }
+        // At least one where there are two or more; `others_in` has seen to the two.
+        let allowance = ((self.all as f64 * max_ejected).floor() as usize).max(1);
+        refused || self.ejected < allowance
+    }
+}
+
+impl Trial {
+    pub(crate) fn new() -> Trial {
+        Trial {
+            out_until: AtomicU64::new(0),
+            canary: AtomicU64::new(0),
+            ramp_end: AtomicU64::new(0),
+            full_until: AtomicU64::new(0),
+            bad: AtomicU64::new(0),
+            troubled: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            window: Default::default(),
+            times: AtomicU32::new(0),
+            file: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_out(&self) -> bool {
+        self.out_until.load(Relaxed) != 0
+    }
+
+    /// Whether it is out and uses up the allowance.
+    pub(crate) fn counts_as_ejected(&self) -> bool {
+        self.is_out() && !self.refused.load(Relaxed)
+    }
+
+    pub(crate) fn out_for(&self, now: Moment) -> Option<Duration> {
+        match self.out_until.load(Relaxed) {
+            0 => None,
+            until => Some(Moment::from_nanos(until).since(now)),
+        }
+    }
+
+    pub(crate) fn full_for(&self, now: Moment) -> Option<Duration> {
+        let left = Moment::from_nanos(self.full_until.load(Relaxed)).since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    pub(crate) fn ramp(&self, now: Moment) -> f64 {
+        ramp_until(Moment::from_nanos(self.ramp_end.load(Relaxed)), now)
+    }
+
+    /// When it was last found bad without having been well since.
+    pub(crate) fn bad_since(&self) -> Option<Moment> {
+        match self.bad.load(Relaxed) {
+            0 => None,
+            at => Some(Moment::from_nanos(at)),
+        }
+    }
+
+    /// Whether one request may find out if the endpoint is well again.
+    pub(crate) fn awaits_canary(&self, idempotent: bool, now: Moment) -> bool {
+        let until = self.out_until.load(Relaxed);
+        if until == 0 {
+            return false;
+        }
+        let over = now.since(Moment::from_nanos(until));
+        let ready = now.as_nanos() >= until && (idempotent || over >= ANY_CANARY_AFTER);
+        ready && self.canary_is_free(now)
+    }
+
+    /// Takes the one place of the canary; false if another worker was quicker.
+    pub(crate) fn claim_canary(&self, now: Moment) -> bool {
+        let seen = self.canary.load(Relaxed);
+        self.canary_is_free(now)
+            && self
+                .canary
+                .compare_exchange(seen, stamp(now), Relaxed, Relaxed)
+                .is_ok()
+    }
+
+    fn canary_is_free(&self, now: Moment) -> bool {
+        let sent = self.canary.load(Relaxed);
+        sent == 0 || now.since(Moment::from_nanos(sent)) > CANARY_LOST
+    }
+
+    /// The canary ended without a verdict.
+    pub(crate) fn release_canary(&self) {
+        self.canary.store(0, Relaxed);
+    }
+
+    /// Its owner says it is well again: the canary may go at once.
+    pub(crate) fn reconsider(&self, now: Moment) {
+        let _ = self.out_until.fetch_update(Relaxed, Relaxed, |until| {
+            (until > stamp(now)).then_some(stamp(now))
+        });
+    }
+
+    /// It said that it is full.
+    pub(crate) fn park(&self, retry_after: Duration, now: Moment) {
+        let until = now + retry_after.max(FULL_MIN);
+        self.full_until.fetch_max(until.as_nanos(), Relaxed);
+    }
+
+    /// It did its part. True when this brought it back in.
+    pub(crate) fn went_well(&self, now: Moment) -> bool {
+        self.count(true, now);
+        if self.bad.load(Relaxed) != 0 {
+            self.bad.store(0, Relaxed);
+        }
+        if self.is_out() && self.canary.load(Relaxed) != 0 {
+            let mut file = self.file();
+            *file = File {
+                returned: now,
+                ..File::default()
+            };
+            self.troubled.store(false, Relaxed);
+            self.clear_window();
+            self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
+            self.refused.store(false, Relaxed);
+            self.out_until.store(0, Relaxed);
+            self.canary.store(0, Relaxed);
+            return true;
+        }
+        if self.troubled.load(Relaxed) {
+            let mut file = self.file();
+            file.answered = Run::default();
+            file.local = Run::default();
+            self.troubled.store(false, Relaxed);
+        }
+        false
+    }
+
+    /// It failed. `Some` when that sends it out; `company` is asked only if it comes to that.
+    pub(crate) fn went_wrong(
+        &self,
+        report: &Report,
+        word: Word,
+        rules: &Ejection,
+        now: Moment,
+        rng: &mut impl Rng,
+        company: impl FnOnce() -> Company,
+    ) -> Option<Ejected> {
+        self.count(false, now);
+        let mut file = self.file();
+        self.troubled.store(true, Relaxed);
+        let local = matches!(report.outcome, Outcome::Unreachable(_));
+        let run = if local {
+            &mut file.local
+        } else {
+            &mut file.answered
+        };
+        run.add(report, now);
+        let run = *run;
+        if now.since(file.window.first) > Duration::from_secs(WINDOW_SECONDS as u64) {
+            file.window = Run::default();
+        }
+        file.window.add(report, now);
+        let at_connect = at_connect(report.outcome);
+        if at_connect || (local && run.count >= 2) {
+            self.bad.store(stamp(now), Relaxed);
+        }
+        if rules.consecutive == 0 {
+            return None;
+        }
+        let refused = local && run.refused == run.count;
+        if self.is_out() {
+            // Attempts that were under way when it went are no news; its canary is.
+            let canary_failed = self.canary.load(Relaxed) != 0;
+            return canary_failed
+                .then(|| self.send_out(&file, refused, Cause::Canary, rules, now, rng));
+        }
+        let cause = self.verdict(&file, run, local, word, at_connect, rules, now)?;
+        if !company().allows(refused, rules.max_ejected) {
+            return None;
+        }
+        Some(self.send_out(&file, refused, cause, rules, now, rng))
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of one judgement's evidence, used once"
+    )]
+    fn verdict(
+        &self,
+        file: &File,
+        run: Run,
+        local: bool,
+        word: Word,
+        at_connect: bool,
+        rules: &Ejection,
+        now: Moment,
+    ) -> Option<Cause> {
+        if word != Word::Sure && at_connect {
+            return Some(Cause::Confirmed);
+        }
+        if run.count >= rules.consecutive && run.apart {
+            return Some(if local {
+                Cause::Silence
+            } else {
+                Cause::Answers
+            });
+        }
+        let (good, bad) = self.tally(now);
+        let enough = good + bad >= SAMPLES_MIN && file.window.apart;
+        let share = f64::from(good) / f64::from((good + bad).max(1));
+        (enough && share < rules.success_below).then_some(Cause::SuccessShare)
+    }
+
+    fn send_out(
+        &self,
+        file: &File,
+        refused: bool,
+        cause: Cause,
+        rules: &Ejection,
+        now: Moment,
+        rng: &mut impl Rng,
+    ) -> Ejected {
+        let mut times = self.times.load(Relaxed);
+        if cause != Cause::Canary {
+            let in_for = now.since(file.returned).as_secs() / FORGIVEN_AFTER.as_secs();
+            times = times.saturating_sub(u32::try_from(in_for).unwrap_or(u32::MAX));
+        }
+        let steps = times.min(16);
+        let span = rules.base.saturating_mul(1 << steps).min(rules.max);
+        let duration = span.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER));
+        self.times.store(times.saturating_add(1), Relaxed);
+        self.refused.store(refused, Relaxed);
+        self.bad.store(stamp(now), Relaxed);
+        self.canary.store(0, Relaxed);
+        self.out_until.store(stamp(now + duration), Relaxed);
+        Ejected {
+            duration,
+            times: times.saturating_add(1),
+            cause,
+        }
+    }
+
+    fn file(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, well: bool, now: Moment) {
+        let second = second(now);
+        let slot = &self.window[second as usize % WINDOW_SECONDS];
+        let _ = slot.fetch_update(Relaxed, Relaxed, |packed| {
+            let (held, good, bad) = unpack(packed);
+            let (good, bad) = if held == second { (good, bad) } else { (0, 0) };
+            Some(if well {
+                pack(second, (good + 1).min(COUNT_MAX), bad)
+            } else {
+                pack(second, good, (bad + 1).min(COUNT_MAX))
+            })
+        });
+    }
+
+    fn tally(&self, now: Moment) -> (u32, u32) {
+        let newest = second(now);
+        let mut sum = (0, 0);
+        for slot in &self.window {
+            let (held, good, bad) = unpack(slot.load(Relaxed));
+            if newest.saturating_sub(held) < WINDOW_SECONDS as u64 {
+                sum = (sum.0 + good, sum.1 + bad);
+            }
+        }
+        sum
+    }
+
+    fn clear_window(&self) {
+        for slot in &self.window {
+            slot.store(0, Relaxed);
+        }
+    }
+}
+
+impl Run {
+    fn add(&mut self, report: &Report, now: Moment) {
+        let refused = report.outcome == Outcome::Unreachable(Unreachable::Refused);
+        if self.count == 0 {
+            (self.first, self.connection) = (now, report.connection);
+        } else {
+            let other = report.connection != 0
+                && self.connection != 0
+                && report.connection != self.connection;
+            // Every refusal is the kernel's own word, so two of them are two events.
+            self.apart |= refused || other || now.since(self.first) >= APART;
+        }
+        self.count = self.count.saturating_add(1);
+        self.refused = self.refused.saturating_add(u32::from(refused));
+    }
+}
+
+fn at_connect(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Unreachable(why) if why.at_connect())
+}
+
+/// A moment where 0 stands for "none".
+fn stamp(moment: Moment) -> u64 {
+    moment.as_nanos().max(1)
+}
+
+/// Seconds since the start, from 1: an empty slot holds 0.
+fn second(now: Moment) -> u64 {
+    (now.as_nanos() / 1_000_000_000 + 1) & 0xff_ffff
+}
+
+const COUNT_MAX: u32 = (1 << 20) - 1;
+
+fn pack(second: u64, good: u32, bad: u32) -> u64 {
+    second << 40 | u64::from(good) << 20 | u64::from(bad)
+}
+
+fn unpack(packed: u64) -> (u64, u32, u32) {
+    let part = |shift: u32| (packed >> shift) as u32 & COUNT_MAX;
+    (packed >> 40, part(20), part(0))
+}

@@ -1,0 +1,168 @@
+//! What a snapshot keeps, whom it offers, and when it does not believe SWIM.
+
+use std::sync::Arc;
+
+use mesh_proto::record::{Health, InstanceState};
+
+use super::*;
+use crate::{
+    outcome::{Outcome, Unreachable},
+    staging::{MS, Stage, at, report},
+};
+
+fn ids(upstream: &Upstream) -> Vec<u64> {
+    upstream.members().map(|m| m.endpoint.id).collect()
+}
+
+fn sizes(upstream: &Upstream) -> Vec<(usize, u32)> {
+    let tiers = upstream.tiers.iter();
+    tiers.map(|t| (t.members.len(), t.total)).collect()
+}
+
+#[test]
+fn endpoints_keep_their_figures_when_weight_tags_or_health_change() {
+    let mut stage = Stage::new(&["a1", "a2", "b1"]);
+    let first = stage.build(at(0));
+    report(&first, 0, Outcome::Success, 1, at(1));
+    stage.record(0, |record| {
+        record.weight = 7;
+        record.tags.insert("version".into(), "2".into());
+    });
+    let second = stage.build(at(10));
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert_eq!(ids(&first), ids(&second));
+    assert_eq!(second.tiers[0].members[0].weight, 7.0);
+    assert_eq!(
+        second.tiers[0].members[0].endpoint.load().latency(),
+        Some(1e6)
+    );
+    // Out and in again: still the same.
+    stage.record(0, |record| record.health = Health::Failing);
+    let third = stage.build(at(20));
+    assert_eq!(
+        (third.members().count(), third.out[0].why),
+        (2, Why::Failing)
+    );
+    stage.record(0, |record| record.health = Health::Passing);
+    assert_eq!(ids(&stage.build(at(30))), ids(&first));
+}
+
+#[test]
+fn an_upstream_in_which_nothing_changed_keeps_its_arc() {
+    let mut stage = Stage::new(&["a1", "a2", "b1"]);
+    let first = stage.build(at(0));
+    assert!(Arc::ptr_eq(&first, &stage.build(at(5_000))));
+    assert_eq!(stage.snapshot.generation, 2);
+}
+
+#[test]
+fn a_restarted_host_is_a_new_endpoint() {
+    let mut stage = Stage::new(&["a1", "a1"]);
+    let first = stage.build(at(0));
+    stage.instances[0].epoch = 2;
+    let second = stage.build(at(10));
+    assert_ne!(ids(&first)[0], ids(&second)[0]);
+    assert_eq!(ids(&first)[1], ids(&second)[1]);
+}
+
+#[test]
+fn whoever_is_not_to_be_called_is_listed_with_the_reason() {
+    let mut stage = Stage::with(&["a1"; 7], |policy| {
+        policy.select = vec![("role".into(), "primary".into())];
+    });
+    for i in 0..6 {
+        stage.record(i, |r| drop(r.tags.insert("role".into(), "primary".into())));
+    }
+    stage.record(1, |r| r.state = InstanceState::Draining);
+    stage.record(2, |r| r.state = InstanceState::Warming);
+    stage.record(3, |r| r.health = Health::Failing);
+    stage.state(4, NodeState::Down, at(0));
+    stage.state(5, NodeState::Left, at(0));
+    let upstream = stage.build(at(0));
+    let why: Vec<&str> = upstream.out.iter().map(|o| o.why.as_str()).collect();
+    let want = [
+        "draining",
+        "warming",
+        "failing",
+        "down",
+        "left",
+        "not selected by tags",
+    ];
+    assert_eq!(why, want);
+    assert_eq!(upstream.members().count(), 1);
+}
+
+#[test]
+fn a_crash_keeps_the_denominator_and_a_graceful_end_does_not() {
+    let mut stage = Stage::new(&["a1", "a1", "a1", "b1"]);
+    assert_eq!(sizes(&stage.build(at(0))), [(3, 3), (0, 0), (1, 1)]);
+    stage.state(0, NodeState::Down, at(1_000));
+    assert_eq!(sizes(&stage.build(at(1_000)))[0], (2, 3));
+    stage.record(1, |r| r.state = InstanceState::Draining);
+    assert_eq!(sizes(&stage.build(at(2_000)))[0], (1, 2));
+    stage.instances.remove(1);
+    assert_eq!(sizes(&stage.build(at(3_000)))[0], (1, 2));
+    assert_eq!(stage.snapshot.stale_at, Some(at(601_000)));
+    assert_eq!(sizes(&stage.build(at(601_000)))[0], (1, 1));
+}
+
+#[test]
+fn one_host_that_dies_is_dead_and_many_at_once_are_not_believed() {
+    let mut stage = Stage::new(&["a1", "a1", "b1", "b1"]);
+    let first = stage.build(at(0));
+    stage.state(0, NodeState::Down, at(1_000));
+    let one = stage.build(at(1_000));
+    assert!(!one.panic && one.members().count() == 3);
+    stage.state(0, NodeState::Alive, at(2_000));
+    stage.build(at(2_000));
+    stage.state(2, NodeState::Down, at(9_000));
+    stage.state(3, NodeState::Down, at(9_500));
+    let many = stage.build(at(9_500));
+    assert!(many.panic);
+    assert_eq!(ids(&many), ids(&first));
+    assert_eq!(many.tiers[2].members[0].word, Word::Vanished);
+    // What this host cannot reach either is dead after all.
+    let refused = Outcome::Unreachable(Unreachable::Refused);
+    assert!(report(&many, 2, refused, 0, at(9_600)).is_some());
+    assert!(report(&many, 3, refused, 0, at(9_600)).is_some());
+    let confirmed = stage.build(at(9_700));
+    assert!(!confirmed.panic && confirmed.members().count() == 2);
+}
+
+#[test]
+fn with_nobody_left_the_last_known_are_kept() {
+    let mut stage = Stage::new(&["a1"]);
+    let first = stage.build(at(0));
+    stage.state(0, NodeState::Down, at(1_000));
+    let last = stage.build(at(60_000));
+    assert!(last.panic);
+    assert_eq!(ids(&last), ids(&first));
+    stage.state(0, NodeState::Left, at(61_000));
+    assert_eq!(stage.build(at(61_000)).members().count(), 0);
+}
+
+#[test]
+fn an_ejected_endpoint_whose_owner_finds_it_well_again_need_not_sit_it_out() {
+    let mut stage = Stage::new(&["a1", "a1"]);
+    let first = stage.build(at(0));
+    for i in 0..5 {
+        report(
+            &first,
+            0,
+            Outcome::Unreachable(Unreachable::Refused),
+            0,
+            at(i),
+        );
+    }
+    let endpoint = Arc::clone(&first.tiers[0].members[0].endpoint);
+    assert!(
+        endpoint
+            .ejected_for(at(10))
+            .is_some_and(|left| left > 500 * MS)
+    );
+    stage.record(0, |r| r.health = Health::Failing);
+    stage.build(at(20));
+    stage.record(0, |r| r.health = Health::Passing);
+    stage.build(at(30));
+    assert_eq!(endpoint.ejected_for(at(30)), Some(Duration::ZERO));
+}

@@ -1,0 +1,162 @@
+//! What the tests of several rooms stage: a mesh in a few words, snapshots of it, and the life of an attempt.
+//!
+//! Not here: any test.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
+use rand::{SeedableRng, rngs::StdRng};
+
+use crate::{
+    endpoint::Report,
+    mesh::{Instance, Mesh, Node, NodeState},
+    moment::Moment,
+    outcome::Outcome,
+    outlier::Ejected,
+    policy::{Place, Policy},
+    snapshot::{Inputs, Snapshot, Upstream},
+};
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+
+/// The service everybody of the stage offers.
+pub(crate) const SERVICE: &str = "shop";
+
+/// Wall time at [`Moment::START`]; every instance started an hour before unless told otherwise.
+pub(crate) const UNIX_MS: u64 = 1_700_000_000_000;
+
+pub(crate) fn at(millis: u64) -> Moment {
+    Moment::from_millis(millis)
+}
+
+pub(crate) fn dice(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+/// A mesh whose instances can be changed one by one, and the snapshots that follow from it.
+pub(crate) struct Stage {
+    pub instances: Vec<Instance>,
+    pub policies: Vec<Arc<Policy>>,
+    pub undeclared: bool,
+    pub resolved: BTreeMap<Place, Vec<SocketAddr>>,
+    pub failing: BTreeSet<(Box<str>, SocketAddr)>,
+    pub snapshot: Snapshot,
+}
+
+impl Stage {
+    /// One instance on one node for each zone named; zone `a1` is the own one, `a` the own region.
+    pub fn new(zones: &[&str]) -> Stage {
+        let instances = zones.iter().enumerate();
+        Stage {
+            instances: instances.map(|(i, zone)| instance(i, zone)).collect(),
+            policies: Vec::new(),
+            undeclared: true,
+            resolved: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            snapshot: Snapshot::empty(),
+        }
+    }
+
+    /// The same with a table of its own for the service.
+    pub fn with(zones: &[&str], change: impl FnOnce(&mut Policy)) -> Stage {
+        let mut policy = Policy::of_service(SERVICE);
+        change(&mut policy);
+        let mut stage = Stage::new(zones);
+        stage.policies.push(Arc::new(policy));
+        stage
+    }
+
+    pub fn build(&mut self, now: Moment) -> Arc<Upstream> {
+        let nodes = self.instances.iter().map(|i| Arc::clone(&i.node)).collect();
+        let mesh = Arc::new(Mesh {
+            nodes,
+            instances: self.instances.clone(),
+            isolated: false,
+            joined: true,
+        });
+        let inputs = Inputs {
+            mesh: &mesh,
+            policies: &self.policies,
+            undeclared: self.undeclared,
+            own_zone: "a1",
+            own_region: "a",
+            resolved: &self.resolved,
+            failing: &self.failing,
+            unix_ms: UNIX_MS + now.as_nanos() / 1_000_000,
+        };
+        self.snapshot = Snapshot::build(&inputs, &self.snapshot, now);
+        self.upstream()
+    }
+
+    pub fn upstream(&self) -> Arc<Upstream> {
+        Arc::clone(
+            self.snapshot
+                .upstream(SERVICE)
+                .expect("the service is there"),
+        )
+    }
+
+    pub fn node(&mut self, i: usize, change: impl FnOnce(&mut Node)) {
+        change(Arc::make_mut(&mut self.instances[i].node));
+    }
+
+    pub fn state(&mut self, i: usize, state: NodeState, since: Moment) {
+        self.node(i, |node| (node.state, node.since) = (state, since));
+    }
+
+    pub fn record(&mut self, i: usize, change: impl FnOnce(&mut ServiceRecord)) {
+        change(Arc::make_mut(&mut self.instances[i].record));
+    }
+}
+
+fn instance(i: usize, zone: &str) -> Instance {
+    let address = SocketAddr::from(([10, 0, (i / 250) as u8, (i % 250) as u8 + 1], 8080));
+    Instance {
+        node: Arc::new(Node {
+            id: i as u64 + 1,
+            name: format!("host-{i}").into(),
+            address,
+            zone: zone.into(),
+            region: zone.trim_end_matches(|c: char| c.is_ascii_digit()).into(),
+            state: NodeState::Alive,
+            since: Moment::START,
+            incarnation: 0,
+        }),
+        epoch: 1,
+        record: Arc::new(ServiceRecord {
+            service: SERVICE.into(),
+            instance: format!("{SERVICE}-{i}").into(),
+            address,
+            protocol: WireProtocol::Http,
+            weight: 100,
+            health: Health::Passing,
+            state: InstanceState::Up,
+            started_at_ms: UNIX_MS - 3_600_000,
+            capacity: None,
+            tags: BTreeMap::new(),
+        }),
+        version: 1,
+    }
+}
+
+/// Tells the `i`-th member what an attempt came to.
+pub(crate) fn report(
+    upstream: &Upstream,
+    i: usize,
+    outcome: Outcome,
+    connection: u64,
+    now: Moment,
+) -> Option<Ejected> {
+    let member = upstream.members().nth(i).expect("the member is there");
+    let report = Report {
+        outcome,
+        latency: outcome.is_well().then_some(MS),
+        connection,
+    };
+    upstream.report(&member.endpoint, &report, now, &mut dice(7))
+}

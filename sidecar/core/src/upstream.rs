@@ -1,0 +1,238 @@
+//! One upstream as a snapshot holds it: its tiers, who is out and why, and what outlives the snapshot.
+//!
+//! Not here: how it is built (`snapshot.rs`), and who is picked (`balance/`).
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rand::Rng;
+
+use crate::{
+    endpoint::{Endpoint, Report, Word},
+    moment::Moment,
+    outcome::Outcome,
+    outlier::{Company, Ejected},
+    policy::Policy,
+    retry::Budget,
+    zone::History,
+};
+
+/// One upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Its checked numbers.
+    pub policy: Arc<Policy>,
+    /// Who may be called, nearest first. Empty tiers keep their place.
+    pub tiers: Vec<Tier>,
+    /// Known, but not to be called.
+    pub out: Vec<Out>,
+    /// SWIM is not believed, because it took away too many at once or all.
+    pub panic: bool,
+    /// What is kept while snapshots come and go.
+    pub shared: Arc<Shared>,
+}
+
+/// Endpoints that are equally near.
+#[derive(Clone, Debug)]
+pub struct Tier {
+    /// `zone`, `region`, `elsewhere`, `backup`, `all`, or a zone of the operator's order.
+    pub name: Box<str>,
+    /// Used only when no other tier has anybody well.
+    pub backup: bool,
+    /// Who may be called, sorted by identity.
+    pub members: Vec<Member>,
+    /// How many there should be: the largest number of the last 10 minutes less those that left gracefully.
+    pub total: u32,
+    /// What the workers make of it.
+    pub live: Arc<Live>,
+    pub(crate) history: History,
+    /// Ids of the endpoints that `history` counts.
+    pub(crate) counted: BTreeSet<u64>,
+}
+
+/// A tier's figures as the workers last used them, for metrics and explanations.
+#[derive(Debug, Default)]
+pub struct Live {
+    share: AtomicU64,
+    tripped: AtomicBool,
+}
+
+impl Live {
+    /// Share of the requests, 0 to 1, as last used.
+    pub fn share(&self) -> f64 {
+        f64::from_bits(self.share.load(Relaxed))
+    }
+
+    /// Whether half of the tier was found bad within a second and it only gets canaries.
+    pub fn is_tripped(&self) -> bool {
+        self.tripped.load(Relaxed)
+    }
+
+    pub(crate) fn publish(&self, share: f64, tripped: bool) {
+        self.share.store(share.to_bits(), Relaxed);
+        self.tripped.store(tripped, Relaxed);
+    }
+}
+
+/// One endpoint that may be called.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Who.
+    pub endpoint: Arc<Endpoint>,
+    /// Its share relative to others: half of the record's while its owner warns, a quarter while suspected.
+    pub weight: f64,
+    /// What SWIM says of it.
+    pub word: Word,
+}
+
+/// One endpoint that is known and not to be called.
+#[derive(Clone, Debug)]
+pub struct Out {
+    /// Who.
+    pub endpoint: Arc<Endpoint>,
+    /// Which tier it would be in.
+    pub tier: Option<usize>,
+    /// Why not.
+    pub why: Why,
+}
+
+/// Why a known endpoint is not to be called by anybody here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// It does not carry the tags that the upstream selects.
+    NotSelected,
+    /// The operator's order of zones has no place for its zone.
+    NotInOrder,
+    /// Its node said goodbye.
+    Left,
+    /// Its node is dead as far as SWIM knows.
+    Down,
+    /// It is on its way out.
+    Draining,
+    /// Its owner's check fails.
+    Failing,
+    /// Its first check has not passed yet.
+    Warming,
+    /// This caller's own check does not pass.
+    CheckNotPassed,
+}
+
+impl Why {
+    /// The word that listings use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Why::NotSelected => "not selected by tags",
+            Why::NotInOrder => "zone not in order",
+            Why::Left => "left",
+            Why::Down => "down",
+            Why::Draining => "draining",
+            Why::Failing => "failing",
+            Why::Warming => "warming",
+            Why::CheckNotPassed => "check not passed",
+        }
+    }
+}
+
+/// What an upstream keeps while snapshots come and go.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Repeats it may afford.
+    pub budget: Budget,
+    /// Requests in flight, counted by the proxy against `limits.requests`.
+    pub in_flight: AtomicU32,
+    /// Held while an endpoint may be sent out, so that two workers do not each send out the last but one.
+    ejecting: Mutex<()>,
+    /// Counts what workers must see before their next refresh: somebody was sent out, came back, or is full.
+    alarms: AtomicU32,
+}
+
+impl Shared {
+    pub(crate) fn alarms(&self) -> u32 {
+        self.alarms.load(Relaxed)
+    }
+
+    fn alarm(&self) {
+        self.alarms.fetch_add(1, Relaxed);
+    }
+}
+
+impl Upstream {
+    /// Everybody who may be called, nearest tier first.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.tiers.iter().flat_map(|tier| &tier.members)
+    }
+
+    /// Takes an attempt's outcome into account. `Some` when it sent the endpoint out.
+    ///
+    /// Call it once for every attempt, when it is over. An attempt whose client went away is told to
+    /// [`Upstream::cancelled`] instead, and one that found its idle connection dead is told to nobody.
+    pub fn report(
+        &self,
+        endpoint: &Endpoint,
+        report: &Report,
+        now: Moment,
+        rng: &mut impl Rng,
+    ) -> Option<Ejected> {
+        match report.outcome {
+            Outcome::Success | Outcome::ClientFault => {
+                let may_lower = report.outcome == Outcome::Success;
+                endpoint.load.went_well(report.latency, may_lower, now);
+                self.went_well(endpoint, now);
+                None
+            }
+            Outcome::Overloaded { retry_after } => {
+                endpoint.trial.park(retry_after, now);
+                self.shared.alarm();
+                // Full is not sick: an endpoint that comes back and is full has come back.
+                self.went_well(endpoint, now);
+                None
+            }
+            Outcome::ServerFault { .. } | Outcome::Unreachable(_) => {
+                endpoint.load.went_wrong();
+                let lock = &self.shared.ejecting;
+                let _one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
+                let rules = &self.policy.ejection;
+                let word = endpoint.word();
+                let company = || self.company(endpoint);
+                let ejected = endpoint
+                    .trial
+                    .went_wrong(report, word, rules, now, rng, company);
+                if ejected.is_some() {
+                    self.shared.alarm();
+                }
+                ejected
+            }
+        }
+    }
+
+    /// The client went away `elapsed` after the attempt began and before its answer head: no verdict on the
+    /// endpoint, but its latency is at least that.
+    pub fn cancelled(&self, endpoint: &Endpoint, elapsed: Duration, now: Moment) {
+        endpoint.load.at_least(elapsed, now);
+        endpoint.trial.release_canary();
+    }
+
+    fn went_well(&self, endpoint: &Endpoint, now: Moment) {
+        if endpoint.trial.went_well(now) {
+            endpoint.load.forgive();
+            self.shared.alarm();
+        }
+    }
+
+    fn company(&self, endpoint: &Endpoint) -> Company {
+        let mut company = Company::default();
+        for member in self.members() {
+            company.all += 1;
+            company.ejected += usize::from(member.endpoint.trial.counts_as_ejected());
+            let other = member.endpoint.id != endpoint.id;
+            company.others_in += usize::from(other && !member.endpoint.trial.is_out());
+        }
+        company
+    }
+}
