@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod outlier;
 pub mod policy;
 pub mod retry;
+pub mod route;
 pub mod snapshot;
 pub mod upstream;
 pub mod zone;

@@ -9,6 +9,7 @@ use mesh_proto::record::ServiceRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub mod probe;
+pub mod publish;
 
 /// Orders waiting for the gossip task; the caller waits when it is full.
 pub const ORDERS_MAX: usize = 64;

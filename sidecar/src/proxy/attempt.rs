@@ -1,0 +1,130 @@
+//! One try at one endpoint, timed and reported.
+//!
+//! Not here: which endpoint (`mesh_core::balance`) and whether there is another try (`mesh_core::retry`).
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use mesh_core::{
+    endpoint::{Endpoint, Report},
+    moment::Moment,
+    outcome::Outcome,
+    snapshot::Upstream,
+};
+
+use super::worker::Worker;
+
+/// The account of one try: opened when the endpoint is picked, closed at the end of the answer's body.
+///
+/// Whatever way a try ends, dropping this settles it: a try dropped before its answer's head counts as cancelled.
+pub struct Attempt {
+    worker: Rc<Worker>,
+    upstream: Arc<Upstream>,
+    endpoint: Arc<Endpoint>,
+    began: Moment,
+    connection: u64,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Nothing came back yet.
+    Waiting,
+    /// The head came; the outcome is known only at the end (gRPC trailers).
+    Headed { latency: Duration },
+    /// Reported.
+    Judged,
+}
+
+impl Attempt {
+    /// Opens the account.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Attempt {
+        let began = worker.clock.now();
+        endpoint.begin(began);
+        Attempt {
+            worker: Rc::clone(worker),
+            upstream: Arc::clone(upstream),
+            endpoint: Arc::clone(endpoint),
+            began,
+            connection: 0,
+            stage: Stage::Waiting,
+        }
+    }
+
+    /// Where this try goes.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The worker it is made on.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// Which connection it goes over.
+    pub fn on_connection(&mut self, number: u64) {
+        self.connection = number;
+    }
+
+    /// The answer's head came. `None`: its trailers will tell the outcome.
+    pub fn headed(&mut self, outcome: Option<Outcome>) {
+        let now = self.worker.clock.now();
+        let latency = now.since(self.began);
+        self.endpoint.head_came(now);
+        self.stage = Stage::Headed { latency };
+        if let Some(outcome) = outcome {
+            self.judge(outcome, now);
+        }
+    }
+
+    /// The try failed; before the head or, with the answer half through, after it.
+    pub fn failed(&mut self, outcome: Outcome) {
+        let now = self.worker.clock.now();
+        if let Stage::Waiting = self.stage {
+            self.endpoint.gave_up(now);
+            self.stage = Stage::Headed {
+                latency: now.since(self.began),
+            };
+        }
+        self.judge(outcome, now);
+    }
+
+    /// The body ended well; `outcome` as the trailers tell it, if they do.
+    pub fn over(&mut self, outcome: Option<Outcome>) {
+        if let Stage::Headed { .. } = self.stage {
+            self.judge(outcome.unwrap_or(Outcome::Success), self.worker.clock.now());
+        }
+    }
+
+    fn judge(&mut self, outcome: Outcome, now: Moment) {
+        let latency = match self.stage {
+            Stage::Headed { latency } => outcome.is_well().then_some(latency),
+            Stage::Waiting | Stage::Judged => None,
+        };
+        self.stage = Stage::Judged;
+        let report = Report {
+            outcome,
+            latency,
+            connection: self.connection,
+        };
+        let rng = &mut *self.worker.rng.borrow_mut();
+        if let Some(ejected) = self.upstream.report(&self.endpoint, &report, now, rng) {
+            self.worker
+                .ejected(&self.upstream, &self.endpoint, &ejected);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let now = self.worker.clock.now();
+        if let Stage::Waiting = self.stage {
+            self.endpoint.gave_up(now);
+            self.upstream
+                .cancelled(&self.endpoint, now.since(self.began), now);
+        }
+        self.endpoint.end(now);
+    }
+}

@@ -1,0 +1,481 @@
+//! Bodies both ways: the request's with a bounded replay for another try, the answer's that reports its end.
+//!
+//! Not here: heads (`headers.rs`). Nothing is buffered beyond the replay; back-pressure passes through.
+
+use std::{
+    cell::RefCell,
+    error::Error,
+    fmt,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use mesh_core::{
+    moment::Moment,
+    outcome::{Outcome, Unreachable},
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{attempt::Attempt, pool::Idle, tally::Tally, worker::Admission};
+
+/// Bytes of a request's body kept for another try; a longer one is not repeated once sent.
+pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a body ended early.
+#[derive(Debug)]
+pub enum BodyError {
+    /// hyper's word for it.
+    Hyper(hyper::Error),
+    /// The time of the request, or of silence within it, is over.
+    TimedOut,
+    /// Bytes already sent cannot be sent again: a mistake of this crate if it is ever seen.
+    NotKept,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BodyError::Hyper(error) => error.fmt(f),
+            BodyError::TimedOut => f.write_str("no byte of the body came in time"),
+            BodyError::NotKept => f.write_str("the body was too long to be sent again"),
+        }
+    }
+}
+
+impl Error for BodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            BodyError::Hyper(error) => Some(error),
+            BodyError::TimedOut | BodyError::NotKept => None,
+        }
+    }
+}
+
+/// The client's body, shared by the tries that send it.
+#[derive(Clone)]
+pub struct Source {
+    state: Rc<RefCell<SourceState>>,
+}
+
+struct SourceState {
+    incoming: Incoming,
+    hint: SizeHint,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<HeaderMap>,
+    over: bool,
+    lost: bool,
+    client_failed: bool,
+}
+
+impl Source {
+    /// `None` for a body known to be empty.
+    pub fn new(incoming: Incoming) -> Option<Source> {
+        if incoming.is_end_stream() {
+            return None;
+        }
+        let hint = incoming.size_hint();
+        let state = SourceState {
+            incoming,
+            hint,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            over: false,
+            lost: false,
+            client_failed: false,
+        };
+        Some(Source {
+            state: Rc::new(RefCell::new(state)),
+        })
+    }
+
+    /// Whether another try can still send the whole body.
+    pub fn is_replayable(&self) -> bool {
+        !self.state.borrow().lost
+    }
+
+    /// Whether the client itself broke off its body.
+    pub fn client_failed(&self) -> bool {
+        self.state.borrow().client_failed
+    }
+}
+
+/// The body of one try.
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// The client's, from its beginning.
+    Stream {
+        /// Where it comes from.
+        source: Source,
+        /// Kept frames already sent by this try.
+        sent_frames: usize,
+        /// Bytes already sent by this try.
+        sent_bytes: u64,
+        /// Trailers sent.
+        done: bool,
+    },
+}
+
+impl RequestBody {
+    /// A body for one more try.
+    pub fn of(source: Option<&Source>) -> RequestBody {
+        match source {
+            None => RequestBody::Empty,
+            Some(source) => RequestBody::Stream {
+                source: source.clone(),
+                sent_frames: 0,
+                sent_bytes: 0,
+                done: false,
+            },
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let RequestBody::Stream {
+            source,
+            sent_frames,
+            sent_bytes,
+            done,
+        } = &mut *self
+        else {
+            return Poll::Ready(None);
+        };
+        let state = &mut *source.state.borrow_mut();
+        if let Some(bytes) = state.kept.get(*sent_frames).filter(|_| !state.lost) {
+            *sent_frames += 1;
+            *sent_bytes += bytes.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+        }
+        if state.lost && *sent_bytes == 0 {
+            return Poll::Ready(Some(Err(BodyError::NotKept)));
+        }
+        if !state.over
+            && let Some(frame) = ready!(state.poll_next(cx))?
+        {
+            *sent_frames += 1;
+            *sent_bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let trailers = state.trailers.clone().filter(|_| !*done);
+        *done = true;
+        Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Stream {
+                source,
+                sent_frames,
+                done,
+                ..
+            } => {
+                let state = source.state.borrow();
+                let all_sent = state.lost || *sent_frames >= state.kept.len();
+                let ended = state.over || state.incoming.is_end_stream();
+                ended && all_sent && (*done || state.trailers.is_none())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Stream {
+                source, sent_bytes, ..
+            } => match source.state.borrow().hint.exact() {
+                Some(whole) => SizeHint::with_exact(whole.saturating_sub(*sent_bytes)),
+                None => SizeHint::new(),
+            },
+        }
+    }
+}
+
+impl SourceState {
+    /// The client's next data frame, kept for another try while there is room; `None` at the end.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
+                self.over = true;
+                return Poll::Ready(Ok(None));
+            };
+            let frame = frame.map_err(|error| {
+                self.client_failed = true;
+                self.over = true;
+                BodyError::Hyper(error)
+            })?;
+            match frame.into_data() {
+                Ok(bytes) => {
+                    self.keep(&bytes);
+                    return Poll::Ready(Ok(Some(Frame::data(bytes))));
+                }
+                Err(other) => self.trailers = other.into_trailers().ok(),
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &Bytes) {
+        if self.lost {
+            return;
+        }
+        if self.kept_bytes + bytes.len() <= REPLAY_BYTES_MAX {
+            self.kept_bytes += bytes.len();
+            self.kept.push(bytes.clone());
+        } else {
+            self.lost = true;
+            self.kept = Vec::new();
+        }
+    }
+}
+
+/// The answer's body.
+pub struct ReplyBody {
+    kind: Kind,
+    tally: Option<Tally>,
+}
+
+enum Kind {
+    Empty,
+    Full(Option<Bytes>),
+    Stream(Box<Streaming>),
+}
+
+/// An answer on its way from an endpoint to the client.
+pub struct Streaming {
+    incoming: Incoming,
+    settle: Option<Settle>,
+    idle: Duration,
+    deadline: Option<Moment>,
+    progress: Moment,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What is due when the answer's body has ended: the account closed, the connection put back, the place given up.
+pub struct Settle {
+    /// The try that brought the answer.
+    pub attempt: Attempt,
+    /// The HTTP/1 connection it came over.
+    pub connection: Option<Idle>,
+    /// The request's place under the upstream's limit.
+    pub admission: Admission,
+}
+
+/// How long an answer's body may take.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyTime {
+    /// Longest silence.
+    pub idle: Duration,
+    /// The request's deadline; `None` for streams.
+    pub deadline: Option<Moment>,
+}
+
+impl ReplyBody {
+    /// Nothing.
+    pub fn empty() -> ReplyBody {
+        ReplyBody {
+            kind: Kind::Empty,
+            tally: None,
+        }
+    }
+
+    /// All of it at once.
+    pub fn full(bytes: Bytes) -> ReplyBody {
+        ReplyBody {
+            kind: Kind::Full(Some(bytes)),
+            tally: None,
+        }
+    }
+
+    /// An endpoint's answer, as it comes.
+    pub fn streaming(incoming: Incoming, settle: Settle, time: BodyTime) -> ReplyBody {
+        let progress = settle.attempt.worker().clock.now();
+        if incoming.is_end_stream() {
+            settle.done(None);
+            return ReplyBody::empty();
+        }
+        let streaming = Streaming {
+            incoming,
+            settle: Some(settle),
+            idle: time.idle,
+            deadline: time.deadline,
+            progress,
+            timer: None,
+        };
+        ReplyBody {
+            kind: Kind::Stream(Box::new(streaming)),
+            tally: None,
+        }
+    }
+
+    /// Closes `tally` when this body has ended.
+    pub fn counted(mut self, tally: Tally) -> ReplyBody {
+        self.tally = Some(tally);
+        self
+    }
+
+    fn ended(&mut self) {
+        if let Some(tally) = self.tally.take() {
+            tally.done();
+        }
+    }
+}
+
+impl Settle {
+    /// The body ended well, with these trailers if there were any.
+    fn done(self, trailers: Option<&HeaderMap>) {
+        let Settle {
+            mut attempt,
+            connection,
+            admission,
+        } = self;
+        attempt.over(trailers.and_then(grpc_outcome));
+        if let Some(connection) = connection {
+            let worker = Rc::clone(attempt.worker());
+            worker
+                .pool
+                .borrow_mut()
+                .put(attempt.endpoint().id, connection, worker.clock.now());
+        }
+        drop(admission);
+    }
+}
+
+/// The outcome that `grpc-status` tells, in the headers of a trailers-only answer or in trailers.
+pub fn grpc_outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(Outcome::of_grpc(code))
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.kind {
+            Kind::Empty => None,
+            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Kind::Stream(streaming) => ready!(streaming.poll(cx)),
+        };
+        match &frame {
+            Some(Err(_)) => {
+                if let Some(tally) = &mut self.tally {
+                    tally.broke();
+                }
+                self.ended();
+            }
+            Some(Ok(_)) if self.is_end_stream() => self.ended(),
+            Some(Ok(_)) => {}
+            None => self.ended(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Stream(streaming) => streaming.settle.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Stream(streaming) => streaming.incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // hyper does not poll a body that says at once that it is over.
+        if self.is_end_stream() {
+            self.ended();
+        }
+    }
+}
+
+impl Streaming {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                ready!(self.poll_time(cx));
+                self.fail(Unreachable::AnswerTimedOut);
+                Poll::Ready(Some(Err(BodyError::TimedOut)))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.timer.is_some()
+                    && let Some(settle) = &self.settle
+                {
+                    self.progress = settle.attempt.worker().clock.now();
+                }
+                if frame.is_trailers() || self.incoming.is_end_stream() {
+                    self.finish(frame.trailers_ref());
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.fail(Unreachable::Broken);
+                Poll::Ready(Some(Err(BodyError::Hyper(error))))
+            }
+            Poll::Ready(None) => {
+                self.finish(None);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<&HeaderMap>) {
+        if let Some(settle) = self.settle.take() {
+            settle.done(trailers);
+        }
+    }
+
+    fn fail(&mut self, why: Unreachable) {
+        if let Some(mut settle) = self.settle.take() {
+            settle.attempt.failed(Outcome::Unreachable(why));
+        }
+    }
+
+    /// Ready when the body's time is over. A timer is made only once the body has to wait, and moved only when it
+    /// goes off, so that a body that flows costs no timer at all.
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(settle) = &self.settle else {
+            return Poll::Pending;
+        };
+        let clock = settle.attempt.worker().clock;
+        loop {
+            let silence_ends = self.progress + self.idle;
+            let due = self
+                .deadline
+                .map_or(silence_ends, |deadline| deadline.min(silence_ends));
+            let due: Instant = clock.instant(due);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            ready!(timer.as_mut().poll(cx));
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! To one connection: TCP, then the HTTP handshake, under one deadline.
+//!
+//! Not here: whether a kept one can be used instead (`pool.rs`).
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use hyper::{
+    client::conn::{http1, http2},
+    rt::Executor,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tower::Service;
+
+use super::{body::RequestBody, transport::Transport};
+
+/// Flow-control window of one HTTP/2 stream towards an endpoint, in bytes; bounds what a slow reader makes us hold.
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// Flow-control window of one HTTP/2 connection towards an endpoint, in bytes.
+const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Where to connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// The endpoint's address.
+    pub address: SocketAddr,
+}
+
+/// A future that stays on its worker's thread.
+pub type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Whatever opens connections: [`Tcp`], or a pipe in tests.
+pub type Connector = Box<
+    dyn Service<
+            Target,
+            Response = Transport,
+            Error = io::Error,
+            Future = Local<io::Result<Transport>>,
+        >,
+>;
+
+/// Opens TCP connections without Nagle's delay.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tcp;
+
+impl Service<Target> for Tcp {
+    type Response = Transport;
+    type Error = io::Error;
+    type Future = Local<io::Result<Transport>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, target: Target) -> Self::Future {
+        Box::pin(async move {
+            let stream = TcpStream::connect(target.address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Transport::Tcp(stream))
+        })
+    }
+}
+
+/// Runs hyper's connection tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnThisThread;
+
+impl<F> Executor<F> for OnThisThread
+where
+    F: Future + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}
+
+/// Speaks HTTP/1.1 over `transport`; a task of this thread drives the connection until it ends.
+///
+/// # Errors
+/// None in practice: HTTP/1 has no handshake.
+pub async fn http1(
+    transport: Transport,
+    header_bytes: usize,
+) -> hyper::Result<http1::SendRequest<RequestBody>> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(header_bytes.max(8192))
+        .handshake(TokioIo::new(transport))
+        .await?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::trace!(%error, "upstream connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Speaks HTTP/2 by prior knowledge over `transport`.
+///
+/// # Errors
+/// The connection broke while the preface was written.
+pub async fn http2(
+    transport: Transport,
+    header_bytes: usize,
+) -> hyper::Result<http2::SendRequest<RequestBody>> {
+    let (sender, connection) = http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+        .handshake(TokioIo::new(transport))
+        .await?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::trace!(%error, "upstream connection ended");
+        }
+    });
+    Ok(sender)
+}

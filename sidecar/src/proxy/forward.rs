@@ -1,0 +1,430 @@
+//! THE PATH: route, policy, pick, try, answer.
+//!
+//! Not here: how a decision is made (`mesh-core`) and how bytes move (`send.rs`, `body.rs`).
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use mesh_core::{
+    balance::Ask,
+    moment::Moment,
+    outcome::{Outcome, Unreachable},
+    policy::Protocol,
+    retry::{Tries, Verdict},
+    route::{Target, target},
+    snapshot::Upstream,
+};
+
+use super::{
+    body::{BodyTime, ReplyBody, Settle, Source, grpc_outcome},
+    front::Caller,
+    headers,
+    reply::{Cause, reply},
+    send::{self, Answer, Failure},
+    tally::{Meters, Tally},
+    tunnel,
+    worker::{Admission, Worker},
+};
+
+/// Longest `grpc-timeout` that is believed.
+const GRPC_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A request as the tries need it: read once, sent as often as it takes.
+pub struct Call {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    /// What `Host` or `:authority` said.
+    pub authority: HeaderValue,
+    /// The headers to send, hop-by-hop ones gone, ours added.
+    pub headers: HeaderMap,
+    /// The client's body; `None` if it is empty.
+    pub source: Option<Source>,
+    /// gRPC is spoken.
+    pub grpc: bool,
+    /// The other end of a client's wish to leave HTTP.
+    pub upgrade: Option<OnUpgrade>,
+    id: HeaderValue,
+    /// The client's own deadline, from `grpc-timeout`.
+    timeout: Option<Duration>,
+    version: Version,
+}
+
+/// Carries one request to an endpoint and its answer back.
+pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<ReplyBody> {
+    let worker = &caller.worker;
+    let began = worker.clock.now();
+    let snapshot = worker.snapshot();
+    let (upstream, call) = match read(caller, request, |name| {
+        snapshot.upstream(name).map(Arc::clone)
+    }) {
+        Ok(read) => read,
+        Err(refused) => return refused.answer(caller, &worker.stray, began),
+    };
+    let desk = worker.desk(&upstream);
+    let tally = Tally::new(Rc::clone(&desk.meters), worker.clock, began);
+    let refuse =
+        |tally, cause, call: &Call| own_answer(worker, tally, cause, call.grpc, Some(&call.id));
+
+    let Some(admission) = worker.admit(&upstream) else {
+        return refuse(tally, Cause::Full, &call);
+    };
+    let mut tries = start(&upstream, &call, began);
+    let mut last: Option<Result<Answer, Failure>> = None;
+    loop {
+        let now = worker.clock.now();
+        let ask = Ask {
+            tried: tries.tried(),
+            beyond_tier: tries.beyond_tier(),
+            idempotent: call.method.is_idempotent(),
+        };
+        let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
+            // Nobody is left to ask: the last answer, even a bad one, tells the client more than ours would.
+            return match last {
+                Some(Ok(answer)) => {
+                    pass_on(caller, &upstream, call, answer, admission, tally, &tries)
+                }
+                Some(Err(failure)) => refuse(tally, cause_of(&failure), &call),
+                None => refuse(tally, Cause::NoEndpoint, &call),
+            };
+        };
+        drop(last.take());
+        tries.picked(pick.endpoint.id, pick.tier);
+        let deadline = tries.attempt_deadline(now);
+        let tried = send::once(worker, &upstream, &pick.endpoint, &call, deadline).await;
+
+        let (outcome, sent) = match &tried {
+            Ok(answer) => (answer.outcome, answer.sent),
+            Err(failure) => (Outcome::Unreachable(failure.why), failure.sent),
+        };
+        desk.meters.attempt(outcome);
+        let verdict = if outcome.is_well() {
+            Verdict::Answer
+        } else {
+            let rng = &mut *worker.rng.borrow_mut();
+            let budget = &upstream.shared.budget;
+            tries.verdict(
+                outcome,
+                sent,
+                budget,
+                &upstream.policy,
+                worker.clock.now(),
+                rng,
+            )
+        };
+        match (verdict, tried) {
+            (Verdict::Answer, Ok(answer)) => {
+                return pass_on(caller, &upstream, call, answer, admission, tally, &tries);
+            }
+            (Verdict::Answer, Err(failure)) => return refuse(tally, cause_of(&failure), &call),
+            (Verdict::Again { after }, tried) => {
+                desk.meters.retry();
+                last = Some(tried);
+                if !after.is_zero() {
+                    tokio::time::sleep(after).await;
+                }
+            }
+        }
+    }
+}
+
+fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
+    upstream.shared.budget.request(began);
+    let already_retry = call.headers.contains_key("x-envoy-attempt-count")
+        || call.headers.contains_key("grpc-previous-rpc-attempts");
+    let mut tries = Tries::start(
+        &upstream.policy,
+        call.method.is_idempotent(),
+        already_retry,
+        began,
+    );
+    if let Some(timeout) = call.timeout {
+        tries.hasten(began + timeout);
+    }
+    tries
+}
+
+/// A request that is refused before any endpoint is asked.
+struct Refused {
+    cause: Cause,
+    grpc: bool,
+    id: Option<HeaderValue>,
+}
+
+impl Refused {
+    fn answer(self, caller: &Caller, meters: &Rc<Meters>, began: Moment) -> Response<ReplyBody> {
+        let worker = &caller.worker;
+        let tally = Tally::new(Rc::clone(meters), worker.clock, began);
+        own_answer(worker, tally, self.cause, self.grpc, self.id.as_ref())
+    }
+}
+
+/// Request head → upstream and call.
+fn read(
+    caller: &Caller,
+    mut request: Request<Incoming>,
+    upstream: impl FnOnce(&str) -> Option<Arc<Upstream>>,
+) -> Result<(Arc<Upstream>, Call), Refused> {
+    let worker = &caller.worker;
+    let settings = worker.settings();
+    let grpc = is_grpc(request.headers());
+    let refused = |cause| Refused {
+        cause,
+        grpc,
+        id: None,
+    };
+    let is_upgrade =
+        request.version() == Version::HTTP_11 && headers::is_upgrade(request.headers());
+    let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    let authority = authority(&parts).ok_or_else(|| refused(Cause::BadRequest))?;
+    let text = authority.to_str().map_err(|_| refused(Cause::BadRequest))?;
+    let name = match &caller.upstream {
+        Some(name) => name,
+        None => match target(text, &settings.domain) {
+            Some(Target::Mesh(name)) => name,
+            Some(Target::External(_)) => return Err(refused(Cause::External)),
+            None => return Err(refused(Cause::BadRequest)),
+        },
+    };
+    let found = upstream(name)
+        .filter(|upstream| upstream.policy.protocol == Protocol::Http)
+        .ok_or_else(|| refused(Cause::UnknownService))?;
+
+    let source = Source::new(body);
+    let timeout = if grpc {
+        parts.headers.get("grpc-timeout").and_then(grpc_timeout)
+    } else {
+        None
+    };
+    headers::strip_hop_by_hop(&mut parts.headers, upgrade.is_some());
+    headers::strip_answered(&mut parts.headers, source.is_some());
+    headers::join_cookies(&mut parts.headers);
+    headers::add_forwarded(&mut parts.headers, &caller.origin, text);
+    headers::add_via(&mut parts.headers, parts.version, &settings.via);
+    let id = headers::request_id(&mut parts.headers, &mut *worker.rng.borrow_mut());
+    parts.headers.remove(header::HOST);
+    let call = Call {
+        method: parts.method,
+        uri: origin_form(&parts.uri),
+        headers: parts.headers,
+        version: parts.version,
+        authority,
+        source,
+        grpc,
+        upgrade,
+        id,
+        timeout,
+    };
+    Ok((found, call))
+}
+
+/// The one authority of a request; `None` when there is none, more than one, or two that disagree.
+fn authority(parts: &request::Parts) -> Option<HeaderValue> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return None;
+    }
+    match (parts.uri.authority(), host) {
+        (Some(absolute), Some(host)) => {
+            let same = host
+                .to_str()
+                .is_ok_and(|host| host.eq_ignore_ascii_case(absolute.as_str()));
+            same.then(|| host.clone())
+        }
+        (Some(absolute), None) => HeaderValue::from_str(absolute.as_str()).ok(),
+        (None, host) => host.cloned(),
+    }
+}
+
+fn origin_form(uri: &Uri) -> Uri {
+    match uri.path_and_query() {
+        // An absolute form without a path asks for the root (RFC 9112, 3.2.1).
+        Some(path) if uri.scheme().is_some() && path.path().is_empty() => Uri::from_static("/"),
+        Some(path) => Uri::from(path.clone()),
+        None => Uri::from_static("/"),
+    }
+}
+
+/// Whether a head says that gRPC is spoken.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Reads `grpc-timeout` (at most eight digits and a unit); `None` when it is malformed.
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (digits, unit) = value
+        .to_str()
+        .ok()?
+        .split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Some(timeout.min(GRPC_TIMEOUT_MAX))
+}
+
+/// Hands an endpoint's answer to the client.
+fn pass_on(
+    caller: &Caller,
+    upstream: &Arc<Upstream>,
+    call: Call,
+    answer: Answer,
+    admission: Admission,
+    mut tally: Tally,
+    tries: &Tries,
+) -> Response<ReplyBody> {
+    let worker = &caller.worker;
+    let Answer {
+        mut head,
+        body,
+        attempt,
+        connection,
+        ..
+    } = answer;
+    let status = head.status;
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_some();
+    headers::strip_hop_by_hop(&mut head.headers, switches);
+    headers::add_via(&mut head.headers, head.version, &worker.settings().via);
+    tally.answered(status.as_u16(), "-");
+    let settle = Settle {
+        attempt,
+        connection,
+        admission,
+    };
+    let reply = match (call.upgrade, head.extensions.remove::<OnUpgrade>()) {
+        (Some(client), Some(endpoint)) if switches => {
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            tunnel::upgraded(client, endpoint, settle, upstream.policy.timeouts.idle);
+            ReplyBody::empty()
+        }
+        _ => {
+            let streams = call.grpc || is_event_stream(&head.headers);
+            let deadline = (!streams).then(|| tries.deadline());
+            let time = BodyTime {
+                idle: upstream.policy.timeouts.idle,
+                deadline,
+            };
+            ReplyBody::streaming(body, settle, time)
+        }
+    };
+    if call.version < Version::HTTP_2 {
+        head.headers.remove("http2-settings");
+    }
+    let mut response = Response::new(reply.counted(tally));
+    *response.status_mut() = status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+fn own_answer(
+    worker: &Worker,
+    mut tally: Tally,
+    cause: Cause,
+    grpc: bool,
+    id: Option<&HeaderValue>,
+) -> Response<ReplyBody> {
+    let answer = reply(cause, grpc, &worker.settings().node, id);
+    tally.answered(answer.status().as_u16(), cause.line().flag);
+    tracing::debug!(
+        flag = cause.line().flag,
+        ?id,
+        "answered in the upstream's place"
+    );
+    answer.map(|body| body.counted(tally))
+}
+
+fn cause_of(failure: &Failure) -> Cause {
+    if failure.client_failed {
+        return Cause::BadRequest;
+    }
+    match failure.why {
+        Unreachable::Refused => Cause::ConnectRefused,
+        Unreachable::ConnectTimedOut => Cause::ConnectTimedOut,
+        Unreachable::ConnectFailed => Cause::ConnectFailed,
+        Unreachable::AnswerTimedOut => Cause::TimedOut,
+        Unreachable::Broken | Unreachable::NotProcessed => Cause::UpstreamBroke,
+        Unreachable::Garbled => Cause::UpstreamGarbled,
+    }
+}
+
+/// What an answer's head says of how the attempt went; `None`: its trailers will tell.
+pub fn judge(head: &http::response::Parts, ends_here: bool) -> Option<Outcome> {
+    if is_grpc(&head.headers) && head.status == StatusCode::OK {
+        return match grpc_outcome(&head.headers) {
+            None if ends_here => Some(Outcome::Unreachable(Unreachable::Garbled)),
+            told => told,
+        };
+    }
+    let retry_after = head.headers.get(header::RETRY_AFTER).map(|value| {
+        // A date instead of seconds means "not now" all the same.
+        let seconds = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        Duration::from_secs(seconds.unwrap_or(1))
+    });
+    Some(Outcome::of_status(head.status.as_u16(), retry_after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_and_bad_ones_passed_over() {
+        let read = |text: &'static str| grpc_timeout(&HeaderValue::from_static(text));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(read("99999999H"), Some(GRPC_TIMEOUT_MAX));
+        for bad in ["", "S", "123456789m", "1x", "-1S", "1 S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_disagrees_with_the_absolute_form_is_no_authority() {
+        let parts = |uri: &str, hosts: &[&'static str]| {
+            let mut builder = Request::builder().uri(uri);
+            for host in hosts {
+                builder = builder.header("host", *host);
+            }
+            builder.body(()).expect("valid").into_parts().0
+        };
+        assert_eq!(
+            authority(&parts("http://a.mesh/", &["a.mesh"])).expect("same"),
+            "a.mesh"
+        );
+        assert_eq!(authority(&parts("http://a.mesh/", &["b.mesh"])), None);
+        assert_eq!(authority(&parts("/", &["a.mesh", "a.mesh"])), None);
+        assert_eq!(authority(&parts("/", &[])), None);
+        assert_eq!(
+            origin_form(&Uri::from_static("http://a.mesh/x?y=1")),
+            "/x?y=1"
+        );
+        assert_eq!(origin_form(&Uri::from_static("http://a.mesh")), "/");
+    }
+}

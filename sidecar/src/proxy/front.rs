@@ -1,0 +1,296 @@
+//! One client connection of HTTP: what is spoken is told, hyper's server runs, the one tower stack stands before the path.
+//!
+//! Not here: where a request goes (`forward.rs`). A layer here may refuse or observe, never choose.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use metrics::counter;
+use tokio::{io::AsyncReadExt, time::timeout};
+use tower::{Layer, Service, ServiceBuilder};
+
+use super::{
+    body::ReplyBody,
+    detect::{PREFACE, Speaks, detect},
+    dial::OnThisThread,
+    forward::forward,
+    headers::{OWN_VIA_MAX, Origin, own_via_count},
+    listen::Place,
+    reply::{Cause, reply},
+    transport::{Rewound, Transport},
+    worker::{Phase, Worker},
+};
+
+/// How long a client may take to send a request's head (also its first byte on a new connection counts as silence
+/// only up to [`FIRST_BYTE`]).
+pub const HEAD_READ: Duration = Duration::from_secs(10);
+/// How long a new connection may stay silent: callers open connections ahead of use.
+pub const FIRST_BYTE: Duration = Duration::from_secs(300);
+/// Longest path and query, in bytes.
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// Streams of one HTTP/2 client connection at once.
+const H2_STREAMS_MAX: u32 = 100;
+/// What one HTTP/2 stream of a client may send ahead of the endpoint reading it, in bytes.
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// What all streams of a client connection may send ahead, in bytes.
+const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Largest request head, in bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// What every request of one client connection has in common.
+#[derive(Clone)]
+pub struct Caller {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// Its forwarding headers.
+    pub origin: Rc<Origin>,
+    /// The upstream its listener belongs to; `None`: the authority tells.
+    pub upstream: Option<Rc<str>>,
+}
+
+/// Serves one client connection until it ends.
+pub async fn serve(
+    worker: Rc<Worker>,
+    mut transport: Transport,
+    peer: Option<IpAddr>,
+    upstream: Option<Box<str>>,
+    place: Place,
+) {
+    let (first, length, speaks) = match first_bytes(&worker, &mut transport).await {
+        Ok(told) => told,
+        Err(error) => {
+            tracing::trace!(%error, "a connection said nothing");
+            return;
+        }
+    };
+    let trusted = {
+        let settings = worker.settings();
+        peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)))
+    };
+    let caller = Caller {
+        origin: Rc::new(Origin::new(peer, trusted)),
+        upstream: upstream.map(Rc::from),
+        worker,
+    };
+    let io = TokioIo::new(Rewound::new(first, length, transport));
+    let service = ServiceBuilder::new()
+        .layer(Guard {
+            caller: caller.clone(),
+        })
+        .service(Forward {
+            caller: caller.clone(),
+        });
+    let service = TowerToHyperService::new(service);
+    let ended = match speaks {
+        Speaks::Http2 => {
+            let connection = http2::Builder::new(OnThisThread)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(H2_STREAMS_MAX)
+                .initial_stream_window_size(H2_STREAM_WINDOW)
+                .initial_connection_window_size(H2_CONNECTION_WINDOW)
+                .max_header_list_size(HEAD_BYTES_MAX as u32)
+                .serve_connection(io, service);
+            run(&caller.worker, connection).await
+        }
+        Speaks::Http1 | Speaks::Undecided => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_READ)
+                .max_header_size(HEAD_BYTES_MAX)
+                .serve_connection(io, service)
+                .with_upgrades();
+            run(&caller.worker, connection).await
+        }
+    };
+    if let Err(error) = ended {
+        if error.is_parse() || error.is_timeout() {
+            counter!("starling_client_faults_total").increment(1);
+        }
+        tracing::debug!(%error, "client connection ended early");
+    }
+    drop(place);
+}
+
+/// Reads until it is told what is spoken.
+async fn first_bytes(
+    worker: &Worker,
+    transport: &mut Transport,
+) -> io::Result<([u8; PREFACE.len()], usize, Speaks)> {
+    let mut first = [0u8; PREFACE.len()];
+    let mut length = 0;
+    let mut phase = worker.common.phase.clone();
+    loop {
+        let patience = if length == 0 { FIRST_BYTE } else { HEAD_READ };
+        let read = tokio::select! {
+            read = timeout(patience, transport.read(&mut first[length..])) => read??,
+            // A connection that asked for nothing yet loses nothing.
+            _ = phase.wait_for(|phase| *phase == Phase::Ending), if length == 0 => 0,
+        };
+        length += read;
+        match detect(&first[..length]) {
+            Speaks::Undecided if read == 0 && length == 0 => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Speaks::Undecided if read > 0 => {}
+            Speaks::Undecided => return Ok((first, length, Speaks::Http1)),
+            told => return Ok((first, length, told)),
+        }
+    }
+}
+
+/// A hyper connection that can be asked to end after what is in flight.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn end(self: Pin<&mut Self>);
+}
+
+impl<S, B> Graceful for http1::UpgradeableConnection<TokioIo<Rewound>, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn end(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S, B> Graceful for http2::Connection<TokioIo<Rewound>, S, OnThisThread>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: 'static,
+    B: http_body::Body<Data = bytes::Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn end(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Drives a connection; when the sidecar ends, it finishes what is in flight and closes.
+async fn run(worker: &Worker, connection: impl Graceful) -> hyper::Result<()> {
+    let mut connection = std::pin::pin!(connection);
+    let mut phase = worker.common.phase.clone();
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => connection.as_mut().end(),
+    }
+    connection.await
+}
+
+/// The path as a tower service.
+#[derive(Clone)]
+pub struct Forward {
+    caller: Caller,
+}
+
+/// A future that stays on its worker's thread.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;
+
+impl Service<Request<Incoming>> for Forward {
+    type Response = Response<ReplyBody>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let caller = self.caller.clone();
+        Box::pin(async move { Ok(forward(&caller, request).await) })
+    }
+}
+
+/// Refuses what must never be forwarded: loops, endless paths, CONNECT. While the sidecar closes, it asks HTTP/1
+/// callers to come back on another connection.
+#[derive(Clone)]
+struct Guard {
+    caller: Caller,
+}
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded {
+            caller: self.caller.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind the [`Guard`].
+#[derive(Clone)]
+struct Guarded<S> {
+    caller: Caller,
+    inner: S,
+}
+
+impl<S> Service<Request<Incoming>> for Guarded<S>
+where
+    S: Service<Request<Incoming>, Response = Response<ReplyBody>, Error = Infallible>,
+    S::Future: 'static,
+{
+    type Response = Response<ReplyBody>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let settings = self.caller.worker.settings();
+        if let Some(cause) = refusal(&request, &settings.via.pseudonym) {
+            counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
+            let answer = reply(cause, false, &settings.node, None);
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        let one = request.version() < http::Version::HTTP_2;
+        let worker = Rc::clone(&self.caller.worker);
+        let answering = self.inner.call(request);
+        Box::pin(async move {
+            let mut answer = answering.await?;
+            let stays = answer.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+            if one && !stays && worker.phase() != Phase::Open {
+                answer
+                    .headers_mut()
+                    .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        })
+    }
+}
+
+fn refusal(request: &Request<Incoming>, pseudonym: &str) -> Option<Cause> {
+    if request.method() == http::Method::CONNECT {
+        return Some(Cause::ConnectMethod);
+    }
+    if request
+        .uri()
+        .path_and_query()
+        .is_some_and(|path| path.as_str().len() > URI_BYTES_MAX)
+    {
+        return Some(Cause::UriTooLong);
+    }
+    (own_via_count(request.headers(), pseudonym) > OWN_VIA_MAX).then_some(Cause::Loop)
+}

@@ -1,0 +1,236 @@
+//! What is stripped from a head on its way through, and what is added.
+//!
+//! Not here: rules the operator writes; they come with routes.
+
+use std::net::IpAddr;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    },
+};
+use rand::Rng;
+
+/// Longest request id that is taken over from a caller, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Correlates one request across hosts.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How often this sidecar's own `Via` may stand in a request: once is a call to oneself.
+pub const OWN_VIA_MAX: usize = 1;
+
+/// What every request of one client connection has in common.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The client's address; `None` for a Unix socket.
+    pub ip: Option<IpAddr>,
+    /// Its `X-Forwarded-For` element, made once.
+    pub forwarded_for: HeaderValue,
+    /// Its `Forwarded` `for=` node, made once.
+    pub node: Box<str>,
+    /// Its own forwarding headers are believed and added to.
+    pub trusted: bool,
+}
+
+impl Origin {
+    /// Prepares the headers of connections from `ip`.
+    pub fn new(ip: Option<IpAddr>, trusted: bool) -> Origin {
+        let (text, node) = match ip.map(|ip| ip.to_canonical()) {
+            None => ("unknown".to_owned(), "unknown".to_owned()),
+            Some(IpAddr::V4(ip)) => (ip.to_string(), ip.to_string()),
+            // RFC 7239, section 6: an IPv6 address stands in brackets and quotes.
+            Some(IpAddr::V6(ip)) => (ip.to_string(), format!("\"[{ip}]\"")),
+        };
+        let forwarded_for =
+            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Origin {
+            ip,
+            forwarded_for,
+            node: node.into(),
+            trusted,
+        }
+    }
+}
+
+/// Removes what concerns one connection only (RFC 9110, 7.6.1), and what `Connection` names.
+///
+/// `TE: trailers` survives, for gRPC; `Upgrade` survives when the caller says that this is an upgrade.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // Naming one of these would take away what the message cannot be understood without.
+            .filter(|name| ![HOST, CONTENT_LENGTH, TE, UPGRADE, TRANSFER_ENCODING].contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHORIZATION,
+        PROXY_AUTHENTICATE,
+        TRANSFER_ENCODING,
+    ] {
+        headers.remove(name);
+    }
+    if !upgrade {
+        headers.remove(UPGRADE);
+    }
+    if let Some(te) = headers.remove(TE) {
+        let asks_trailers = te.to_str().is_ok_and(|te| {
+            te.split(',')
+                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        });
+        if asks_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// Removes from a request what this sidecar has answered itself (`Expect`) or must not repeat (`Trailer` without one).
+pub fn strip_answered(headers: &mut HeaderMap, has_body: bool) {
+    headers.remove(EXPECT);
+    if !has_body {
+        headers.remove(TRAILER);
+    }
+}
+
+/// Appends `Forwarded` and `X-Forwarded-For`, `-Proto`, `-Host`; what an untrusted caller said of itself is dropped.
+pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &str) {
+    if !origin.trusted {
+        for name in [
+            FORWARDED,
+            X_FORWARDED_FOR,
+            X_FORWARDED_PROTO,
+            X_FORWARDED_HOST,
+        ] {
+            headers.remove(name);
+        }
+    }
+    let element = format!("for={};host=\"{host}\";proto=http", origin.node);
+    if let Ok(value) = HeaderValue::try_from(element) {
+        headers.append(FORWARDED, value);
+    }
+    headers.append(X_FORWARDED_FOR, origin.forwarded_for.clone());
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !headers.contains_key(X_FORWARDED_HOST)
+        && let Ok(host) = HeaderValue::from_str(host)
+    {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+}
+
+/// How often `pseudonym` stands in `Via`.
+pub fn own_via_count(headers: &HeaderMap, pseudonym: &str) -> usize {
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter(|hop| hop.split_whitespace().nth(1) == Some(pseudonym))
+        .count()
+}
+
+/// Appends this hop to `Via`, with the version the message was received in.
+pub fn add_via(headers: &mut HeaderMap, version: Version, via: &Via) {
+    let value = if version == Version::HTTP_2 {
+        &via.two
+    } else {
+        &via.one
+    };
+    headers.append(VIA, value.clone());
+}
+
+/// This sidecar's `Via` elements, made once.
+#[derive(Clone, Debug)]
+pub struct Via {
+    /// The name this sidecar goes by.
+    pub pseudonym: Box<str>,
+    one: HeaderValue,
+    two: HeaderValue,
+}
+
+impl Via {
+    /// `starling-` and the node's name.
+    pub fn new(node: &str) -> Via {
+        let pseudonym = format!("starling-{node}");
+        let value = |version: &str| {
+            HeaderValue::try_from(format!("{version} {pseudonym}"))
+                .unwrap_or_else(|_| HeaderValue::from_static("1.1 starling"))
+        };
+        Via {
+            one: value("1.1"),
+            two: value("2"),
+            pseudonym: pseudonym.into(),
+        }
+    }
+}
+
+/// The request's id: the caller's if it is sound, else 16 random bytes in hex.
+pub fn request_id(headers: &mut HeaderMap, rng: &mut impl Rng) -> HeaderValue {
+    if let Some(id) = headers.get(X_REQUEST_ID) {
+        let sound = !id.is_empty()
+            && id.len() <= REQUEST_ID_BYTES_MAX
+            && id.as_bytes().iter().all(u8::is_ascii_graphic);
+        if sound {
+            return id.clone();
+        }
+    }
+    let mut text = [0u8; 32];
+    let mut number: [u64; 2] = [rng.next_u64(), rng.next_u64()];
+    for (index, digit) in text.iter_mut().enumerate() {
+        let half = &mut number[index / 16];
+        *digit = b"0123456789abcdef"[(*half & 0xf) as usize];
+        *half >>= 4;
+    }
+    let id = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"));
+    headers.insert(X_REQUEST_ID, id.clone());
+    id
+}
+
+/// Whether a request or answer head asks to leave HTTP for another protocol on this connection (RFC 9110, 7.8).
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE)
+        && headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Joins the `Cookie` fields that HTTP/2 may split into the one that HTTP/1 knows (RFC 9113, 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let name = http::header::COOKIE;
+    if headers.get_all(&name).iter().nth(1).is_none() {
+        return;
+    }
+    let parts: Vec<&[u8]> = headers
+        .get_all(&name)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+        headers.insert(name, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests;

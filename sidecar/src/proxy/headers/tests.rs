@@ -1,0 +1,124 @@
+use rand::{SeedableRng, rngs::SmallRng};
+
+use super::*;
+
+fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in list {
+        map.append(*name, HeaderValue::from_static(value));
+    }
+    map
+}
+
+#[test]
+fn hop_by_hop_headers_end_here() {
+    let mut map = headers(&[
+        ("connection", "close, x-secret"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-connection", "keep-alive"),
+        ("proxy-authorization", "Basic eA=="),
+        ("transfer-encoding", "chunked"),
+        ("te", "gzip, trailers"),
+        ("upgrade", "websocket"),
+        ("x-secret", "1"),
+        ("x-kept", "2"),
+    ]);
+    strip_hop_by_hop(&mut map, false);
+    let mut left: Vec<_> = map
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.to_str().unwrap()))
+        .collect();
+    left.sort_unstable();
+    assert_eq!(left, [("te", "trailers"), ("x-kept", "2")]);
+}
+
+#[test]
+fn connection_cannot_name_away_the_host_or_the_length() {
+    let mut map = headers(&[
+        ("connection", "host, content-length"),
+        ("host", "a"),
+        ("content-length", "3"),
+    ]);
+    strip_hop_by_hop(&mut map, false);
+    assert_eq!(map["host"], "a");
+    assert_eq!(map["content-length"], "3");
+}
+
+#[test]
+fn an_untrusted_callers_forwarding_headers_are_dropped() {
+    let mut map = headers(&[
+        ("x-forwarded-for", "6.6.6.6"),
+        ("forwarded", "for=6.6.6.6"),
+        ("x-forwarded-host", "evil"),
+    ]);
+    add_forwarded(
+        &mut map,
+        &Origin::new(Some([10, 0, 0, 1].into()), false),
+        "payments.mesh",
+    );
+    assert_eq!(map["x-forwarded-for"], "10.0.0.1");
+    assert_eq!(
+        map["forwarded"],
+        "for=10.0.0.1;host=\"payments.mesh\";proto=http"
+    );
+    assert_eq!(map["x-forwarded-host"], "payments.mesh");
+}
+
+#[test]
+fn a_trusted_callers_forwarding_headers_are_added_to() {
+    let mut map = headers(&[
+        ("x-forwarded-for", "6.6.6.6"),
+        ("x-forwarded-proto", "https"),
+    ]);
+    add_forwarded(
+        &mut map,
+        &Origin::new(Some([10, 0, 0, 1].into()), true),
+        "payments.mesh",
+    );
+    let all: Vec<_> = map.get_all("x-forwarded-for").iter().collect();
+    assert_eq!(all, ["6.6.6.6", "10.0.0.1"]);
+    assert_eq!(map["x-forwarded-proto"], "https");
+}
+
+#[test]
+fn own_hops_are_counted_and_others_are_not() {
+    let via = Via::new("web-1");
+    let mut map = headers(&[
+        ("via", "1.1 other, 1.1 starling-web-1"),
+        ("via", "2 starling-web-12"),
+    ]);
+    assert_eq!(own_via_count(&map, &via.pseudonym), 1);
+    add_via(&mut map, Version::HTTP_2, &via);
+    assert_eq!(own_via_count(&map, &via.pseudonym), 2);
+}
+
+#[test]
+fn a_sound_request_id_is_kept_and_a_bad_one_replaced() {
+    let rng = &mut SmallRng::seed_from_u64(1);
+    let mut map = headers(&[("x-request-id", "abc-1")]);
+    assert_eq!(request_id(&mut map, rng), "abc-1");
+    let mut map = headers(&[("x-request-id", "with space")]);
+    let made = request_id(&mut map, rng);
+    assert_eq!(made.len(), 32);
+    assert_eq!(map["x-request-id"], made);
+}
+
+#[test]
+fn split_cookies_are_joined() {
+    let mut map = headers(&[("cookie", "a=1"), ("cookie", "b=2")]);
+    join_cookies(&mut map);
+    assert_eq!(
+        map.get_all("cookie").iter().collect::<Vec<_>>(),
+        ["a=1; b=2"]
+    );
+}
+
+#[test]
+fn upgrades_need_both_headers() {
+    assert!(is_upgrade(&headers(&[
+        ("connection", "keep-alive, Upgrade"),
+        ("upgrade", "websocket")
+    ])));
+    assert!(!is_upgrade(&headers(&[("upgrade", "h2c")])));
+    assert!(!is_upgrade(&headers(&[("connection", "upgrade")])));
+}

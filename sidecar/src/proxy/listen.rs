@@ -1,0 +1,450 @@
+//! Bind, accept with a limit, deal to the worker with the fewest connections.
+//!
+//! Not here: what is spoken on a connection (`front.rs`, `tunnel.rs`).
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
+    os::unix::{
+        fs::FileTypeExt,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::{Counter, counter};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    front,
+    transport::Transport,
+    tunnel,
+    worker::{Hand, Worker},
+};
+use crate::config::ListenAddress;
+
+/// Connections the kernel keeps for us between two accepts.
+const BACKLOG: i32 = 1024;
+/// Rest after the system refused an accept (out of descriptors): others get time to close.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// Connections taken off the queue at most when a listener closes.
+const LAST_ACCEPTS_MAX: usize = 1024;
+
+/// What is behind a listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Door {
+    /// HTTP, routed by authority.
+    Authority,
+    /// HTTP, always to one upstream.
+    Upstream(Box<str>),
+    /// Any bytes, always to one upstream.
+    Tcp(Box<str>),
+}
+
+/// A listener to be opened: its socket is bound already, so that a clash is found before anything is swapped.
+#[derive(Debug)]
+pub struct Opening {
+    /// Its address, as configured: the key it is closed by.
+    pub address: ListenAddress,
+    /// What is behind it.
+    pub door: Door,
+    /// Connections open at once.
+    pub connections_max: u32,
+    /// The socket.
+    pub socket: Bound,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub enum Bound {
+    /// TCP.
+    Tcp(StdTcpListener),
+    /// A Unix socket and its path, removed when the listener closes.
+    Unix(StdUnixListener, PathBuf),
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept here.
+    Listen(Opening),
+    /// Accept there no more; what waits in the queue is still served.
+    Close(ListenAddress, oneshot::Sender<()>),
+    /// Serve a connection that worker 0 accepted.
+    Serve(Accepted),
+}
+
+/// A connection on its way to its worker.
+#[derive(Debug)]
+pub struct Accepted {
+    stream: AcceptedStream,
+    peer: Option<IpAddr>,
+    door: Door,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum AcceptedStream {
+    Tcp(StdTcpStream),
+    Unix(StdUnixStream),
+}
+
+/// A connection's place under its listener's limit and in its worker's count, given up when dropped.
+#[derive(Debug)]
+pub struct Place {
+    listener: Arc<AtomicUsize>,
+    worker: Arc<AtomicUsize>,
+}
+
+#[cfg(test)]
+impl Place {
+    /// A place that nobody counts.
+    pub fn uncounted() -> Place {
+        Place {
+            listener: Arc::new(AtomicUsize::new(1)),
+            worker: Arc::new(AtomicUsize::new(1)),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.listener.fetch_sub(1, Ordering::Relaxed);
+        self.worker.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Bound {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// The system's, for an address in use or not ours.
+    pub fn new(address: &ListenAddress) -> io::Result<Bound> {
+        match address {
+            ListenAddress::Tcp(address) => {
+                let socket = Socket::new(
+                    Domain::for_address(*address),
+                    Type::STREAM,
+                    Some(Protocol::TCP),
+                )?;
+                socket.set_reuse_address(true)?;
+                socket.set_nonblocking(true)?;
+                socket.bind(&(*address).into())?;
+                socket.listen(BACKLOG)?;
+                Ok(Bound::Tcp(socket.into()))
+            }
+            ListenAddress::Unix(path) => {
+                remove_dead_socket(path)?;
+                let listener = StdUnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Ok(Bound::Unix(listener, path.clone()))
+            }
+        }
+    }
+
+    /// The TCP address that was bound; the port is real even if 0 was asked for.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Unix(..) => None,
+        }
+    }
+}
+
+/// A socket file that nobody answers on is left over from a crash.
+fn remove_dead_socket(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => match StdUnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// One worker's listeners and connections.
+pub struct Floor {
+    worker: Rc<Worker>,
+    open: Arc<AtomicUsize>,
+    peers: Rc<Vec<Hand>>,
+    listeners: HashMap<String, (Rc<Notify>, JoinHandle<()>)>,
+}
+
+impl Floor {
+    /// No listener yet; `peers` are the workers that connections may be dealt to.
+    pub fn new(worker: Rc<Worker>, open: Arc<AtomicUsize>, peers: Vec<Hand>) -> Floor {
+        Floor {
+            worker,
+            open,
+            peers: Rc::new(peers),
+            listeners: HashMap::new(),
+        }
+    }
+
+    /// Does as told.
+    pub fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Serve(accepted) => accepted.serve(&self.worker),
+            Order::Listen(opening) => self.listen(opening),
+            Order::Close(address, done) => {
+                if let Some((stop, task)) = self.listeners.remove(&key(&address)) {
+                    stop.notify_one();
+                    tokio::task::spawn_local(async move {
+                        // A task that panicked has stopped listening too.
+                        let _ = task.await;
+                        let _ = done.send(());
+                    });
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, opening: Opening) {
+        let stop = Rc::new(Notify::new());
+        let key = key(&opening.address);
+        let dealer = Dealer {
+            worker: Rc::clone(&self.worker),
+            open: Arc::clone(&self.open),
+            peers: Rc::clone(&self.peers),
+            listener: Arc::default(),
+            door: opening.door,
+            connections_max: opening.connections_max as usize,
+            refused: counter!("starling_connections_refused_total", "reason" => "limit"),
+            foreign: counter!("starling_connections_refused_total", "reason" => "client"),
+        };
+        let listener = match Listener::new(opening.socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(address = key, %error, "the listener could not be opened");
+                return;
+            }
+        };
+        let task = tokio::task::spawn_local(accept(listener, dealer, Rc::clone(&stop)));
+        self.listeners.insert(key, (stop, task));
+    }
+
+    /// Stops listening, and waits until the worker's last connection is over.
+    pub async fn close(self) {
+        for (_, (stop, task)) in self.listeners {
+            stop.notify_one();
+            let _ = task.await;
+        }
+        while self.open.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn key(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => address.to_string(),
+        ListenAddress::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    fn new(bound: Bound) -> io::Result<Listener> {
+        Ok(match bound {
+            Bound::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
+            Bound::Unix(listener, path) => Listener::Unix(UnixListener::from_std(listener)?, path),
+        })
+    }
+
+    async fn accept(&self) -> io::Result<(Transport, Option<IpAddr>)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Transport::Tcp(stream), Some(peer.ip().to_canonical())))
+            }
+            Listener::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Transport::Unix(stream), None))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = self
+            && let Err(error) = fs::remove_file(&*path)
+        {
+            tracing::debug!(path = %path.display(), %error, "the socket file was gone already");
+        }
+    }
+}
+
+/// Hands connections of one listener to workers.
+struct Dealer {
+    worker: Rc<Worker>,
+    open: Arc<AtomicUsize>,
+    peers: Rc<Vec<Hand>>,
+    listener: Arc<AtomicUsize>,
+    door: Door,
+    connections_max: usize,
+    refused: Counter,
+    foreign: Counter,
+}
+
+async fn accept(listener: Listener, dealer: Dealer, stop: Rc<Notify>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.notified() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((transport, peer)) => dealer.deal(transport, peer),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted; trying again in 50 ms");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+    // Who is in the queue already was promised an answer: closing now would reset them.
+    for _ in 0..LAST_ACCEPTS_MAX {
+        let last = tokio::select! {
+            biased;
+            last = listener.accept() => last,
+            () = std::future::ready(()) => break,
+        };
+        if let Ok((transport, peer)) = last {
+            dealer.deal(transport, peer);
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
+
+impl Dealer {
+    fn deal(&self, transport: Transport, peer: Option<IpAddr>) {
+        if !self.may_call(peer) {
+            self.foreign.increment(1);
+            return;
+        }
+        if self.listener.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
+            self.listener.fetch_sub(1, Ordering::Relaxed);
+            self.refused.increment(1);
+            return;
+        }
+        let least = self
+            .peers
+            .iter()
+            .min_by_key(|hand| hand.open.load(Ordering::Relaxed));
+        let own = self.open.load(Ordering::Relaxed);
+        let other = least
+            .filter(|hand| hand.open.load(Ordering::Relaxed) < own && hand.orders.capacity() > 0);
+        match other {
+            None => {
+                let place = self.place(&self.open);
+                serve(&self.worker, transport, peer, &self.door, place);
+            }
+            Some(hand) => self.hand_over(hand, transport, peer),
+        }
+    }
+
+    fn place(&self, worker: &Arc<AtomicUsize>) -> Place {
+        worker.fetch_add(1, Ordering::Relaxed);
+        Place {
+            listener: Arc::clone(&self.listener),
+            worker: Arc::clone(worker),
+        }
+    }
+
+    fn hand_over(&self, hand: &Hand, transport: Transport, peer: Option<IpAddr>) {
+        let place = self.place(&hand.open);
+        let stream = match transport {
+            Transport::Tcp(stream) => stream.into_std().map(AcceptedStream::Tcp),
+            Transport::Unix(stream) => stream.into_std().map(AcceptedStream::Unix),
+            #[cfg(test)]
+            Transport::Pipe(_) => return,
+        };
+        match stream {
+            Ok(stream) => {
+                let accepted = Accepted {
+                    stream,
+                    peer,
+                    door: self.door.clone(),
+                    place,
+                };
+                if hand.orders.try_send(Order::Serve(accepted)).is_err() {
+                    tracing::warn!("a worker's inbox is full; a connection was closed unserved");
+                    self.refused.increment(1);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a connection could not change threads"),
+        }
+    }
+
+    /// Loopback and Unix sockets always may; others must be listed.
+    fn may_call(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|ip| {
+            ip.is_loopback()
+                || self
+                    .worker
+                    .settings()
+                    .clients
+                    .iter()
+                    .any(|net| net.contains(ip))
+        })
+    }
+}
+
+impl Accepted {
+    fn serve(self, worker: &Rc<Worker>) {
+        let transport = match self.stream {
+            AcceptedStream::Tcp(stream) => TcpStream::from_std(stream).map(Transport::Tcp),
+            AcceptedStream::Unix(stream) => UnixStream::from_std(stream).map(Transport::Unix),
+        };
+        match transport {
+            Ok(transport) => serve(worker, transport, self.peer, &self.door, self.place),
+            Err(error) => tracing::warn!(%error, "a connection could not change threads"),
+        }
+    }
+}
+
+fn serve(
+    worker: &Rc<Worker>,
+    transport: Transport,
+    peer: Option<IpAddr>,
+    door: &Door,
+    place: Place,
+) {
+    let worker = Rc::clone(worker);
+    match door.clone() {
+        Door::Authority => {
+            tokio::task::spawn_local(front::serve(worker, transport, peer, None, place));
+        }
+        Door::Upstream(name) => {
+            tokio::task::spawn_local(front::serve(worker, transport, peer, Some(name), place));
+        }
+        Door::Tcp(name) => {
+            tokio::task::spawn_local(tunnel::serve(worker, transport, name, place));
+        }
+    }
+}

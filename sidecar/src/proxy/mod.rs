@@ -1,0 +1,24 @@
+//! The proxy wing: a connection comes in, its requests go to endpoints, answers come back.
+//!
+//! Not here: who is in the mesh (`gossip/`); the two meet in one `Arc<ArcSwap<Snapshot>>`.
+//!
+//! The request's straight path: `listen` → `worker` → `detect` → `front` → `forward` → `send` → `body`.
+
+pub mod attempt;
+pub mod body;
+pub mod detect;
+pub mod dial;
+pub mod forward;
+pub mod front;
+pub mod headers;
+pub mod listen;
+pub mod pool;
+pub mod reply;
+pub mod send;
+pub mod tally;
+pub mod transport;
+pub mod tunnel;
+pub mod worker;
+
+#[cfg(test)]
+mod tests;

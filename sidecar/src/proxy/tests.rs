@@ -1,0 +1,490 @@
+//! The path without a socket: a client's pipe in, endpoints' pipes out, time paused.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use mesh_core::{
+    mesh::Mesh,
+    policy::{FixedEndpoint, Place as At, Policy, Weight},
+    snapshot::{Inputs, Snapshot},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    sync::watch,
+    task::LocalSet,
+};
+use tower::Service;
+
+use super::{
+    dial::{Local, Target},
+    front,
+    headers::Via,
+    listen::Place,
+    transport::Transport,
+    worker::{Common, Phase, Settings, Worker},
+};
+use crate::clock::Clock;
+
+/// What an endpoint does with the n-th connection to it.
+type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;
+
+/// Endpoints by address; one that is not here refuses.
+#[derive(Clone, Default)]
+struct Endpoints {
+    scripts: BTreeMap<SocketAddr, Script>,
+    dialled: Rc<RefCell<Vec<SocketAddr>>>,
+}
+
+impl Service<Target> for Endpoints {
+    type Response = Transport;
+    type Error = io::Error;
+    type Future = Local<io::Result<Transport>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, target: Target) -> Self::Future {
+        let before = self
+            .dialled
+            .borrow()
+            .iter()
+            .filter(|at| **at == target.address)
+            .count();
+        self.dialled.borrow_mut().push(target.address);
+        let script = self.scripts.get(&target.address).cloned();
+        Box::pin(async move {
+            let script = script.ok_or(io::ErrorKind::ConnectionRefused)?;
+            let (ours, theirs) = duplex(64 * 1024);
+            tokio::task::spawn_local(script(before, theirs));
+            Ok(Transport::Pipe(ours))
+        })
+    }
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Reads one request head.
+async fn head(stream: &mut DuplexStream) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => bytes.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Answers every request with its own head as body.
+async fn echo(mut stream: DuplexStream) {
+    loop {
+        let head = head(&mut stream).await;
+        if head.is_empty() {
+            return;
+        }
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}",
+            head.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+struct World {
+    worker: Rc<Worker>,
+    dialled: Rc<RefCell<Vec<SocketAddr>>>,
+    _phase: watch::Sender<Phase>,
+}
+
+fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Policy)) -> World {
+    let mut policy = Policy::of_service("web");
+    policy.service = None;
+    policy.endpoints = ports
+        .iter()
+        .map(|port| FixedEndpoint {
+            place: At::Address(address(*port)),
+            zone: None,
+            weight: Weight::DEFAULT,
+            backup: false,
+        })
+        .collect();
+    change(&mut policy);
+    let clock = Clock::new();
+    let mesh = Arc::new(Mesh::default());
+    let inputs = Inputs {
+        mesh: &mesh,
+        policies: &[Arc::new(policy)],
+        undeclared: true,
+        own_zone: "a",
+        own_region: "a",
+        resolved: &BTreeMap::new(),
+        failing: &BTreeSet::new(),
+        unix_ms: 1,
+    };
+    let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), clock.now());
+    let (phase, phases) = watch::channel(Phase::Open);
+    let settings = Settings {
+        node: "n".into(),
+        via: Via::new("n"),
+        domain: "mesh".into(),
+        clients: Vec::new(),
+        trusted_proxies: Vec::new(),
+    };
+    let common = Common {
+        clock,
+        snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+        settings: Arc::new(ArcSwap::from_pointee(settings)),
+        phase: phases,
+    };
+    let endpoints = Endpoints {
+        scripts: scripts
+            .into_iter()
+            .map(|(port, script)| (address(port), script))
+            .collect(),
+        dialled: Rc::default(),
+    };
+    let dialled = Rc::clone(&endpoints.dialled);
+    let worker = Worker::with_connector(Arc::new(common), Box::new(endpoints));
+    World {
+        worker,
+        dialled,
+        _phase: phase,
+    }
+}
+
+fn script<F: Future<Output = ()> + 'static>(
+    play: impl Fn(usize, DuplexStream) -> F + 'static,
+) -> Script {
+    Rc::new(move |number, stream| Box::pin(play(number, stream)))
+}
+
+impl World {
+    fn client(&self) -> DuplexStream {
+        let (client, server) = duplex(64 * 1024);
+        let ip = Some([127, 0, 0, 1].into());
+        let serving = front::serve(
+            Rc::clone(&self.worker),
+            Transport::Pipe(server),
+            ip,
+            None,
+            Place::uncounted(),
+        );
+        tokio::task::spawn_local(serving);
+        client
+    }
+
+    /// Sends one raw request on a connection of its own and reads until the other side closes.
+    async fn ask(&self, request: &str) -> String {
+        let mut client = self.client();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+const GET: &str = "GET /a?b=1 HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n";
+
+fn run<F: Future<Output = ()>>(story: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(LocalSet::new().run_until(story));
+}
+
+#[test]
+fn a_request_arrives_with_our_headers_and_its_own_host() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let answer = world.ask(GET).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 200 ok\r\n"), "{answer}");
+        for expected in [
+            "get /a?b=1 http/1.1\r\n",
+            "host: web.mesh\r\n",
+            "x-forwarded-for: 127.0.0.1\r\n",
+            "forwarded: for=127.0.0.1;host=\"web.mesh\";proto=http\r\n",
+            "via: 1.1 starling-n\r\n",
+            "x-request-id: ",
+        ] {
+            assert!(
+                answer.contains(expected),
+                "{expected:?} is missing in {answer}"
+            );
+        }
+        let sent = answer.split("\r\n\r\n").nth(1).unwrap();
+        assert!(
+            !sent.contains("connection:"),
+            "hop-by-hop header went through: {sent}"
+        );
+    });
+}
+
+#[test]
+fn a_refused_connection_is_tried_elsewhere_at_once() {
+    run(async {
+        let world = world(vec![(2, script(|_, s| echo(s)))], &[1, 2], |_| {});
+        for _ in 0..20 {
+            let answer = world.ask(GET).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(
+            world.dialled.borrow().contains(&address(1)),
+            "the dead one was never tried"
+        );
+    });
+}
+
+#[test]
+fn with_nobody_listening_the_answer_says_so() {
+    run(async {
+        let world = world(vec![], &[1, 2], |_| {});
+        let answer = world.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("UF"), "{answer}");
+        assert!(answer.contains("connection_refused"), "{answer}");
+    });
+}
+
+/// Answers the first request of each connection and hangs up on the second; every later connection echoes.
+fn dies_when_reused() -> Script {
+    script(|number, mut stream| async move {
+        if number > 0 {
+            return echo(stream).await;
+        }
+        head(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst")
+            .await
+            .unwrap();
+        head(&mut stream).await;
+    })
+}
+
+#[test]
+fn a_kept_connection_that_died_costs_a_get_nothing() {
+    run(async {
+        let world = world(vec![(1, dies_when_reused())], &[1], |policy| {
+            policy.retry.retries = 0
+        });
+        assert!(world.ask(GET).await.ends_with("first"));
+        let answer = world.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(world.dialled.borrow().len(), 2);
+    });
+}
+
+#[test]
+fn a_post_on_a_kept_connection_that_died_is_not_sent_twice() {
+    run(async {
+        let world = world(vec![(1, dies_when_reused())], &[1], |_| {});
+        assert!(world.ask(GET).await.ends_with("first"));
+        let post =
+            "POST / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi";
+        let answer = world.ask(post).await;
+        assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+        assert_eq!(world.dialled.borrow().len(), 1);
+    });
+}
+
+#[test]
+fn an_endpoint_that_never_answers_is_given_up_in_time() {
+    run(async {
+        let silent = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            std::future::pending().await
+        });
+        let world = world(vec![(1, silent)], &[1], |policy| {
+            policy.timeouts.request = Duration::from_millis(300);
+        });
+        let began = tokio::time::Instant::now();
+        let answer = world.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+        assert!(began.elapsed() < Duration::from_millis(400));
+    });
+}
+
+#[test]
+fn a_gateway_error_is_tried_once_more_elsewhere() {
+    run(async {
+        let sick = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            stream
+                .write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+            head(&mut stream).await;
+        });
+        let world = world(
+            vec![(1, sick), (2, script(|_, s| echo(s)))],
+            &[1, 2],
+            |_| {},
+        );
+        for _ in 0..10 {
+            let answer = world.ask(GET).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_small_body_is_sent_again_whole() {
+    run(async {
+        // Takes the whole request, body included, and hangs up.
+        let mean = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let mut body = [0u8; 5];
+            stream.read_exact(&mut body).await.unwrap();
+        });
+        let kind = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let mut body = [0u8; 5];
+            stream.read_exact(&mut body).await.unwrap();
+            assert_eq!(&body, b"hello");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+        });
+        for _ in 0..6 {
+            let world = world(
+                vec![(1, Rc::clone(&mean)), (2, Rc::clone(&kind))],
+                &[1, 2],
+                |_| {},
+            );
+            let put = "PUT / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
+            let answer = world.ask(put).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn what_is_not_of_the_mesh_is_refused_with_its_reason() {
+    run(async {
+        let world = world(vec![], &[1], |_| {});
+        let cases = [
+            (
+                "GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n",
+                "403",
+                "RBAC",
+            ),
+            (
+                "GET http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+                "403",
+                "RBAC",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: nobody.mesh\r\nConnection: close\r\n\r\n",
+                "503",
+                "NC",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a.mesh\r\nHost: b.mesh\r\nConnection: close\r\n\r\n",
+                "400",
+                "DPE",
+            ),
+            (
+                "GET http://a.mesh/ HTTP/1.1\r\nHost: b.mesh\r\nConnection: close\r\n\r\n",
+                "400",
+                "DPE",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: web.mesh\r\nVia: 1.1 starling-n, 1.1 starling-n\r\nConnection: close\r\n\r\n",
+                "502",
+                "LOOP",
+            ),
+            (
+                "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n",
+                "405",
+                "RBAC",
+            ),
+        ];
+        for (request, status, flag) in cases {
+            let answer = world.ask(request).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{request}: {answer}"
+            );
+            assert!(
+                answer.contains(&format!("details=\"{flag}")),
+                "{request}: {answer}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_absolute_form_names_its_service() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let answer = world
+            .ask("GET http://web.mesh/x HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(answer.contains("GET /x HTTP/1.1\r\n"), "{answer}");
+    });
+}
+
+#[test]
+fn an_upgrade_becomes_a_tunnel_both_ways() {
+    run(async {
+        let websocket = script(|_, mut stream| async move {
+            let asked = head(&mut stream).await.to_lowercase();
+            assert!(
+                asked.contains("upgrade: websocket") && asked.contains("connection: upgrade"),
+                "{asked}"
+            );
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let mut word = [0u8; 4];
+            stream.read_exact(&mut word).await.unwrap();
+            stream.write_all(&word).await.unwrap();
+        });
+        let world = world(vec![(1, websocket)], &[1], |_| {});
+        let mut client = world.client();
+        let ask = "GET /chat HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        client.write_all(ask.as_bytes()).await.unwrap();
+        let answer = head(&mut client).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 101"), "{answer}");
+        assert!(answer.contains("upgrade: websocket"), "{answer}");
+        client.write_all(b"ping").await.unwrap();
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "hiping");
+    });
+}
+
+#[test]
+fn garbage_gets_an_answer_or_an_end_and_harms_nobody() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        for garbage in [
+            "\0\0\0\0\0\0",
+            "GET\r\n\r\n",
+            "\x16\x03\x01\x02\0",
+            "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+        ] {
+            let mut client = world.client();
+            client.write_all(garbage.as_bytes()).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert!(!answer.starts_with(b"HTTP/1.1 2"), "{garbage:?}");
+        }
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+    });
+}

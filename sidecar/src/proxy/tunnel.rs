@@ -1,0 +1,194 @@
+//! Bytes both ways for what is not HTTP: TCP upstreams, and connections that left HTTP by an upgrade.
+//!
+//! Not here: HTTP bodies (`body.rs`).
+
+use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use mesh_core::{
+    balance::Ask,
+    moment::Moment,
+    outcome::{Outcome, Unreachable},
+    retry::{Sent, Tries, Verdict},
+    snapshot::Upstream,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::{sleep, timeout},
+};
+
+use super::{
+    attempt::Attempt, body::Settle, listen::Place, send::dialled, transport::Transport,
+    worker::Worker,
+};
+
+/// Bytes of one direction held between reading and writing them.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// How long the second direction may stay silent once the first has ended.
+const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// Relays one client connection to an endpoint of `name`.
+pub async fn serve(worker: Rc<Worker>, client: Transport, name: Box<str>, place: Place) {
+    let snapshot = worker.snapshot();
+    let Some(upstream) = snapshot.upstream(&name) else {
+        tracing::debug!(upstream = %name, "a connection for an upstream that is gone");
+        return;
+    };
+    let Some(admission) = worker.admit(upstream) else {
+        tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
+        return;
+    };
+    if let Some((endpoint, mut attempt)) = reach(&worker, upstream).await {
+        let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
+        if let Err(error) = ended {
+            tracing::debug!(upstream = %name, %error, "a relayed connection ended early");
+        }
+        attempt.over(None);
+    }
+    drop((admission, place));
+}
+
+/// Connects to one endpoint after another until one accepts.
+async fn reach(worker: &Rc<Worker>, upstream: &Arc<Upstream>) -> Option<(Transport, Attempt)> {
+    let desk = worker.desk(upstream);
+    let began = worker.clock.now();
+    upstream.shared.budget.request(began);
+    let mut tries = Tries::start(&upstream.policy, true, false, began);
+    loop {
+        let now = worker.clock.now();
+        let ask = Ask {
+            tried: tries.tried(),
+            beyond_tier: tries.beyond_tier(),
+            idempotent: true,
+        };
+        let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
+            tracing::debug!(upstream = %upstream.policy.name, "no endpoint is left for a connection");
+            return None;
+        };
+        tries.picked(pick.endpoint.id, pick.tier);
+        let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
+        let connected = timeout(
+            upstream.policy.timeouts.connect,
+            dialled(worker, &pick.endpoint),
+        )
+        .await;
+        let why = match connected {
+            Ok(Ok(transport)) => {
+                attempt.headed(Some(Outcome::Success));
+                desk.meters.attempt(Outcome::Success);
+                return Some((transport, attempt));
+            }
+            Ok(Err(why)) => why,
+            Err(_) => Unreachable::ConnectTimedOut,
+        };
+        let outcome = Outcome::Unreachable(why);
+        attempt.failed(outcome);
+        desk.meters.attempt(outcome);
+        let verdict = {
+            let rng = &mut *worker.rng.borrow_mut();
+            let budget = &upstream.shared.budget;
+            tries.verdict(
+                outcome,
+                Sent::Nothing,
+                budget,
+                &upstream.policy,
+                worker.clock.now(),
+                rng,
+            )
+        };
+        match verdict {
+            Verdict::Answer => return None,
+            Verdict::Again { after } => {
+                desk.meters.retry();
+                if !after.is_zero() {
+                    sleep(after).await;
+                }
+            }
+        }
+    }
+}
+
+/// Relays a connection that left HTTP, once both sides have let go of it.
+pub fn upgraded(client: OnUpgrade, endpoint: OnUpgrade, settle: Settle, idle: Duration) {
+    let worker = Rc::clone(settle.attempt.worker());
+    tokio::task::spawn_local(async move {
+        let both = async { tokio::try_join!(client, endpoint) };
+        match both.await {
+            Ok((client, endpoint)) => {
+                let ended =
+                    relay(&worker, TokioIo::new(client), TokioIo::new(endpoint), idle).await;
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an upgraded connection ended early");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "an upgrade was not completed"),
+        }
+        drop(settle);
+    });
+}
+
+/// Copies both ways until both ends have ended, half-close kept, silence bounded.
+async fn relay(
+    worker: &Worker,
+    client: impl AsyncRead + AsyncWrite,
+    endpoint: impl AsyncRead + AsyncWrite,
+    idle: Duration,
+) -> io::Result<()> {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_endpoint, mut to_endpoint) = tokio::io::split(endpoint);
+    let watch = Watch {
+        last: Cell::new(worker.clock.now()),
+        limit: Cell::new(idle),
+    };
+    let both = async {
+        tokio::try_join!(
+            one_way(worker, &watch, &mut from_client, &mut to_endpoint),
+            one_way(worker, &watch, &mut from_endpoint, &mut to_client),
+        )
+    };
+    tokio::select! {
+        ended = both => ended.map(|_| ()),
+        () = watch.silent(worker) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// When a byte last went either way.
+struct Watch {
+    last: Cell<Moment>,
+    limit: Cell<Duration>,
+}
+
+impl Watch {
+    async fn silent(&self, worker: &Worker) {
+        loop {
+            let now = worker.clock.now();
+            let ends = self.last.get() + self.limit.get();
+            if ends <= now {
+                return;
+            }
+            sleep(ends.since(now).min(HALF_CLOSED)).await;
+        }
+    }
+}
+
+async fn one_way(
+    worker: &Worker,
+    watch: &Watch,
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let mut buffer = vec![0u8; BUFFER_BYTES];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            break;
+        }
+        watch.last.set(worker.clock.now());
+        to.write_all(&buffer[..count]).await?;
+        to.flush().await?;
+        watch.last.set(worker.clock.now());
+    }
+    watch.limit.set(watch.limit.get().min(HALF_CLOSED));
+    to.shutdown().await
+}

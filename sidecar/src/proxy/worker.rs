@@ -1,0 +1,320 @@
+//! One thread of the data plane: its runtime, pool, dice and cached snapshot.
+//!
+//! Not here: what is done with a connection (`front.rs`, `tunnel.rs`) and who gets one (`listen.rs`).
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Cache};
+use mesh_core::{
+    balance::{Ask, Pick, PickKind, Picker},
+    endpoint::Endpoint,
+    moment::Moment,
+    outlier::Ejected,
+    snapshot::{Shared, Snapshot, Upstream},
+};
+use rand::{SeedableRng, rngs::SmallRng};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    dial::{Connector, Tcp},
+    headers::Via,
+    listen::{self, Order},
+    pool::Pool,
+    tally::Meters,
+};
+use crate::{clock::Clock, config::Network};
+
+/// Orders waiting for a worker; the control thread waits when it is full, an accept loop takes the connection itself.
+pub const ORDERS_MAX: usize = 1024;
+/// How often a worker closes what rested too long.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What every worker shares.
+pub struct Common {
+    /// The one clock.
+    pub clock: Clock,
+    /// The value the two wings meet in.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What the configuration says of all connections; replaced by a reload.
+    pub settings: Arc<ArcSwap<Settings>>,
+    /// Where this sidecar is in its life.
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// What the configuration says of all connections.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name.
+    pub node: Box<str>,
+    /// Its `Via` elements.
+    pub via: Via,
+    /// The suffix of mesh names.
+    pub domain: Box<str>,
+    /// Who may call a listener off loopback.
+    pub clients: Vec<Network>,
+    /// Whose forwarding headers are believed.
+    pub trusted_proxies: Vec<Network>,
+}
+
+/// Where the data plane is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Phase {
+    /// Serving.
+    Open,
+    /// Serving, and asking callers to come back on another connection.
+    Closing,
+    /// Accepting no more; what is in flight ends, idle connections close.
+    Ending,
+}
+
+/// One worker's own things. Nothing of it leaves its thread.
+pub struct Worker {
+    /// The one clock.
+    pub clock: Clock,
+    /// What every worker shares.
+    pub common: Arc<Common>,
+    /// Open connections to endpoints.
+    pub pool: RefCell<Pool>,
+    /// Dice.
+    pub rng: RefCell<SmallRng>,
+    /// Opens connections.
+    pub connector: RefCell<Connector>,
+    /// Metrics of requests that name no upstream.
+    pub stray: Rc<Meters>,
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    settings: RefCell<Cache<Arc<ArcSwap<Settings>>, Arc<Settings>>>,
+    desks: RefCell<HashMap<Box<str>, Rc<Desk>>>,
+}
+
+/// What a worker keeps for one upstream.
+pub struct Desk {
+    picker: RefCell<Picker>,
+    /// Its metric handles.
+    pub meters: Rc<Meters>,
+}
+
+/// A request's place under its upstream's limit, given up when dropped.
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// A worker that connects over TCP.
+    pub fn new(common: Arc<Common>) -> Rc<Worker> {
+        Worker::with_connector(common, Box::new(Tcp))
+    }
+
+    /// A worker with another way to connect.
+    pub fn with_connector(common: Arc<Common>, connector: Connector) -> Rc<Worker> {
+        Rc::new(Worker {
+            clock: common.clock,
+            pool: RefCell::default(),
+            rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+            connector: RefCell::new(connector),
+            stray: Meters::new("-"),
+            snapshot: RefCell::new(Cache::new(Arc::clone(&common.snapshot))),
+            settings: RefCell::new(Cache::new(Arc::clone(&common.settings))),
+            desks: RefCell::default(),
+            common,
+        })
+    }
+
+    /// The view of the mesh that this request decides by.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(self.snapshot.borrow_mut().load())
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(self.settings.borrow_mut().load())
+    }
+
+    /// Where the sidecar is in its life.
+    pub fn phase(&self) -> Phase {
+        *self.common.phase.borrow()
+    }
+
+    /// What this worker keeps for `upstream`.
+    pub fn desk(&self, upstream: &Arc<Upstream>) -> Rc<Desk> {
+        let mut desks = self.desks.borrow_mut();
+        if let Some(desk) = desks.get(&upstream.policy.name) {
+            return Rc::clone(desk);
+        }
+        let desk = Rc::new(Desk {
+            picker: RefCell::new(Picker::new(upstream, &mut *self.rng.borrow_mut())),
+            meters: Meters::new(&upstream.policy.name),
+        });
+        desks.insert(upstream.policy.name.clone(), Rc::clone(&desk));
+        desk
+    }
+
+    /// A place under the upstream's limit of requests in flight; `None` when it is full.
+    pub fn admit(&self, upstream: &Upstream) -> Option<Admission> {
+        let before = upstream.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let admission = Admission {
+            shared: Arc::clone(&upstream.shared),
+        };
+        (before < upstream.policy.limits.requests).then_some(admission)
+    }
+
+    /// Says that an endpoint was sent out.
+    pub fn ejected(&self, upstream: &Arc<Upstream>, endpoint: &Endpoint, ejected: &Ejected) {
+        self.desk(upstream).meters.ejection();
+        tracing::info!(
+            upstream = %upstream.policy.name,
+            instance = %endpoint.key.instance,
+            address = %endpoint.key.address,
+            for_ms = u64::try_from(ejected.duration.as_millis()).unwrap_or(u64::MAX),
+            "endpoint sent out: it fails for this sidecar"
+        );
+    }
+
+    /// Closes what rested too long and forgets upstreams that are gone.
+    fn sweep(&self) {
+        self.pool.borrow_mut().sweep(self.clock.now());
+        let snapshot = self.snapshot();
+        self.desks
+            .borrow_mut()
+            .retain(|name, _| snapshot.upstream(name).is_some());
+    }
+}
+
+impl Desk {
+    /// Chooses an endpoint.
+    pub fn pick(
+        &self,
+        worker: &Worker,
+        upstream: &Arc<Upstream>,
+        ask: &Ask<'_>,
+        now: Moment,
+    ) -> Option<Pick> {
+        let mut picker = self.picker.borrow_mut();
+        picker.follow(upstream, now);
+        let pick = picker.pick(ask, now, &mut *worker.rng.borrow_mut())?;
+        if pick.kind == PickKind::Panic {
+            self.meters.panic();
+        }
+        Some(pick)
+    }
+}
+
+/// The way to the workers.
+#[derive(Clone)]
+pub struct Workers {
+    /// One way a worker.
+    pub hands: Vec<Hand>,
+}
+
+/// The way to one worker.
+#[derive(Clone)]
+pub struct Hand {
+    /// Orders to it.
+    pub orders: mpsc::Sender<Order>,
+    /// Client connections open on it.
+    pub open: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    /// Client connections open on all of them.
+    pub fn open(&self) -> usize {
+        self.hands
+            .iter()
+            .map(|hand| hand.open.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+/// Starts `count` worker threads; each ends when every [`Hand`] to it is gone and its connections are over.
+///
+/// # Errors
+/// The system gives no thread, or a thread no event queue.
+pub fn start(
+    count: usize,
+    common: &Arc<Common>,
+) -> io::Result<(Workers, Vec<thread::JoinHandle<()>>)> {
+    let mut hands = Vec::new();
+    let mut inboxes = Vec::new();
+    for _ in 0..count.max(1) {
+        let (orders, inbox) = mpsc::channel(ORDERS_MAX);
+        hands.push(Hand {
+            orders,
+            open: Arc::default(),
+        });
+        inboxes.push(inbox);
+    }
+    let mut threads = Vec::new();
+    for (index, inbox) in inboxes.into_iter().enumerate() {
+        let common = Arc::clone(common);
+        // Worker 0 accepts for all, so it alone keeps ways to the others: they end when it does.
+        let peers = if index == 0 {
+            hands.iter().skip(1).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let open = Arc::clone(&hands[index].open);
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                // A local runtime cannot change threads, so it is made on its own.
+                match Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default())
+                {
+                    Ok(runtime) => {
+                        let _ = started.send(Ok(()));
+                        runtime.block_on(live(Worker::new(common), inbox, open, peers));
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            })?;
+        start.recv().map_err(io::Error::other)??;
+        threads.push(thread);
+    }
+    Ok((Workers { hands }, threads))
+}
+
+/// A worker's life: orders in, connections served, until nobody gives orders and the last connection is over.
+async fn live(
+    worker: Rc<Worker>,
+    mut inbox: mpsc::Receiver<Order>,
+    open: Arc<AtomicUsize>,
+    peers: Vec<Hand>,
+) {
+    let mut floor = listen::Floor::new(Rc::clone(&worker), open, peers);
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            order = inbox.recv() => match order {
+                Some(order) => floor.carry_out(order),
+                None => break,
+            },
+            _ = sweep.tick() => worker.sweep(),
+        }
+    }
+    floor.close().await;
+}
