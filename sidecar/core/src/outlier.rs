@@ -353,7 +353,9 @@ impl Trial {
         let span = rules.base.saturating_mul(1 << steps).min(rules.max);
         let duration = span.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER));
         self.times.store(times.saturating_add(1), Relaxed);
-        self.refused.store(refused, Relaxed);
+        if cause != Cause::Canary {
+            self.refused.store(refused, Relaxed);
+        }
         self.bad.store(stamp(now), Relaxed);
         self.canary.store(0, Relaxed);
         self.out_until.store(stamp(now + duration), Relaxed);
@@ -442,3 +444,6 @@ fn unpack(packed: u64) -> (u64, u32, u32) {
     let part = |shift: u32| (packed >> shift) as u32 & COUNT_MAX;
     (packed >> 40, part(20), part(0))
 }
+
+#[cfg(test)]
+mod tests;

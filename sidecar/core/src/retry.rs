@@ -43,8 +43,8 @@ impl Budget {
         self.add(1, 0, now);
     }
 
-    /// Takes one repeat if there is one left. What is granted in any 10 s is never more than
-    /// `budget_share` of the requests and `budget_per_second` for each second.
+    /// Takes one repeat if there is one left: with it, the repeats of the last 10 s are no more than
+    /// `budget_share` of the requests of that time and `budget_per_second` for each second.
     pub fn take(&self, rules: &Retry, now: Moment) -> bool {
         // Taken first and given back if too many, so that two workers cannot both take the last one.
         self.add(0, 1, now);
@@ -350,3 +350,6 @@ fn backoff(retries: u8, rng: &mut impl Rng) -> Duration {
         .min(BACKOFF_MAX);
     most.mul_f64(rng.random::<f64>())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! The story of an ejection, its caps and its canary.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    balance::{Ask, PickKind, Picker},
+    endpoint::Endpoint,
+    staging::{MS, Stage, at, dice, report},
+    upstream::{Member, Upstream},
+};
+
+const REFUSED: Outcome = Outcome::Unreachable(Unreachable::Refused);
+const BROKEN: Outcome = Outcome::Unreachable(Unreachable::Broken);
+const GATEWAY: Outcome = Outcome::ServerFault { gateway: true };
+
+fn endpoint(upstream: &Upstream, i: usize) -> Arc<Endpoint> {
+    let mut members = upstream.members();
+    Arc::clone(&members.nth(i).expect("the member is there").endpoint)
+}
+
+/// Five failures on two connections.
+fn fail(upstream: &Upstream, i: usize, outcome: Outcome, now: Moment) -> Option<Ejected> {
+    (0..5).find_map(|n| report(upstream, i, outcome, 1 + n % 2, now + MS * n as u32))
+}
+
+#[test]
+fn an_ejected_endpoint_returns_by_a_canary_and_a_ramp() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let sick = endpoint(&upstream, 0);
+    for n in 0..4 {
+        assert_eq!(report(&upstream, 0, GATEWAY, 1 + n % 2, at(n)), None);
+    }
+    let ejected = report(&upstream, 0, GATEWAY, 1, at(4)).expect("the fifth sends it out");
+    assert_eq!((ejected.times, ejected.cause), (1, Cause::Answers));
+    assert!(ejected.duration >= 800 * MS && ejected.duration <= 1_200 * MS);
+
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let ask = Ask {
+        idempotent: true,
+        ..Ask::default()
+    };
+    for i in 0..700 {
+        let pick = picker
+            .pick(&ask, at(5 + i), &mut rng)
+            .expect("others are in");
+        assert_ne!(pick.endpoint.id, sick.id);
+    }
+    // Its time is over: one request goes there, and not a second one before the first came to something.
+    let canary = picker.pick(&ask, at(1_300), &mut rng).expect("somebody");
+    assert_eq!(
+        (canary.endpoint.id, canary.kind),
+        (sick.id, PickKind::Canary)
+    );
+    for _ in 0..100 {
+        let pick = picker
+            .pick(&ask, at(1_301), &mut rng)
+            .expect("others are in");
+        assert_ne!(pick.endpoint.id, sick.id);
+    }
+    // It fails: out for twice as long.
+    let again = report(&upstream, 0, GATEWAY, 9, at(1_310)).expect("the canary failed");
+    assert_eq!((again.times, again.cause), (2, Cause::Canary));
+    assert!(again.duration >= 1_600 * MS && again.duration <= 2_400 * MS);
+
+    let canary = picker.pick(&ask, at(3_800), &mut rng).expect("somebody");
+    assert_eq!(canary.endpoint.id, sick.id);
+    report(&upstream, 0, Outcome::Success, 9, at(3_810));
+    assert!(!sick.is_ejected());
+    assert_eq!(sick.ramp(at(3_810)), 0.1);
+    assert!((sick.ramp(at(8_810)) - 0.55).abs() < 1e-9);
+    assert_eq!(sick.ramp(at(13_810)), 1.0);
+}
+
+#[test]
+fn a_burst_on_one_connection_is_one_failure() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    for n in 0..50 {
+        assert_eq!(report(&upstream, 0, BROKEN, 1, at(n)), None);
+    }
+    assert!(
+        report(&upstream, 0, BROKEN, 1, at(100)).is_some(),
+        "100 ms apart"
+    );
+    assert!(
+        fail(&upstream, 1, BROKEN, at(0)).is_some(),
+        "two connections"
+    );
+}
+
+#[test]
+fn a_success_in_between_starts_the_count_anew() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    for n in 0..40 {
+        // 20 % failures are no more than the success share allows.
+        let outcome = if n % 5 == 4 {
+            GATEWAY
+        } else {
+            Outcome::Success
+        };
+        assert_eq!(report(&upstream, 0, outcome, n, at(n * 200)), None, "{n}");
+    }
+}
+
+#[test]
+fn answered_failures_and_silence_are_counted_apart() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    for n in 0..4 {
+        assert_eq!(report(&upstream, 0, GATEWAY, n + 1, at(n)), None);
+        assert_eq!(report(&upstream, 0, BROKEN, n + 1, at(n)), None);
+    }
+    let ejected = report(&upstream, 0, BROKEN, 9, at(9)).expect("the fifth silence");
+    assert_eq!(ejected.cause, Cause::Silence);
+}
+
+#[test]
+fn a_success_share_below_four_fifths_sends_out_after_ten_samples() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let mut ejected = None;
+    let mut samples = 0;
+    while ejected.is_none() {
+        let outcome = if samples % 3 == 2 {
+            GATEWAY
+        } else {
+            Outcome::Success
+        };
+        ejected = report(&upstream, 0, outcome, samples, at(samples * 10));
+        samples += 1;
+    }
+    assert_eq!(ejected.map(|e| e.cause), Some(Cause::SuccessShare));
+    assert!((10..=12).contains(&samples), "{samples}");
+}
+
+#[test]
+fn at_most_half_are_sent_out_but_refused_ones_do_not_count() {
+    let upstream = Stage::new(&["a1"; 6]).build(at(0));
+    for i in 0..3 {
+        assert!(fail(&upstream, i, GATEWAY, at(0)).is_some());
+    }
+    assert_eq!(fail(&upstream, 3, GATEWAY, at(0)), None);
+    assert!(fail(&upstream, 3, REFUSED, at(10)).is_some());
+    assert!(fail(&upstream, 4, REFUSED, at(10)).is_some());
+    assert_eq!(fail(&upstream, 5, REFUSED, at(10)), None, "never the last");
+}
+
+#[test]
+fn of_two_one_may_go_and_of_one_none() {
+    let upstream = Stage::new(&["a1"; 2]).build(at(0));
+    assert!(fail(&upstream, 0, GATEWAY, at(0)).is_some());
+    assert_eq!(fail(&upstream, 1, GATEWAY, at(0)), None);
+    let alone = Stage::new(&["a1"]).build(at(0));
+    assert_eq!(fail(&alone, 0, REFUSED, at(0)), None);
+}
+
+#[test]
+fn a_count_of_zero_turns_ejection_off() {
+    let mut stage = Stage::with(&["a1"; 4], |policy| policy.ejection.consecutive = 0);
+    let upstream = stage.build(at(0));
+    for n in 0..100 {
+        assert_eq!(report(&upstream, 0, REFUSED, n, at(n * 10)), None);
+    }
+}
+
+#[test]
+fn times_out_grow_to_a_minute_and_shrink_with_good_conduct() {
+    let upstream = Stage::new(&["a1"; 2]).build(at(0));
+    let sick = endpoint(&upstream, 0);
+    let mut now = at(0);
+    let mut last = fail(&upstream, 0, GATEWAY, now).expect("sent out");
+    for _ in 0..10 {
+        now = now + last.duration + 10 * MS;
+        assert!(sick.trial.claim_canary(now));
+        last = report(&upstream, 0, GATEWAY, 1, now).expect("the canary failed");
+        assert!(last.duration <= Duration::from_secs(72));
+    }
+    assert!(last.duration >= Duration::from_secs(48));
+    now = now + last.duration;
+    assert!(sick.trial.claim_canary(now));
+    report(&upstream, 0, Outcome::Success, 1, now);
+    now = now + Duration::from_secs(60 * 9);
+    let milder = fail(&upstream, 0, GATEWAY, now).expect("sent out");
+    assert!(
+        milder.duration <= Duration::from_millis(4_800),
+        "{milder:?}"
+    );
+}
+
+#[test]
+fn without_repeatable_requests_any_request_becomes_the_canary_a_little_later() {
+    let upstream = Stage::new(&["a1"; 2]).build(at(0));
+    let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    let sick = endpoint(&upstream, 0);
+    let over = at(4) + out.duration;
+    assert!(sick.trial.awaits_canary(true, over));
+    assert!(!sick.trial.awaits_canary(false, over));
+    assert!(sick.trial.awaits_canary(false, over + ANY_CANARY_AFTER));
+}
+
+#[test]
+fn a_canary_whose_client_went_away_makes_room_for_another() {
+    let upstream = Stage::new(&["a1"; 2]).build(at(0));
+    let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    let sick = endpoint(&upstream, 0);
+    let over = at(4) + out.duration;
+    assert!(sick.trial.claim_canary(over));
+    assert!(!sick.trial.claim_canary(over + MS));
+    upstream.cancelled(&sick, MS, over + 2 * MS);
+    assert!(sick.trial.claim_canary(over + 3 * MS));
+    // Even one that was never heard of again.
+    assert!(sick.trial.claim_canary(over + CANARY_LOST * 2));
+}
+
+#[test]
+fn a_full_endpoint_is_left_alone_for_as_long_as_it_asked() {
+    let upstream = Stage::new(&["a1"; 2]).build(at(0));
+    let full = Outcome::Overloaded {
+        retry_after: Duration::from_secs(3),
+    };
+    assert_eq!(report(&upstream, 0, full, 1, at(0)), None);
+    let parked = endpoint(&upstream, 0);
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    for i in 0..200 {
+        let pick = picker
+            .pick(&Ask::default(), at(i * 10), &mut rng)
+            .expect("one is free");
+        assert_ne!(pick.endpoint.id, parked.id);
+    }
+    // If all are full, they are asked nevertheless.
+    report(&upstream, 1, full, 1, at(2_000));
+    assert!(picker.pick(&Ask::default(), at(2_000), &mut rng).is_some());
+    let back = (0..100).filter_map(|_| picker.pick(&Ask::default(), at(3_010), &mut rng));
+    assert!(back.into_iter().all(|pick| pick.endpoint.id == parked.id));
+}
+
+proptest! {
+    #[test]
+    fn the_last_endpoint_is_never_sent_out(
+        n in 1_usize..6,
+        events in proptest::collection::vec((0_usize..6, 0_u8..5, 0_u64..300), 0..300),
+    ) {
+        let upstream = Stage::new(&vec!["a1"; n]).build(at(0));
+        let mut now = at(0);
+        for (i, kind, step) in events {
+            now = now + MS * step as u32;
+            let outcome = match kind {
+                0 => Outcome::Success,
+                1 => REFUSED,
+                2 => BROKEN,
+                3 => Outcome::Unreachable(Unreachable::ConnectTimedOut),
+                _ => GATEWAY,
+            };
+            let sick = endpoint(&upstream, i % n);
+            if sick.trial.awaits_canary(true, now) {
+                sick.trial.claim_canary(now);
+            }
+            report(&upstream, i % n, outcome, step, now);
+            let out = upstream.members().filter(|m| m.endpoint.is_ejected()).count();
+            let counted = |m: &&Member| m.endpoint.trial.counts_as_ejected();
+            prop_assert!(out < n);
+            prop_assert!(upstream.members().filter(counted).count() <= (n / 2).max(1));
+        }
+    }
+}
