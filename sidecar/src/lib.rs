@@ -62,6 +62,7 @@
 #![forbid(unsafe_code)]
 
 pub mod active_check;
+pub mod admin;
 pub mod caller_checks;
 pub mod cli;
 pub mod clock;
@@ -69,6 +70,8 @@ pub mod config;
 pub mod demo;
 pub mod gossip;
 pub mod notify;
+pub mod logs;
+pub mod metrics;
 pub mod parent;
 pub mod proxy;
 pub mod resolve;

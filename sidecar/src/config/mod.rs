@@ -83,6 +83,11 @@ impl Loaded {
     pub fn print(&self) -> String {
         print::render(&self.lines)
     }
+
+    /// The same as JSON: `{"config": the tables, "origins": {"node.zone": "default", …}}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        print::json(&self.lines)
+    }
 }
 
 /// One sidecar's whole configuration.

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
 use super::{
     read::{Line, Origin},
     value::{bare, dotted},
@@ -46,6 +48,43 @@ pub fn render(lines: &[Line]) -> String {
         }
     }
     text
+}
+
+/// The lines as nested tables, and where each came from.
+pub fn json(lines: &[Line]) -> Value {
+    let mut config = Map::new();
+    let mut origins = Map::new();
+    for line in lines {
+        insert(&mut config, &line.path, value_of(&line.shown));
+        let path = dotted(line.path.iter().map(String::as_str));
+        origins.insert(path, origin(&line.origin).into());
+    }
+    serde_json::json!({ "config": config, "origins": origins })
+}
+
+fn insert(table: &mut Map<String, Value>, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [key] => {
+            table.insert(key.clone(), value);
+        }
+        [key, rest @ ..] => {
+            let inner = table
+                .entry(key.clone())
+                .or_insert_with(|| Value::Object(Default::default()));
+            if let Value::Object(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// A value shown as TOML, as JSON.
+fn value_of(shown: &str) -> Value {
+    let line = toml::from_str::<BTreeMap<String, Value>>(&format!("value = {shown}"));
+    line.ok()
+        .and_then(|mut line| line.remove("value"))
+        .unwrap_or_else(|| shown.into())
 }
 
 fn origin(origin: &Origin) -> String {

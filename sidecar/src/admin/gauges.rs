@@ -1,0 +1,95 @@
+//! Figures that are read off the snapshot when somebody scrapes: a series ends with what it tells of.
+//!
+//! Not here: what is counted as it happens (`metrics.rs`).
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use mesh_core::{explain, moment::Moment, snapshot::Snapshot};
+
+use super::listing;
+
+/// Renders the snapshot's gauges as Prometheus text.
+pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
+    let mut text = Text(String::new());
+    text.family(
+        "starling_ready",
+        "1 when this sidecar listens, has joined and is not on its way out.",
+    );
+    text.sample("starling_ready", &[], f64::from(u8::from(ready)));
+    text.family("starling_gossip_members", "Nodes known, by state.");
+    for (state, count) in listing::by_state(&snapshot.mesh) {
+        text.sample("starling_gossip_members", &[("state", state)], count as f64);
+    }
+    text.family(
+        "starling_gossip_isolated",
+        "1 when nothing was heard of others for a while.",
+    );
+    text.sample(
+        "starling_gossip_isolated",
+        &[],
+        f64::from(u8::from(snapshot.mesh.isolated)),
+    );
+    text.family(
+        "starling_endpoint_state",
+        "Endpoints, by upstream, zone and state: usable, or why not.",
+    );
+    for upstream in snapshot.upstreams() {
+        let mut counts: BTreeMap<(Box<str>, &str), u32> = BTreeMap::new();
+        for endpoint in explain::endpoints(upstream, now) {
+            let state = match (endpoint.usable, endpoint.why) {
+                (true, _) => "usable",
+                (false, why) => why.unwrap_or("out"),
+            };
+            *counts.entry((endpoint.zone, state)).or_default() += 1;
+        }
+        for ((zone, state), count) in counts {
+            let labels = [
+                ("upstream", &*upstream.policy.name),
+                ("zone", &*zone),
+                ("state", state),
+            ];
+            text.sample("starling_endpoint_state", &labels, f64::from(count));
+        }
+    }
+    text.family(
+        "starling_tier_share",
+        "Share of the requests each tier gets, 0 to 1, by upstream and tier.",
+    );
+    for upstream in snapshot.upstreams() {
+        for tier in explain::tiers(upstream) {
+            let labels = [("upstream", &*upstream.policy.name), ("tier", &*tier.name)];
+            text.sample("starling_tier_share", &labels, tier.share);
+        }
+    }
+    text.0
+}
+
+/// Prometheus text in the making.
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        self.0.push_str(name);
+        for (index, (label, word)) in labels.iter().enumerate() {
+            let word = word
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _ = write!(
+                self.0,
+                "{}{label}=\"{word}\"",
+                if index == 0 { '{' } else { ',' }
+            );
+        }
+        let _ = writeln!(
+            self.0,
+            "{} {value}",
+            if labels.is_empty() { "" } else { "}" }
+        );
+    }
+}

@@ -1,0 +1,390 @@
+//! The paths of the admin API and their answers.
+//!
+//! Not here: who may ask (`guard.rs`), and the rows (`listing.rs`).
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::Full;
+use mesh_core::explain;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::{Answer, Command, State, Target, gauges, guard::Denied, listing};
+
+/// Longest time a command may take; draining for the whole host is answered as soon as it has begun.
+const COMMAND_TIME: Duration = Duration::from_secs(30);
+
+/// A whole answer.
+pub type Reply = Response<Full<Bytes>>;
+
+/// A request, its body read.
+pub struct Asked<'a> {
+    pub method: &'a Method,
+    pub path: &'a str,
+    pub query: &'a str,
+    pub body: &'a [u8],
+}
+
+/// What a path leads to.
+enum Route<'a> {
+    Live,
+    Ready,
+    Metrics,
+    Status,
+    Members,
+    Services,
+    Endpoints(&'a str),
+    Config,
+    Explain(&'a str),
+    Drain,
+    Undrain,
+    Leave,
+    Reload,
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Route<'a>> {
+        Some(match path {
+            "/live" => Route::Live,
+            "/ready" => Route::Ready,
+            "/metrics" => Route::Metrics,
+            "/v1/status" => Route::Status,
+            "/v1/members" => Route::Members,
+            "/v1/services" => Route::Services,
+            "/v1/config" => Route::Config,
+            "/v1/drain" => Route::Drain,
+            "/v1/undrain" => Route::Undrain,
+            "/v1/leave" => Route::Leave,
+            "/v1/reload" => Route::Reload,
+            _ => match (
+                path.strip_prefix("/v1/endpoints/"),
+                path.strip_prefix("/v1/explain/"),
+            ) {
+                (Some(service), _) if !service.is_empty() => Route::Endpoints(service),
+                (_, Some(upstream)) if !upstream.is_empty() => Route::Explain(upstream),
+                _ => return None,
+            },
+        })
+    }
+
+    /// Whether asking changes something.
+    fn writes(&self) -> bool {
+        matches!(
+            self,
+            Route::Drain | Route::Undrain | Route::Leave | Route::Reload
+        )
+    }
+}
+
+/// Answers one request that was let in.
+pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
+    let Some(route) = Route::of(asked.path) else {
+        return fault(
+            StatusCode::NOT_FOUND,
+            &format!("there is no {}", asked.path),
+            "see /live /ready /metrics /v1/status /v1/members /v1/services /v1/endpoints/{service} \
+             /v1/explain/{upstream} /v1/config; POST /v1/drain /v1/undrain /v1/leave /v1/reload",
+        );
+    };
+    let wanted = if route.writes() { "POST" } else { "GET" };
+    let reads = *asked.method == Method::GET || *asked.method == Method::HEAD;
+    let fits = if route.writes() {
+        *asked.method == Method::POST
+    } else {
+        reads
+    };
+    if !fits {
+        let message = format!("{} is asked by {wanted}", asked.path);
+        let mut reply = fault(StatusCode::METHOD_NOT_ALLOWED, &message, "use that method");
+        reply
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static(wanted));
+        return reply;
+    }
+    let now = state.clock.now();
+    match route {
+        Route::Live => text(StatusCode::OK, "live\n".to_owned()),
+        Route::Ready => ready(state),
+        Route::Metrics => metrics(state),
+        Route::Status => json(StatusCode::OK, &listing::status(state)),
+        Route::Members => json(
+            StatusCode::OK,
+            &listing::members(&state.snapshot.load().mesh, now, state.clock.unix_ms()),
+        ),
+        Route::Services => json(
+            StatusCode::OK,
+            &listing::services(&state.snapshot.load().mesh),
+        ),
+        Route::Endpoints(service) => endpoints(state, service),
+        Route::Config => json(StatusCode::OK, &state.config.borrow().to_json()),
+        Route::Explain(upstream) => explanation(state, upstream, asked.query),
+        Route::Drain => order_for(state, asked.body, Command::Drain).await,
+        Route::Undrain => order_for(state, asked.body, Command::Undrain).await,
+        Route::Leave => order(state, Command::Leave).await,
+        Route::Reload => order(state, Command::Reload).await,
+    }
+}
+
+fn ready(state: &State) -> Reply {
+    if state.ready.load(Ordering::Relaxed) {
+        return text(StatusCode::OK, "ready\n".to_owned());
+    }
+    let why = if state.snapshot.load().mesh.joined {
+        "not ready: starting, or on the way out\n"
+    } else {
+        "not ready: not joined yet\n"
+    };
+    text(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
+}
+
+fn metrics(state: &State) -> Reply {
+    let ready = state.ready.load(Ordering::Relaxed);
+    let gauges = gauges::render(&state.snapshot.load(), ready, state.clock.now());
+    let mut reply = text(StatusCode::OK, state.metrics.render() + &gauges);
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    reply.headers_mut().insert(header::CONTENT_TYPE, kind);
+    reply
+}
+
+fn endpoints(state: &State, service: &str) -> Reply {
+    let snapshot = state.snapshot.load();
+    match explain::of_service(&snapshot, service, state.clock.now()) {
+        Some(rows) => json(StatusCode::OK, &rows),
+        None => nobody_called(state, service),
+    }
+}
+
+fn nobody_called(state: &State, name: &str) -> Reply {
+    let snapshot = state.snapshot.load();
+    let known: Vec<&str> = snapshot
+        .upstreams()
+        .map(|upstream| &*upstream.policy.name)
+        .collect();
+    let next = if known.is_empty() {
+        "no service is known yet: see /v1/members and /v1/services".to_owned()
+    } else {
+        format!("known here: {}", known.join(", "))
+    };
+    fault(
+        StatusCode::NOT_FOUND,
+        &format!("no upstream or service is called {name:?}"),
+        &next,
+    )
+}
+
+fn explanation(state: &State, name: &str, query: &str) -> Reply {
+    let (mut method, mut path) = (Method::GET, "/".to_owned());
+    for (key, value) in pairs(query) {
+        match (&*key, Method::from_bytes(value.as_bytes())) {
+            ("method", Ok(given)) => method = given,
+            ("path", _) => path = value,
+            _ => {
+                let message = format!("{key}={value} cannot be explained");
+                return fault(
+                    StatusCode::BAD_REQUEST,
+                    &message,
+                    "use method= and path=; no rule looks at more",
+                );
+            }
+        }
+    }
+    let snapshot = state.snapshot.load();
+    let Some(upstream) = snapshot.upstream(name) else {
+        return nobody_called(state, name);
+    };
+    let policy = &upstream.policy;
+    let declared = state
+        .config
+        .borrow()
+        .config
+        .upstreams
+        .iter()
+        .any(|u| u.policy.name == policy.name);
+    let repeatable = method.is_idempotent() || policy.retry.on.non_idempotent;
+    let request = json!({
+        "method": method.as_str(),
+        "path": path,
+        "route": if declared { "the upstream's table" } else { "undeclared: the service's name, with defaults" },
+        "timeout_ms": u64::try_from(policy.timeouts.request.as_millis()).unwrap_or(u64::MAX),
+        "retries": if repeatable { policy.retry.retries } else { 0 },
+    });
+    let view = explain::upstream(upstream, state.clock.now());
+    json(StatusCode::OK, &Explanation { request, view })
+}
+
+#[derive(Serialize)]
+struct Explanation {
+    request: serde_json::Value,
+    #[serde(flatten)]
+    view: explain::UpstreamView,
+}
+
+async fn order_for(
+    state: &State,
+    body: &[u8],
+    command: fn(Target, oneshot::Sender<Answer>) -> Command,
+) -> Reply {
+    let target = if body.trim_ascii().is_empty() {
+        Ok(Target::default())
+    } else {
+        serde_json::from_slice::<Target>(body)
+    };
+    match target {
+        Err(error) => fault(
+            StatusCode::BAD_REQUEST,
+            &format!("the body cannot be read: {error}"),
+            "send nothing, or {\"service\": \"checkout\", \"instance\": \"checkout-8080\"}",
+        ),
+        Ok(Target {
+            service: None,
+            instance: Some(_),
+        }) => fault(
+            StatusCode::BAD_REQUEST,
+            "an instance without its service may be several",
+            "send the service too",
+        ),
+        Ok(target) => order(state, |reply| command(target, reply)).await,
+    }
+}
+
+async fn order(state: &State, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Reply {
+    let (sender, receiver) = oneshot::channel();
+    if state.commands.try_send(command(sender)).is_err() {
+        return fault(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the sidecar is busy with other commands, or on its way out",
+            "try again in a moment",
+        );
+    }
+    match tokio::time::timeout(COMMAND_TIME, receiver).await {
+        Ok(Ok(Ok(done))) => json(StatusCode::OK, &json!({ "done": done })),
+        Ok(Ok(Err(refusal))) => {
+            let status = if refusal.unknown {
+                StatusCode::NOT_FOUND
+            } else {
+                StatusCode::CONFLICT
+            };
+            fault(status, &refusal.message, &refusal.next)
+        }
+        Ok(Err(_)) => fault(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the sidecar ended before it could answer",
+            "see its log",
+        ),
+        Err(_) => fault(
+            StatusCode::GATEWAY_TIMEOUT,
+            &format!("no answer within {} s", COMMAND_TIME.as_secs()),
+            "see the sidecar's log; the command may still be carried out",
+        ),
+    }
+}
+
+/// Says why a request is not let in, and how it could be.
+pub fn denied(denied: Denied, has_socket: bool, has_token: bool) -> Reply {
+    let by_socket = "use the admin socket (`--admin unix:PATH`)";
+    let (status, message, next) = match denied {
+        Denied::Host => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "this Host is no address and not localhost, so it may be a name bent to this host",
+            "ask by address, or with the token",
+        ),
+        Denied::Origin => (
+            StatusCode::FORBIDDEN,
+            "pages of another origin may not ask here",
+            "open the page from this address",
+        ),
+        Denied::Token if has_token => (
+            StatusCode::UNAUTHORIZED,
+            "this needs the token",
+            "send `Authorization: Bearer …` (`STARLING_TOKEN` for the command line)",
+        ),
+        Denied::Token | Denied::Write if has_socket => (
+            StatusCode::FORBIDDEN,
+            "this is not done over TCP without a token",
+            by_socket,
+        ),
+        Denied::Token | Denied::Write => (
+            StatusCode::FORBIDDEN,
+            "nobody may do this yet: the configuration names neither a socket nor a token",
+            "add [admin] socket = \"/run/starling/admin.sock\" or token = \"file:/etc/starling/admin.token\"",
+        ),
+    };
+    let mut reply = fault(status, message, next);
+    if status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Bearer realm=\"starling\"");
+        reply
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    reply
+}
+
+/// An answer that tells what is wrong and the next step.
+pub fn fault(status: StatusCode, message: &str, next: &str) -> Reply {
+    json(status, &json!({ "error": message, "next": next }))
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+    match serde_json::to_string(value) {
+        Ok(mut body) => {
+            body.push('\n');
+            let mut reply = text(status, body);
+            let kind = HeaderValue::from_static("application/json");
+            reply.headers_mut().insert(header::CONTENT_TYPE, kind);
+            reply
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    reply
+}
+
+/// The pairs of a query, percent-decoded; what is not UTF-8 is replaced.
+fn pairs(query: &str) -> Vec<(String, String)> {
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    parts
+        .map(|part| {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            (decoded(key), decoded(value))
+        })
+        .collect()
+}
+
+/// Percent-decodes a part of a path or query.
+pub fn decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = text.get(at + 1..at + 3);
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (bytes[at], byte) {
+            (b'%', Some(byte)) => {
+                plain.push(byte);
+                at += 3;
+                continue;
+            }
+            (b'+', _) => plain.push(b' '),
+            (byte, _) => plain.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}

@@ -1,0 +1,247 @@
+//! Every metric: its name, unit, labels and help, and the exporter that renders them.
+//!
+//! Not here: counting itself (handles are made once where something happens, and kept), and figures that are only
+//! read off the snapshot when somebody asks (`admin/gauges.rs`).
+
+use std::time::Duration;
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::task::JoinHandle;
+
+/// Upper bounds of the request duration's buckets, in seconds: half a millisecond is a local answer, 10 s is more
+/// than most callers wait.
+pub const DURATION_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// How often samples are folded into buckets; until then every one of them is kept.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Families that only grow: name, unit if it is not a plain count, help. Labels stand in the help.
+const COUNTERS: &[(&str, Unit, &str)] = &[
+    (
+        "starling_requests_total",
+        Unit::Count,
+        "Requests answered, by upstream, code (HTTP status, 0 if the client went away) and flag (- unless the sidecar answered itself).",
+    ),
+    (
+        "starling_attempts_total",
+        Unit::Count,
+        "Attempts at endpoints, by upstream and outcome; a request may need several.",
+    ),
+    (
+        "starling_retries_total",
+        Unit::Count,
+        "Attempts beyond a request's first, by upstream.",
+    ),
+    (
+        "starling_ejections_total",
+        Unit::Count,
+        "Endpoints sent out because they failed, by upstream.",
+    ),
+    (
+        "starling_panic_total",
+        Unit::Count,
+        "Picks made against better knowledge because nobody else was left, by upstream.",
+    ),
+    (
+        "starling_connections_refused_total",
+        Unit::Count,
+        "Connections closed unheard, by reason: limit, or client (not in outbound.clients).",
+    ),
+    (
+        "starling_client_faults_total",
+        Unit::Count,
+        "Connections ended because the client's bytes were not HTTP.",
+    ),
+    (
+        "starling_requests_refused_total",
+        Unit::Count,
+        "Requests refused before any upstream was known, by flag.",
+    ),
+    (
+        "starling_admin_requests_total",
+        Unit::Count,
+        "Requests to the admin API, by code.",
+    ),
+    (
+        "starling_admin_refused_total",
+        Unit::Count,
+        "Admin connections and requests refused, by reason: limit, malformed, host, origin, token, write.",
+    ),
+    (
+        "starling_gossip_datagrams_total",
+        Unit::Count,
+        "Gossip datagrams, by direction.",
+    ),
+    (
+        "starling_gossip_bytes_total",
+        Unit::Bytes,
+        "Bytes of gossip, by direction.",
+    ),
+    (
+        "starling_gossip_refused_total",
+        Unit::Count,
+        "Gossip refused before it was read, by reason.",
+    ),
+    (
+        "starling_gossip_exchanges_total",
+        Unit::Count,
+        "Full exchanges over streams, by result.",
+    ),
+    (
+        "starling_config_reloads_total",
+        Unit::Count,
+        "Reloads asked for, by result: swapped or refused.",
+    ),
+];
+
+/// Families that go up and down.
+const GAUGES: &[(&str, Unit, &str)] = &[
+    (
+        "starling_config_generation",
+        Unit::Count,
+        "Counts the configurations that took effect since the start.",
+    ),
+    (
+        "starling_snapshot_generation",
+        Unit::Count,
+        "Counts the snapshots built since the start.",
+    ),
+    (
+        "starling_pool_connections",
+        Unit::Count,
+        "Open connections to endpoints, by upstream.",
+    ),
+    (
+        "starling_gossip_turn_seconds",
+        Unit::Seconds,
+        "Longest turn of the gossip task since the last one was reported.",
+    ),
+];
+
+/// Families of samples.
+const HISTOGRAMS: &[(&str, Unit, &str)] = &[(
+    REQUEST_DURATION,
+    Unit::Seconds,
+    "From the first byte of a request's head to the end of its answer, by upstream.",
+)];
+
+const REQUEST_DURATION: &str = "starling_request_duration_seconds";
+
+/// What renders the metrics, and folds samples together now and then.
+#[derive(Clone, Debug)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+}
+
+impl Exporter {
+    /// Installs the recorder of this process and describes every family. Call it once, before the first handle is
+    /// made: what is counted earlier is lost.
+    ///
+    /// # Errors
+    /// A recorder is installed already.
+    pub fn install() -> Result<Exporter, BuildError> {
+        let handle = builder()?.install_recorder()?;
+        describe();
+        Ok(Exporter { handle })
+    }
+
+    /// An exporter of nothing, beside any recorder of the process; for tests of what stands around it.
+    ///
+    /// # Errors
+    /// The buckets make no sense.
+    pub fn detached() -> Result<Exporter, BuildError> {
+        let handle = builder()?.build_recorder().handle();
+        Ok(Exporter { handle })
+    }
+
+    /// All metrics as Prometheus text (version 0.0.4).
+    pub fn render(&self) -> String {
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+
+    /// Folds samples into buckets every 5 s, so that memory does not depend on being scraped. Ends when aborted.
+    pub fn upkeep(&self) -> JoinHandle<()> {
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            let mut every = tokio::time::interval(UPKEEP);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                handle.run_upkeep();
+            }
+        })
+    }
+}
+
+/// Says which configuration is in force: 1 after the start, one more with every reload.
+pub fn config_generation(generation: u64) {
+    gauge!("starling_config_generation").set(generation as f64);
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let duration = Matcher::Full(REQUEST_DURATION.to_owned());
+    PrometheusBuilder::new().set_buckets_for_metric(duration, &DURATION_BUCKETS)
+}
+
+fn describe() {
+    for (name, unit, help) in COUNTERS {
+        describe_counter!(*name, *unit, *help);
+    }
+    for (name, unit, help) in GAUGES {
+        describe_gauge!(*name, *unit, *help);
+    }
+    for (name, unit, help) in HISTOGRAMS {
+        describe_histogram!(*name, *unit, *help);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_is_starlings_own_and_stands_once() {
+        let families = [COUNTERS, GAUGES, HISTOGRAMS];
+        let names: Vec<&str> = families
+            .iter()
+            .copied()
+            .flatten()
+            .map(|(name, ..)| *name)
+            .collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        assert!(names.iter().all(|name| name.starts_with("starling_")));
+        assert!(COUNTERS.iter().all(|(name, ..)| name.ends_with("_total")));
+        assert!(GAUGES.iter().all(|(name, ..)| !name.ends_with("_total")));
+    }
+
+    #[test]
+    fn durations_are_rendered_as_buckets_and_not_as_quantiles() {
+        let recorder = builder().unwrap().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::histogram!(REQUEST_DURATION, "upstream" => "p").record(0.002);
+            metrics::counter!("starling_retries_total", "upstream" => "p").increment(2);
+        });
+        let text = Exporter { handle }.render();
+        assert!(
+            text.contains(
+                "starling_request_duration_seconds_bucket{upstream=\"p\",le=\"0.0025\"} 1"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("starling_retries_total{upstream=\"p\"} 2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("# HELP starling_retries_total Attempts beyond"),
+            "{text}"
+        );
+    }
+}
