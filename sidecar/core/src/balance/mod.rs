@@ -80,6 +80,7 @@ pub struct Picker {
     columns: Vec<Column>,
     shares: Vec<f64>,
     healths: Vec<f64>,
+    health_before: Vec<f64>,
     trips: Vec<Trip>,
     refreshed: Moment,
     next_refresh: Moment,
@@ -116,6 +117,7 @@ impl Picker {
             // Not a share at all: the first refresh sets them without a ramp.
             shares: vec![f64::NAN; tiers],
             healths: vec![0.0; tiers],
+            health_before: vec![0.0; tiers],
             trips: vec![Trip::No; tiers],
             refreshed: Moment::START,
             next_refresh: Moment::START,
@@ -161,6 +163,8 @@ impl Picker {
         self.shares = places.iter().map(share).collect();
         let trip = |at: &Option<usize>| at.map_or(Trip::No, |at| self.trips[at]);
         self.trips = places.iter().map(trip).collect();
+        let health = |at: &Option<usize>| at.map_or(0.0, |at| self.health_before[at]);
+        self.health_before = places.iter().map(health).collect();
         self.healths = vec![0.0; places.len()];
         self.next_refresh = now;
     }
@@ -347,9 +351,11 @@ impl Picker {
             endpoints += tier.members.len();
             self.wants_canary |= !column.out.is_empty() || !column.blemished.is_empty();
         }
-        self.judge_tiers(&upstream.tiers, now);
+        let recovered = self.judge_tiers(&upstream.tiers, now);
         self.wants_canary |= self.trips.contains(&Trip::Yes);
-        let elapsed = now.since(self.refreshed);
+        // A tier earns nothing for the time it was not well, however long nobody looked.
+        let most = if recovered { REFRESH } else { Duration::MAX };
+        let elapsed = now.since(self.refreshed).min(most);
         if self.shares.iter().any(|share| share.is_nan()) {
             zone::spill(&self.healths, &mut self.shares);
         } else {
@@ -363,20 +369,25 @@ impl Picker {
         self.next_refresh = now + REFRESH * scale.max(1);
     }
 
-    /// Which tiers are ill as a whole, and how well each is.
-    fn judge_tiers(&mut self, tiers: &[Tier], now: Moment) {
+    /// Which tiers are ill as a whole, and how well each is. True if one is better than before.
+    fn judge_tiers(&mut self, tiers: &[Tier], now: Moment) -> bool {
+        let mut recovered = false;
         for (i, tier) in tiers.iter().enumerate() {
             let others = self.columns.iter().enumerate();
             let elsewhere = others.filter(|(j, _)| *j != i).any(|(_, c)| c.usable > 0);
             self.trips[i] = judge(self.trips[i], tier, elsewhere, now);
         }
         for (i, tier) in tiers.iter().enumerate() {
-            self.healths[i] = match self.trips[i] {
+            let health = match self.trips[i] {
                 Trip::Yes => 0.0,
                 Trip::No => zone::health(self.columns[i].well, tier.total),
             };
+            recovered |= health > self.health_before[i];
+            self.health_before[i] = health;
+            self.healths[i] = health;
         }
         zone::spare_backups(tiers, &mut self.healths);
+        recovered
     }
 }
 
@@ -417,3 +428,6 @@ fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod simulation;
