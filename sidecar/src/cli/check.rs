@@ -8,8 +8,8 @@ use crate::config;
 /// The arguments of `check`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Reads FILE and conf.d/*.toml beside it. Tells every fault with its file, line, key and a fix, and exits with 78;
-with --print, a configuration without faults is shown as it takes effect, defaults included, secrets hidden.
+Reads FILE and conf.d/*.toml beside it. Tells every fault with its file, line, key and a fix, and exits with 78; \
+ with --print, a configuration without faults is shown as it takes effect, defaults included, secrets hidden.
 
 Examples:
   starling check

@@ -8,15 +8,31 @@ use clap::{Parser, Subcommand};
 
 use crate::{config::Faults, demo};
 
+mod ask;
 mod check;
 mod completions;
+mod drain;
+mod endpoints;
+mod explain;
 mod key;
+mod leave;
+mod members;
+mod reload;
+mod services;
+mod status;
+mod table;
 
 const EXAMPLES: &str = "\
 Examples:
-  starling key new > /etc/starling/gossip.key   make the key all sidecars of a mesh share
-  starling check --print                        every fault of the configuration, or what it comes to
-  starling completions bash                     shell completions on standard output
+  starling demo                      three zones on this machine: kill one and watch
+  starling key new                   make the key that all sidecars of a mesh share
+  starling check --print             every fault of the configuration, or what it comes to
+  starling members --watch           who is in the mesh, once a second
+  starling endpoints payments        whom this host would call, who is out, and why
+  starling explain payments GET /    the decisions for one request, with their numbers
+  starling drain checkout --wait     take a service of this host out of rotation
+
+Commands that ask a sidecar take --admin ADDR (or STARLING_ADMIN and STARLING_TOKEN), listings --json and --watch.
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 sidecar unreachable, 78 configuration.";
 
@@ -48,6 +64,24 @@ pub enum Command {
     /// One backend of the demo
     #[command(hide = true)]
     DemoBackend(demo::backend::Args),
+    /// Take instances of this host out of service
+    Drain(drain::DrainArgs),
+    /// Put drained instances back into service
+    Undrain(drain::OrderArgs),
+    /// Drain this sidecar, leave the mesh and end
+    Leave(leave::Args),
+    /// Read the configuration again
+    Reload(reload::Args),
+    /// Show how this sidecar is
+    Status(status::Args),
+    /// List who is in the mesh
+    Members(members::Args),
+    /// List what the mesh offers
+    Services(services::Args),
+    /// List whom this host would call, who is out and why
+    Endpoints(endpoints::Args),
+    /// Explain the decisions for one request
+    Explain(explain::Args),
     /// Make gossip keys
     #[command(subcommand)]
     Key(key::Command),
@@ -66,6 +100,15 @@ pub fn run(command: Command) -> Ended {
         Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoBackend(args) => demo::backend::run(&args),
+        Command::Drain(args) => drain::drain(&args),
+        Command::Undrain(args) => drain::undrain(&args),
+        Command::Leave(args) => leave::run(&args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Members(args) => members::run(&args),
+        Command::Services(args) => services::run(&args),
+        Command::Endpoints(args) => endpoints::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Key(command) => key::run(&command),
     }
 }

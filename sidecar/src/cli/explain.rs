@@ -1,0 +1,160 @@
+//! `starling explain UPSTREAM`: the chain of decisions for one request, in words and numbers.
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use super::{
+    Ended, Exit, Failure,
+    ask::{Listing, escaped},
+    endpoints,
+    table::{self, Column, number, numbers, percent, text, words},
+};
+
+/// The arguments of `explain`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The cost is what least_response_time compares within a tier: the smallest is called next. Latency, requests of this \
+ sidecar in flight, success share, stall and ramp are its factors.
+
+Examples:
+  starling explain payments
+  starling explain payments POST /v1/charge")]
+pub struct Args {
+    /// An upstream: a table of this host's configuration, or a service of the mesh
+    upstream: String,
+    /// The request's method
+    #[arg(default_value = "GET")]
+    method: String,
+    /// The request's path, or its whole URL
+    #[arg(default_value = "/")]
+    url: String,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+const TIERS: [Column; 7] = [
+    numbers("TIER", |row| text(row, "tier")),
+    words("NAME", |row| text(row, "name")),
+    numbers("SHARE", |row| percent(row, "share")),
+    numbers("TARGET", |row| percent(row, "target")),
+    words("WELL", |row| {
+        format!("{} of {}", text(row, "well"), text(row, "total"))
+    }),
+    numbers("CARRIES", |row| percent(row, "health")),
+    words("NOTE", |row| {
+        match (row["tripped"] == true, row["backup"] == true) {
+            (true, _) => "tripped: canaries only".to_owned(),
+            (_, true) => "backup".to_owned(),
+            _ => String::new(),
+        }
+    }),
+];
+
+const COSTS: [Column; 9] = [
+    words("INSTANCE", |row| text(row, "instance")),
+    numbers("TIER", |row| text(row, "tier")),
+    numbers("COST", |row| number(&row["cost"], "cost", 0)),
+    numbers("LATENCY MS", |row| number(&row["cost"], "latency_ms", 2)),
+    numbers("IN FLIGHT", |row| text(&row["cost"], "own")),
+    numbers("SUCCESS", |row| percent(&row["cost"], "success")),
+    numbers("STALL", |row| number(&row["cost"], "stall", 1)),
+    numbers("RAMP", |row| percent(&row["cost"], "ramp")),
+    numbers("WEIGHT", |row| number(&row["cost"], "weight", 0)),
+];
+
+pub(super) fn run(args: &Args) -> Ended {
+    let method = args.method.to_ascii_uppercase();
+    let url: http::Uri = args.url.parse().map_err(|_| {
+        let next = "write a path such as /v1/charge, or a whole URL";
+        Failure::new(Exit::Usage, format!("{:?} is not a URL", args.url), next)
+    })?;
+    let (upstream, path) = (escaped(&args.upstream), escaped(url.path()));
+    let path = format!(
+        "/v1/explain/{upstream}?method={}&path={path}",
+        escaped(&method)
+    );
+    args.listing.show(&path, told)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The chain, from the route to the candidates.
+fn told(answer: &Value) -> String {
+    let request = &answer["request"];
+    let mut story = format!(
+        "{} {} to {}: by {}\n",
+        text(request, "method"),
+        text(request, "path"),
+        text(answer, "upstream"),
+        text(request, "route"),
+    );
+    story += &format!(
+        "  service {}, balance {}, zones {}, timeout {} ms, up to {} retries after the endpoint saw it\n",
+        text(answer, "service"),
+        text(answer, "balance"),
+        text(answer, "zones"),
+        text(request, "timeout_ms"),
+        text(request, "retries"),
+    );
+    story += &format!(
+        "  in the last 10 s: {} requests, {} retries\n",
+        text(answer, "requests_10s"),
+        text(answer, "retries_10s"),
+    );
+    if answer["panic"] == true {
+        story +=
+            "  PANIC: too many hosts vanished at once, so the last known ones are still called\n";
+    }
+    let list = |keep: fn(&Value) -> bool| {
+        let all = answer["endpoints"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        Value::Array(all.iter().filter(|row| keep(row)).cloned().collect())
+    };
+    story += "\nTiers, nearest first\n";
+    story += &table::draw(&answer["tiers"], &TIERS, "none");
+    story += "\nCandidates\n";
+    story += &table::draw(
+        &list(|row| row["usable"] == true),
+        &COSTS,
+        "nobody: a request would be answered 503, flag UH",
+    );
+    story += "\nEverybody known\n";
+    story += &table::draw(&answer["endpoints"], &endpoints::COLUMNS, "nobody");
+    story
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_story_names_candidates_and_who_is_out() {
+        let answer = serde_json::json!({
+            "request": {"method": "GET", "path": "/", "route": "the upstream's table", "timeout_ms": 2000, "retries": 1},
+            "upstream": "pay", "service": "pay", "balance": "least_response_time", "zones": "priority",
+            "panic": true, "requests_10s": 5, "retries_10s": 0,
+            "tiers": [{"tier": 0, "name": "zone", "share": 1.0, "target": 1.0, "well": 1, "total": 2, "health": 0.7,
+                "tripped": false, "backup": false}],
+            "endpoints": [
+                {"instance": "a", "node": "n", "address": "10.0.0.1:80", "zone": "z", "tier": 0, "usable": true,
+                    "why": null, "in_flight": 1, "latency_ms": 1.25, "success": 1.0, "ejected_for_ms": null,
+                    "cost": {"latency_ms": 1.25, "own": 1, "success": 1.0, "stall": 1.0, "ramp": 1.0, "weight": 100.0,
+                        "cost": 64951.9}},
+                {"instance": "b", "node": "n", "address": "10.0.0.2:80", "zone": "z", "tier": 0, "usable": false,
+                    "why": "ejected", "in_flight": 0, "latency_ms": null, "success": 0.5, "ejected_for_ms": 1500,
+                    "cost": null},
+            ],
+        });
+        let story = told(&answer);
+        for part in [
+            "GET / to pay: by the upstream's table",
+            "PANIC",
+            "1 of 2",
+            "64952",
+            "ejected (for 1.5s)",
+        ] {
+            assert!(story.contains(part), "{part}\n{story}");
+        }
+    }
+}
