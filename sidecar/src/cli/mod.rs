@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{config::Faults, demo};
 
+mod agent;
 mod ask;
 mod check;
 mod completions;
@@ -55,6 +56,8 @@ pub struct Cli {
 /// One command a variant; its file holds its arguments and its `run`.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Run the sidecar of this host
+    Agent(agent::Args),
     /// Tell every fault of a configuration at once
     Check(check::Args),
     /// Print shell completions
@@ -96,6 +99,7 @@ pub type Ended = Result<ExitCode, Failure>;
 /// What was tried, on whom, and the next step, with the exit code it calls for.
 pub fn run(command: Command) -> Ended {
     match command {
+        Command::Agent(args) => agent::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(&args),

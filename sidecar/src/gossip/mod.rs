@@ -45,3 +45,59 @@ pub enum Order {
     /// Replaces the list of seeds.
     Seeds(Vec<Box<str>>),
 }
+
+/// Starts without peers: until the gossip task lands, a sidecar knows only what it offers itself.
+///
+/// # Errors
+/// None yet.
+pub async fn start(
+    config: &crate::config::Config,
+    clock: crate::clock::Clock,
+) -> Result<(Gossip, tokio::task::JoinHandle<()>), std::io::Error> {
+    let (orders, inbox) = mpsc::channel(ORDERS_MAX);
+    let node = Arc::new(mesh_core::mesh::Node {
+        id: 1,
+        name: config.node.id.clone(),
+        address: config.gossip.advertise,
+        zone: config.node.zone.clone(),
+        region: config.node.region.clone(),
+        state: mesh_core::mesh::NodeState::Alive,
+        since: clock.now(),
+        incarnation: 0,
+    });
+    let mesh = Mesh { nodes: vec![Arc::clone(&node)], joined: true, ..Mesh::default() };
+    let (sender, mesh) = watch::channel(Arc::new(mesh));
+    let task = tokio::spawn(alone(node, inbox, sender));
+    Ok((Gossip { orders, mesh }, task))
+}
+
+async fn alone(
+    node: Arc<mesh_core::mesh::Node>,
+    mut inbox: mpsc::Receiver<Order>,
+    mesh: watch::Sender<Arc<Mesh>>,
+) {
+    while let Some(order) = inbox.recv().await {
+        let mut next = Mesh::clone(&mesh.borrow());
+        match order {
+            Order::Offer(record) => {
+                next.instances.retain(|known| known.record.instance != record.instance);
+                let node = Arc::clone(&node);
+                next.instances.push(mesh_core::mesh::Instance {
+                    node,
+                    epoch: 1,
+                    record: Arc::new(record),
+                    version: 1,
+                });
+            }
+            Order::Withdraw { instance, .. } => {
+                next.instances.retain(|known| known.record.instance != instance);
+            }
+            Order::Leave { done } => {
+                let _ = done.send(());
+                return;
+            }
+            Order::Keys(_) | Order::Seeds(_) => {}
+        }
+        mesh.send_replace(Arc::new(next));
+    }
+}

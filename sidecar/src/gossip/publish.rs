@@ -14,7 +14,7 @@ use mesh_core::{
 use metrics::gauge;
 use tokio::{sync::watch, time::sleep};
 
-use crate::{caller_checks::NotPassing, clock::Clock, config::Config, resolve::Resolved};
+use crate::{caller_checks::NotPassing, clock::Clock, config::Loaded, resolve::Resolved};
 
 /// Changes that come within this time of each other make one snapshot.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -28,7 +28,7 @@ pub struct Publisher {
     /// Who is there and what they offer.
     pub mesh: watch::Receiver<Arc<Mesh>>,
     /// The configuration in force.
-    pub config: watch::Receiver<Arc<Config>>,
+    pub config: watch::Receiver<Arc<Loaded>>,
     /// What names of fixed endpoints resolved to.
     pub resolved: watch::Receiver<Arc<Resolved>>,
     /// Fixed endpoints whose check from here does not pass.
@@ -65,7 +65,8 @@ impl Publisher {
 
     /// Builds and stores a snapshot; yields when it will be out of date even if nothing changes.
     pub fn publish(&mut self) -> Option<Moment> {
-        let config = Arc::clone(&self.config.borrow_and_update());
+        let loaded = Arc::clone(&self.config.borrow_and_update());
+        let config = &loaded.config;
         let mesh = Arc::clone(&self.mesh.borrow_and_update());
         let resolved = Arc::clone(&self.resolved.borrow_and_update());
         let failing: Arc<BTreeSet<_>> = Arc::clone(&self.failing.borrow_and_update());

@@ -1,0 +1,363 @@
+//! Wiring: builds all, starts threads, decides nothing.
+//!
+//! Not here: how each part works. This is the one room that knows both wings.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    sync::{Arc, atomic::{AtomicBool, Ordering}},
+    thread,
+};
+
+use arc_swap::ArcSwap;
+use mesh_core::snapshot::Snapshot;
+use mesh_core::policy::Protocol;
+use tokio::{sync::{oneshot, watch}, task::JoinHandle};
+
+use crate::{
+    caller_checks::CallerChecks,
+    clock::Clock,
+    config::{Config, ListenAddress, Loaded},
+    gossip::{self, Gossip, Order, probe::Probes, publish::Publisher},
+    proxy::{
+        headers::Via,
+        listen::{self, Bound, Door, Opening},
+        worker::{self, Common, Phase, Settings, Workers},
+    },
+    resolve::Resolver,
+};
+
+/// Connections open at once on the listeners routed by authority.
+const OUTBOUND_CONNECTIONS_MAX: u32 = 10_000;
+
+/// Why a sidecar could not start, or a reload was refused: what was tried, and the next step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StartError {
+    /// What was tried, on whom, and what came of it.
+    pub message: String,
+    /// The next step.
+    pub next: String,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.next)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A running sidecar, all but its admin API.
+pub struct Sidecar {
+    /// The one clock.
+    pub clock: Clock,
+    /// The way to the gossip task.
+    pub gossip: Gossip,
+    /// The checks of this host's applications.
+    pub probes: Probes,
+    /// The value the two wings meet in.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Serving, joined, and not on the way out.
+    pub ready: Arc<AtomicBool>,
+    /// The data plane's threads.
+    pub workers: Workers,
+    config: watch::Sender<Arc<Loaded>>,
+    settings: Arc<ArcSwap<Settings>>,
+    phase: watch::Sender<Phase>,
+    resolver: Resolver,
+    checks: CallerChecks,
+    open: BTreeMap<String, (ListenAddress, Door, u32)>,
+    threads: Vec<thread::JoinHandle<()>>,
+    gossip_task: JoinHandle<()>,
+}
+
+impl Sidecar {
+    /// Binds, then starts: workers, gossip, checks, publisher. Call it within the control runtime.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, a state directory that cannot be written, no threads.
+    pub async fn start(loaded: Loaded, clock: Clock) -> Result<Sidecar, StartError> {
+        let loaded = Arc::new(loaded);
+        let config = &loaded.config;
+        let wanted = doors(config);
+        let mut bound = Vec::new();
+        for (address, door, connections_max) in wanted.values() {
+            bound.push(bind(address, door, *connections_max)?);
+        }
+        let (gossip, gossip_task) = gossip::start(config, clock).await.map_err(|error| StartError {
+            message: error.to_string(),
+            next: "see [gossip] in the configuration".into(),
+        })?;
+
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
+        let settings = Arc::new(ArcSwap::from_pointee(settings_of(config)));
+        let (phase, phases) = watch::channel(Phase::Open);
+        let common = Arc::new(Common {
+            clock,
+            snapshot: Arc::clone(&snapshot),
+            settings: Arc::clone(&settings),
+            phase: phases,
+        });
+        let (workers, threads) =
+            worker::start(config.node.workers, &common).map_err(|error| StartError {
+                message: format!("cannot start {} data workers: {error}", config.node.workers),
+                next: "lower node.workers or raise the limit of threads".into(),
+            })?;
+        let resolver = Resolver::start();
+        let checks = CallerChecks::start(resolver.resolved());
+        let probes = Probes::start(&gossip, config.node.state_dir.clone(), clock);
+        let (config_sender, config_receiver) = watch::channel(Arc::clone(&loaded));
+        resolver.follow(&config.upstreams);
+        checks.follow(&config.upstreams).await;
+        let publisher = Publisher {
+            snapshot: Arc::clone(&snapshot),
+            clock,
+            mesh: gossip.mesh.clone(),
+            config: config_receiver,
+            resolved: resolver.resolved(),
+            failing: checks.not_passing(),
+        };
+        tokio::spawn(publisher.run());
+
+        let mut sidecar = Sidecar {
+            clock,
+            gossip,
+            probes,
+            snapshot,
+            ready: Arc::new(AtomicBool::new(false)),
+            workers,
+            config: config_sender,
+            settings,
+            phase,
+            resolver,
+            checks,
+            open: BTreeMap::new(),
+            threads,
+            gossip_task,
+        };
+        for opening in bound {
+            sidecar.listen(opening).await;
+        }
+        sidecar.offer(config).await;
+        sidecar.watch_readiness();
+        Ok(sidecar)
+    }
+
+    /// The configuration in force.
+    pub fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// The configuration as it changes.
+    pub fn configs(&self) -> watch::Receiver<Arc<Loaded>> {
+        self.config.subscribe()
+    }
+
+    /// Swaps the configuration whole, or refuses it whole; connections survive.
+    ///
+    /// # Errors
+    /// A new address that cannot be bound, or a change that needs a restart: nothing was changed then.
+    pub async fn reload(&mut self, loaded: Loaded) -> Result<(), StartError> {
+        let old = self.loaded();
+        let loaded = Arc::new(loaded);
+        let config = &loaded.config;
+        if let Some(key) = needs_restart(&old.config, config) {
+            return Err(StartError {
+                message: format!("a change of {key} cannot be taken over while running"),
+                next: "restart the sidecar, or undo that change".into(),
+            });
+        }
+        let wanted = doors(config);
+        let mut bound = Vec::new();
+        for (key, (address, door, connections_max)) in &wanted {
+            if !self.open.contains_key(key) {
+                bound.push(bind(address, door, *connections_max)?);
+            }
+        }
+        self.settings.store(Arc::new(settings_of(config)));
+        self.resolver.follow(&config.upstreams);
+        self.checks.follow(&config.upstreams).await;
+        self.config.send_replace(Arc::clone(&loaded));
+        let gone: Vec<ListenAddress> = self
+            .open
+            .iter()
+            .filter(|(key, open)| wanted.get(*key) != Some(open))
+            .map(|(_, (address, ..))| address.clone())
+            .collect();
+        for address in gone {
+            self.close(&address).await;
+            // Same address, other door: it is free now.
+            if let Some((address, door, connections_max)) = wanted.get(&key(&address)) {
+                bound.push(bind(address, door, *connections_max)?);
+            }
+        }
+        for opening in bound {
+            self.listen(opening).await;
+        }
+        self.offer(config).await;
+        self.order(Order::Keys(config.gossip.keys.clone())).await;
+        self.order(Order::Seeds(config.gossip.join.clone())).await;
+        Ok(())
+    }
+
+    /// Says that this sidecar goes: not ready, records drain, callers are asked to come back on other connections.
+    pub async fn say_draining(&self) {
+        self.ready.store(false, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Closing);
+        if let Err(gone) = self.probes.retire().await {
+            tracing::debug!(%gone, "nothing to drain");
+        }
+    }
+
+    /// Stops listening; idle connections close, those in use end with what is in flight.
+    pub async fn stop_listening(&mut self) {
+        let addresses: Vec<ListenAddress> =
+            self.open.values().map(|(address, ..)| address.clone()).collect();
+        for address in addresses {
+            self.close(&address).await;
+        }
+        self.phase.send_replace(Phase::Ending);
+    }
+
+    /// Says goodbye to the mesh.
+    pub async fn leave(&mut self) {
+        let (done, left) = oneshot::channel();
+        self.order(Order::Leave { done }).await;
+        // The task is gone already if it cannot say so.
+        let _ = left.await;
+    }
+
+    /// Waits for the threads to end; call it once nothing is in flight.
+    pub fn join(self) {
+        let Sidecar { workers, threads, gossip_task, .. } = self;
+        drop(workers);
+        gossip_task.abort();
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a data worker panicked");
+            }
+        }
+    }
+
+    async fn offer(&self, config: &Config) {
+        if let Err(gone) = self.probes.follow(config.services.clone()).await {
+            tracing::error!(%gone, "services cannot be offered");
+        }
+    }
+
+    async fn order(&self, order: Order) {
+        if self.gossip.orders.send(order).await.is_err() {
+            tracing::error!("the gossip task has ended");
+        }
+    }
+
+    async fn listen(&mut self, opening: Opening) {
+        let key = key(&opening.address);
+        let open = (opening.address.clone(), opening.door.clone(), opening.connections_max);
+        tracing::info!(address = key, door = ?opening.door, "listening");
+        if let Some(hand) = self.workers.hands.first()
+            && hand.orders.send(listen::Order::Listen(opening)).await.is_ok()
+        {
+            self.open.insert(key, open);
+        }
+    }
+
+    async fn close(&mut self, address: &ListenAddress) {
+        let (done, closed) = oneshot::channel();
+        if let Some(hand) = self.workers.hands.first()
+            && hand.orders.send(listen::Order::Close(address.clone(), done)).await.is_ok()
+        {
+            // The worker has ended, and its listeners with it, if it cannot say so.
+            let _ = closed.await;
+        }
+        self.open.remove(&key(address));
+    }
+
+    /// Ready once joined; a sidecar without seeds is alone on purpose.
+    fn watch_readiness(&self) {
+        let ready = Arc::clone(&self.ready);
+        let mut mesh = self.gossip.mesh.clone();
+        let phase = self.phase.subscribe();
+        tokio::spawn(async move {
+            let joined = mesh.wait_for(|mesh| mesh.joined).await.is_ok();
+            if joined && *phase.borrow() == Phase::Open {
+                ready.store(true, Ordering::Relaxed);
+                tracing::info!("ready");
+                crate::notify::tell("READY=1");
+            }
+        });
+    }
+}
+
+/// What each listener of a configuration leads to.
+fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Door, u32)> {
+    let mut doors = BTreeMap::new();
+    for address in &config.outbound.http {
+        let door = (address.clone(), Door::Authority, OUTBOUND_CONNECTIONS_MAX);
+        doors.insert(key(address), door);
+    }
+    for upstream in &config.upstreams {
+        let name = &upstream.policy.name;
+        for address in &upstream.listen {
+            let door = match upstream.policy.protocol {
+                Protocol::Http => Door::Upstream(name.clone()),
+                Protocol::Tcp => Door::Tcp(name.clone()),
+            };
+            let limit = upstream.policy.limits.connections;
+            doors.insert(key(address), (address.clone(), door, limit));
+        }
+    }
+    doors
+}
+
+fn key(address: &ListenAddress) -> String {
+    address.to_string()
+}
+
+fn bind(address: &ListenAddress, door: &Door, connections_max: u32) -> Result<Opening, StartError> {
+    let socket = Bound::new(address).map_err(|error| StartError {
+        message: format!("cannot listen on {address} ({}): {error}", behind(door)),
+        next: match error.kind() {
+            io::ErrorKind::AddrInUse => "another program listens there: `ss -ltnp` tells which; stop it or choose another port".into(),
+            io::ErrorKind::AddrNotAvailable => "that address is not of this host: `ip address` lists those that are".into(),
+            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one".into(),
+            _ => "see the configuration key that names it".into(),
+        },
+    })?;
+    Ok(Opening { address: address.clone(), door: door.clone(), connections_max, socket })
+}
+
+fn behind(door: &Door) -> String {
+    match door {
+        Door::Authority => "outbound.http".into(),
+        Door::Upstream(name) | Door::Tcp(name) => format!("upstream.{name}.listen"),
+    }
+}
+
+fn settings_of(config: &Config) -> Settings {
+    Settings {
+        node: config.node.id.clone(),
+        via: Via::new(&config.node.id),
+        domain: config.outbound.domain.clone(),
+        clients: config.outbound.clients.clone(),
+        trusted_proxies: config.outbound.trusted_proxies.clone(),
+    }
+}
+
+/// The first key whose change a running sidecar cannot take over.
+fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
+    let checks = [
+        ("node.id", old.node.id == new.node.id),
+        ("node.zone", old.node.zone == new.node.zone),
+        ("node.region", old.node.region == new.node.region),
+        ("node.state_dir", old.node.state_dir == new.node.state_dir),
+        ("node.workers", old.node.workers == new.node.workers),
+        ("gossip.bind", old.gossip.bind == new.gossip.bind),
+        ("gossip.advertise", old.gossip.advertise == new.gossip.advertise),
+        ("gossip.cluster", old.gossip.cluster == new.gossip.cluster),
+        ("gossip.profile", old.gossip.profile == new.gossip.profile),
+        ("admin.bind", old.admin.bind == new.admin.bind),
+        ("admin.socket", old.admin.socket == new.admin.socket),
+    ];
+    checks.iter().find(|(_, same)| !same).map(|(key, _)| *key)
+}
