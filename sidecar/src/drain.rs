@@ -21,7 +21,10 @@ pub async fn end(sidecar: Sidecar, cut: impl Future<Output = ()>) {
     let mut sidecar = sidecar;
     let mut hasty = false;
 
-    tracing::info!(grace_ms = rules.grace.as_millis() as u64, "draining: serving on, asking callers to go elsewhere");
+    tracing::info!(
+        grace_ms = rules.grace.as_millis() as u64,
+        "draining: serving on, asking callers to go elsewhere"
+    );
     sidecar.say_draining().await;
     tokio::select! {
         () = sleep(rules.grace) => {}
@@ -38,7 +41,11 @@ pub async fn end(sidecar: Sidecar, cut: impl Future<Output = ()>) {
     }
     let left = sidecar.workers.open();
     if left > 0 {
-        tracing::warn!(connections = left, hasty, "cutting connections that did not end in time");
+        tracing::warn!(
+            connections = left,
+            hasty,
+            "cutting connections that did not end in time"
+        );
     }
     tokio::select! {
         left = timeout(GOODBYE, sidecar.leave()) => {

@@ -72,12 +72,24 @@ impl Life {
         };
         let admin = admin::start(&settings, state)
             .await
-            .map_err(|error| StartError { message: error.message, next: error.next })?;
+            .map_err(|error| StartError {
+                message: error.message,
+                next: error.next,
+            })?;
         let mut look = interval(FILES_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         config_generation(1);
         let path = path.map(Path::to_path_buf);
-        Ok(Life { sidecar, admin, commands, path, files, look, hangup, generation: 1 })
+        Ok(Life {
+            sidecar,
+            admin,
+            commands,
+            path,
+            files,
+            look,
+            hangup,
+            generation: 1,
+        })
     }
 
     /// Does what it is asked until it is asked to leave.
@@ -121,14 +133,29 @@ impl Life {
     }
 
     async fn drain(&self, target: Target) -> Answer {
-        let drained = self.sidecar.probes.drain(target.service.clone(), target.instance.clone()).await;
-        told(drained.map_err(|gone| gone.to_string()), &target, "draining")
+        let drained = self
+            .sidecar
+            .probes
+            .drain(target.service.clone(), target.instance.clone())
+            .await;
+        told(
+            drained.map_err(|gone| gone.to_string()),
+            &target,
+            "draining",
+        )
     }
 
     async fn undrain(&self, target: Target) -> Answer {
-        let drained =
-            self.sidecar.probes.undrain(target.service.clone(), target.instance.clone()).await;
-        told(drained.map_err(|gone| gone.to_string()), &target, "back in use:")
+        let drained = self
+            .sidecar
+            .probes
+            .undrain(target.service.clone(), target.instance.clone())
+            .await;
+        told(
+            drained.map_err(|gone| gone.to_string()),
+            &target,
+            "back in use:",
+        )
     }
 
     async fn reload_and_log(&mut self) {
@@ -157,7 +184,10 @@ impl Life {
         };
         let loaded = config::load(path).map_err(|faults| {
             self.files.look_again();
-            Refusal::new(faults.to_string(), format!("starling check {}", path.display()))
+            Refusal::new(
+                faults.to_string(),
+                format!("starling check {}", path.display()),
+            )
         })?;
         self.files = Stamps::of(&loaded.files);
         self.sidecar
@@ -180,13 +210,30 @@ fn told(drained: Result<Drained, String>, target: &Target, what: &str) -> Answer
     let drained = drained.map_err(|error| Refusal::new(error, "wait for its end"))?;
     if drained.instances.is_empty() && target.service.is_some() {
         let service = target.service.as_deref().unwrap_or_default();
-        let instance = target.instance.as_deref().map(|name| format!("/{name}")).unwrap_or_default();
+        let instance = target
+            .instance
+            .as_deref()
+            .map(|name| format!("/{name}"))
+            .unwrap_or_default();
         let next = "`starling services` lists what this host offers";
-        return Err(Refusal::unknown(format!("this host offers no {service}{instance}"), next));
+        return Err(Refusal::unknown(
+            format!("this host offers no {service}{instance}"),
+            next,
+        ));
     }
-    let names: Vec<String> =
-        drained.instances.iter().map(|(service, instance)| format!("{service}/{instance}")).collect();
-    let mut words = format!("{what} {}", if names.is_empty() { "nothing".into() } else { names.join(", ") });
+    let names: Vec<String> = drained
+        .instances
+        .iter()
+        .map(|(service, instance)| format!("{service}/{instance}"))
+        .collect();
+    let mut words = format!(
+        "{what} {}",
+        if names.is_empty() {
+            "nothing".into()
+        } else {
+            names.join(", ")
+        }
+    );
     if let Some(why) = drained.not_kept {
         words.push_str(&format!("; a restart forgets it: {why}"));
     }
@@ -200,7 +247,12 @@ struct Stamps {
 
 impl Stamps {
     fn of(files: &[PathBuf]) -> Stamps {
-        Stamps { seen: files.iter().map(|file| (file.clone(), stamp(file))).collect() }
+        Stamps {
+            seen: files
+                .iter()
+                .map(|file| (file.clone(), stamp(file)))
+                .collect(),
+        }
     }
 
     fn changed(&self) -> bool {
@@ -216,5 +268,7 @@ impl Stamps {
 }
 
 fn stamp(file: &Path) -> Option<SystemTime> {
-    std::fs::metadata(file).and_then(|meta| meta.modified()).ok()
+    std::fs::metadata(file)
+        .and_then(|meta| meta.modified())
+        .ok()
 }

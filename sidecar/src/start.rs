@@ -5,14 +5,20 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    sync::{Arc, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::snapshot::Snapshot;
 use mesh_core::policy::Protocol;
-use tokio::{sync::{oneshot, watch}, task::JoinHandle};
+use mesh_core::snapshot::Snapshot;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     caller_checks::CallerChecks,
@@ -84,10 +90,13 @@ impl Sidecar {
         for (address, door, connections_max) in wanted.values() {
             bound.push(bind(address, door, *connections_max)?);
         }
-        let (gossip, gossip_task) = gossip::start(config, clock).await.map_err(|error| StartError {
-            message: error.to_string(),
-            next: "see [gossip] in the configuration".into(),
-        })?;
+        let (gossip, gossip_task) =
+            gossip::start(config, clock)
+                .await
+                .map_err(|error| StartError {
+                    message: error.to_string(),
+                    next: "see [gossip] in the configuration".into(),
+                })?;
 
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
         let settings = Arc::new(ArcSwap::from_pointee(settings_of(config)));
@@ -211,8 +220,11 @@ impl Sidecar {
 
     /// Stops listening; idle connections close, those in use end with what is in flight.
     pub async fn stop_listening(&mut self) {
-        let addresses: Vec<ListenAddress> =
-            self.open.values().map(|(address, ..)| address.clone()).collect();
+        let addresses: Vec<ListenAddress> = self
+            .open
+            .values()
+            .map(|(address, ..)| address.clone())
+            .collect();
         for address in addresses {
             self.close(&address).await;
         }
@@ -229,7 +241,12 @@ impl Sidecar {
 
     /// Waits for the threads to end; call it once nothing is in flight.
     pub fn join(self) {
-        let Sidecar { workers, threads, gossip_task, .. } = self;
+        let Sidecar {
+            workers,
+            threads,
+            gossip_task,
+            ..
+        } = self;
         drop(workers);
         gossip_task.abort();
         for thread in threads {
@@ -253,10 +270,18 @@ impl Sidecar {
 
     async fn listen(&mut self, opening: Opening) {
         let key = key(&opening.address);
-        let open = (opening.address.clone(), opening.door.clone(), opening.connections_max);
+        let open = (
+            opening.address.clone(),
+            opening.door.clone(),
+            opening.connections_max,
+        );
         tracing::info!(address = key, door = ?opening.door, "listening");
         if let Some(hand) = self.workers.hands.first()
-            && hand.orders.send(listen::Order::Listen(opening)).await.is_ok()
+            && hand
+                .orders
+                .send(listen::Order::Listen(opening))
+                .await
+                .is_ok()
         {
             self.open.insert(key, open);
         }
@@ -265,7 +290,11 @@ impl Sidecar {
     async fn close(&mut self, address: &ListenAddress) {
         let (done, closed) = oneshot::channel();
         if let Some(hand) = self.workers.hands.first()
-            && hand.orders.send(listen::Order::Close(address.clone(), done)).await.is_ok()
+            && hand
+                .orders
+                .send(listen::Order::Close(address.clone(), done))
+                .await
+                .is_ok()
         {
             // The worker has ended, and its listeners with it, if it cannot say so.
             let _ = closed.await;
@@ -324,7 +353,12 @@ fn bind(address: &ListenAddress, door: &Door, connections_max: u32) -> Result<Op
             _ => "see the configuration key that names it".into(),
         },
     })?;
-    Ok(Opening { address: address.clone(), door: door.clone(), connections_max, socket })
+    Ok(Opening {
+        address: address.clone(),
+        door: door.clone(),
+        connections_max,
+        socket,
+    })
 }
 
 fn behind(door: &Door) -> String {
@@ -353,7 +387,10 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         ("node.state_dir", old.node.state_dir == new.node.state_dir),
         ("node.workers", old.node.workers == new.node.workers),
         ("gossip.bind", old.gossip.bind == new.gossip.bind),
-        ("gossip.advertise", old.gossip.advertise == new.gossip.advertise),
+        (
+            "gossip.advertise",
+            old.gossip.advertise == new.gossip.advertise,
+        ),
         ("gossip.cluster", old.gossip.cluster == new.gossip.cluster),
         ("gossip.profile", old.gossip.profile == new.gossip.profile),
         ("admin.bind", old.admin.bind == new.admin.bind),

@@ -46,12 +46,19 @@ pub fn run(args: &Args) -> Ended {
 /// # Errors
 /// The system gives no event queue.
 pub fn control_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(cannot_start)
 }
 
 /// A failure to start, for reasons that are not the configuration's.
 pub fn cannot_start(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, format!("the sidecar cannot start: {error}"), "")
+    Failure::new(
+        Exit::Failed,
+        format!("the sidecar cannot start: {error}"),
+        "",
+    )
 }
 
 impl From<StartError> for Failure {

@@ -65,7 +65,11 @@ pub async fn start(
         since: clock.now(),
         incarnation: 0,
     });
-    let mesh = Mesh { nodes: vec![Arc::clone(&node)], joined: true, ..Mesh::default() };
+    let mesh = Mesh {
+        nodes: vec![Arc::clone(&node)],
+        joined: true,
+        ..Mesh::default()
+    };
     let (sender, mesh) = watch::channel(Arc::new(mesh));
     let task = tokio::spawn(alone(node, inbox, sender));
     Ok((Gossip { orders, mesh }, task))
@@ -80,7 +84,8 @@ async fn alone(
         let mut next = Mesh::clone(&mesh.borrow());
         match order {
             Order::Offer(record) => {
-                next.instances.retain(|known| known.record.instance != record.instance);
+                next.instances
+                    .retain(|known| known.record.instance != record.instance);
                 let node = Arc::clone(&node);
                 next.instances.push(mesh_core::mesh::Instance {
                     node,
@@ -90,7 +95,8 @@ async fn alone(
                 });
             }
             Order::Withdraw { instance, .. } => {
-                next.instances.retain(|known| known.record.instance != instance);
+                next.instances
+                    .retain(|known| known.record.instance != instance);
             }
             Order::Leave { done } => {
                 let _ = done.send(());
