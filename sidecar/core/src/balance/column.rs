@@ -212,8 +212,8 @@ fn cheapest(cost: &[f32], block: usize, rng: &mut impl Rng) -> Option<usize> {
         let first = &cost[head..(head + block).min(n)];
         let least = least(first).min(least(&cost[..tail]));
         if least < f32::INFINITY {
-            let at = first.iter().position(|c| *c == least).map(|i| head + i);
-            return at.or_else(|| cost[..tail].iter().position(|c| *c == least));
+            let at = place_of(least, first).map(|i| head + i);
+            return at.or_else(|| place_of(least, &cost[..tail]));
         }
     }
     let least = least(cost);
@@ -221,10 +221,17 @@ fn cheapest(cost: &[f32], block: usize, rng: &mut impl Rng) -> Option<usize> {
         return None;
     }
     let start = if n > 1 { rng.random_range(0..n) } else { 0 };
-    let after = cost[start..].iter().position(|c| *c == least);
-    after
-        .map(|i| start + i)
-        .or_else(|| cost[..start].iter().position(|c| *c == least))
+    let after = place_of(least, &cost[start..]).map(|i| start + i);
+    after.or_else(|| place_of(least, &cost[..start]))
+}
+
+/// The first place of `wanted`, sixteen numbers at a time for the same reason as in [`least`].
+fn place_of(wanted: f32, cost: &[f32]) -> Option<usize> {
+    let mut chunks = cost.chunks_exact(16);
+    let chunk = chunks.position(|chunk| chunk.iter().fold(false, |any, c| any | (*c == wanted)));
+    let from = chunk.map_or(cost.len() - cost.len() % 16, |chunk| chunk * 16);
+    let found = cost[from..].iter().position(|c| *c == wanted);
+    found.map(|i| from + i)
 }
 
 /// The smallest number, eight lanes at a time so that the compiler can use vector instructions.
