@@ -50,7 +50,7 @@ pub struct TierView {
     pub share: f64,
     /// Share it is on its way to.
     pub target: f64,
-    /// Endpoints in it that are not out.
+    /// Endpoints in it that are neither sent out nor silent.
     pub well: u32,
     /// Endpoints it should have.
     pub total: u32,
@@ -131,7 +131,7 @@ pub fn upstream(upstream: &Upstream, now: Moment) -> UpstreamView {
         panic: upstream.panic,
         requests_10s,
         retries_10s,
-        tiers: tiers(upstream),
+        tiers: tiers(upstream, now),
         endpoints: endpoints(upstream, now),
     }
 }
@@ -146,9 +146,9 @@ pub fn of_service(snapshot: &Snapshot, service: &str, now: Moment) -> Option<Vec
 }
 
 /// The tiers of an upstream with their shares.
-pub fn tiers(upstream: &Upstream) -> Vec<TierView> {
+pub fn tiers(upstream: &Upstream, now: Moment) -> Vec<TierView> {
     let well = |tier: &Tier| {
-        let well = tier.members.iter().filter(|m| !m.endpoint.is_ejected());
+        let well = tier.members.iter().filter(|m| m.is_well(now));
         u32::try_from(well.count()).unwrap_or(u32::MAX)
     };
     let health = |tier: &Tier| zone::health(well(tier), tier.total);
@@ -198,6 +198,7 @@ fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment
     let (usable, why) = match member.word {
         _ if endpoint.is_ejected() => (false, Some("ejected")),
         _ if endpoint.full_for(now).is_some() => (false, Some("overloaded")),
+        _ if !member.is_well(now) => (true, Some("silent")),
         Word::Suspect => (true, Some("suspect")),
         Word::Vanished => (true, Some("panic: down, not believed")),
         Word::Sure => (true, None),

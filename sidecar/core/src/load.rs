@@ -24,6 +24,15 @@ const SUCCESS_STEP: f32 = 0.1;
 /// From here on the success share counts as whole; an average alone would come near 1 and never reach it.
 const SUCCESS_WHOLE: f32 = 0.995;
 
+/// No endpoint is taken for dead before it was silent for this long.
+const SILENT_MIN: Duration = Duration::from_secs(1);
+
+/// Nor before it was silent for this many times its usual latency.
+const SILENT_TIMES: f64 = 20.0;
+
+/// Nor while fewer attempts wait: one may be a slow question.
+const SILENT_WAITING_MIN: u32 = 2;
+
 /// The live figures of one endpoint. Every method may be called by every worker at any time.
 #[derive(Debug)]
 pub struct Load {
@@ -116,6 +125,17 @@ impl Load {
             return Duration::ZERO;
         }
         now.since(Moment::from_nanos(self.quiet_since.load(Relaxed)))
+    }
+
+    /// Whether several attempts wait and nothing has come back for so long that the endpoint, or the way to it,
+    /// must be dead: a second, and twenty times what it usually takes.
+    pub fn is_silent(&self, now: Moment) -> bool {
+        let silence = self.silence(now);
+        silence >= SILENT_MIN
+            && self.waiting.load(Relaxed) >= SILENT_WAITING_MIN
+            && self
+                .latency()
+                .is_some_and(|usual| nanos(silence) > usual * SILENT_TIMES)
     }
 
     /// A good answer whose head took `latency`. One that is the caller's own fault may raise the figure but not

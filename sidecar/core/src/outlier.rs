@@ -186,6 +186,11 @@ impl Trial {
         }
     }
 
+    /// It does not answer at all, which no attempt has come to yet.
+    pub(crate) fn fell_silent(&self, now: Moment) {
+        self.bad.store(stamp(now), Relaxed);
+    }
+
     /// Whether one request may find out if the endpoint is well again.
     pub(crate) fn awaits_canary(&self, idempotent: bool, now: Moment) -> bool {
         let until = self.out_until.load(Relaxed);

@@ -354,7 +354,10 @@ impl Builder<'_> {
             .previous
             .map(|u| u.members().map(|m| m.endpoint.id).collect())
             .unwrap_or_default();
-        let usable = candidates.iter().filter(|c| c.standing.is_ok()).count();
+        let usable = candidates
+            .iter()
+            .filter(|c| c.standing.is_ok() && c.tier.is_some())
+            .count();
         let down = |c: &Candidate| c.standing == Err(Why::Down) && c.tier.is_some();
         let vanished = |c: &Candidate| {
             let recent = c

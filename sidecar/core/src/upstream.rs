@@ -91,6 +91,13 @@ pub struct Member {
     pub word: Word,
 }
 
+impl Member {
+    /// Whether it counts as well in its tier: neither sent out nor dead silent.
+    pub(crate) fn is_well(&self, now: Moment) -> bool {
+        !self.endpoint.is_ejected() && !self.endpoint.load().is_silent(now)
+    }
+}
+
 /// One endpoint that is known and not to be called.
 #[derive(Clone, Debug)]
 pub struct Out {

@@ -56,7 +56,7 @@ pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
         "Share of the requests each tier gets, 0 to 1, by upstream and tier.",
     );
     for upstream in snapshot.upstreams() {
-        for tier in explain::tiers(upstream) {
+        for tier in explain::tiers(upstream, now) {
             let labels = [("upstream", &*upstream.policy.name), ("tier", &*tier.name)];
             text.sample("starling_tier_share", &labels, tier.share);
         }

@@ -36,7 +36,7 @@ pub(super) struct Column {
     pub blemished: Vec<usize>,
     /// Endpoints that a pick may choose.
     pub usable: u32,
-    /// Endpoints that are not ejected.
+    /// Endpoints that count as well.
     pub well: u32,
     endpoints: Vec<std::sync::Arc<Endpoint>>,
     limit: u32,
@@ -113,7 +113,7 @@ impl Column {
                 self.out.push(i);
                 continue;
             }
-            self.well += 1;
+            self.well += u32::from(member.is_well(now));
             if endpoint.load().success() < 1.0 {
                 self.blemished.push(i);
             }

@@ -401,6 +401,12 @@ fn canary(endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
 
 fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
     let all = tier.members.len();
+    // Attempts that hang come to nothing for as long as a request may take; that is too late for a zone.
+    for member in &tier.members {
+        if member.endpoint.load().is_silent(now) {
+            member.endpoint.trial.fell_silent(now);
+        }
+    }
     let bad = tier
         .members
         .iter()

@@ -343,6 +343,55 @@ fn all_alike_share_alike() {
     }
 }
 
+/// p99 of least response time as a share of that of the better of two draws, ejection on for both: what Envoy
+/// does by default.
+fn p99_ratio(world: impl Fn(Balance) -> World, seed: u64) -> f64 {
+    let p99 = |balance| {
+        let mut world = world(balance);
+        world.ejection = true;
+        let tally = simulate(world, seed);
+        println!(
+            "seed {seed}: {balance:?} p99 {} ms, failed {}",
+            tally.p99_ms(),
+            tally.failed
+        );
+        tally.p99_ms()
+    };
+    p99(Balance::LeastResponseTime) / p99(Balance::PowerOfTwo)
+}
+
+/// Backends of four speeds.
+fn uneven(balance: Balance, load: f64) -> World {
+    let mut world = twenty(balance);
+    for (i, backend) in world.backends.iter_mut().enumerate() {
+        backend.mean_ms = [5.0, 8.0, 12.0, 20.0][i % 4];
+    }
+    let capacity = |b: &Backend| b.slots as f64 * 1e3 / b.mean_ms;
+    world.requests_per_second = load * world.backends.iter().map(capacity).sum::<f64>();
+    world
+}
+
+#[test]
+fn the_default_policy_beats_two_draws_where_backends_differ() {
+    let ratio = p99_ratio(|balance| uneven(balance, 0.9), 10);
+    println!("uneven at 90 %: {ratio:.2}");
+    assert!(ratio <= 0.55, "{ratio}");
+    let ratio = p99_ratio(
+        |balance| {
+            let mut world = uneven(balance, 0.75);
+            world.backends[0].mean_ms *= 10.0;
+            world.backends[1].fails_fast = true;
+            world
+        },
+        11,
+    );
+    println!("uneven, one slow, one failing: {ratio:.2}");
+    assert!(ratio <= 0.55, "{ratio}");
+    let ratio = p99_ratio(twenty, 12);
+    println!("all alike: {ratio:.2}");
+    assert!(ratio <= 1.0, "{ratio}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let world = || World {

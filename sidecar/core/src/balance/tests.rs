@@ -464,6 +464,30 @@ fn a_zone_found_bad_within_a_second_is_left_at_once_and_returns_by_a_ramp() {
 }
 
 #[test]
+fn a_zone_that_falls_silent_is_left_after_a_second() {
+    let upstream = Stage::new(&["a1", "a1", "b1", "b1"]).build(at(0));
+    for i in 0..4 {
+        report(&upstream, i, Outcome::Success, 1, at(0));
+    }
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let mut last_local = 0;
+    for i in 0..3_000 {
+        let pick = picker
+            .pick(&REPEATABLE, at(i), &mut rng)
+            .expect("all are in");
+        pick.endpoint.begin(at(i));
+        if pick.tier == 0 {
+            last_local = i;
+        } else {
+            pick.endpoint.head_came(at(i));
+            pick.endpoint.end(at(i));
+        }
+    }
+    assert!((1_000..1_100).contains(&last_local), "{last_local}");
+}
+
+#[test]
 fn picks_against_swims_word_are_flagged() {
     let mut stage = Stage::new(&["a1", "a1"]);
     stage.build(at(0));
