@@ -106,70 +106,70 @@ fn the_fifteen_lines_most_hosts_need_are_enough() {
     assert_eq!(policy.balance, Balance::LeastResponseTime);
 }
 
+const EVERY_KEY: &str = r#"
+[node]
+id = "a"
+zone = "z1"
+region = "r"
+advertise = "10.0.0.9"
+state_dir = "/var/lib/starling"
+workers = 4
+[gossip]
+bind = "0.0.0.0:7000"
+advertise = "10.0.0.5:27946"
+join = "seed.internal"
+cluster = "prod"
+keys = ["${env:KEY}", "${env:KEY}"]
+profile = "calm"
+[admin]
+bind = "127.0.0.1:7001"
+socket = "/run/starling/admin.sock"
+token = "0123456789abcdef"
+[outbound]
+http = ["127.0.0.1:7002", "unix:/run/starling/http.sock"]
+domain = "grid"
+undeclared = "refuse"
+external = "refuse"
+clients = ["172.26.64.0/20"]
+trusted_proxies = ["127.0.0.1"]
+control_headers = true
+[drain]
+grace = "1s"
+timeout = "10s"
+[service.s]
+service = "shop"
+instance = "one"
+address = "127.0.0.1:${env:PORT}"
+advertise = "10.0.0.9:28123"
+protocol = "grpc"
+weight = 50
+capacity = "500/s"
+tags = { version = "1.4.2", role = "primary" }
+check = { tcp = true, interval = "5s", timeout = "2s", fall = 2, rise = 1 }
+[upstream.shop-primary]
+service = "shop"
+select = { tags = { role = "primary" } }
+listen = ["127.0.0.1:7003", "127.0.0.2:7003"]
+protocol = "grpc"
+balance = { policy = "power_of_two" }
+timeout = "3s"
+connect_timeout = "200ms"
+idle_timeout = "1m"
+retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
+ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
+limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
+zones = { mode = "priority", order = ["z2", "*"] }
+[upstream.db]
+listen = "127.0.0.1:5432"
+protocol = "tcp"
+endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:5432", zone = "z2", weight = 50, backup = true }]
+zones = { mode = "ignore" }
+check = { tcp = true }
+"#;
+
 #[test]
 fn every_key_of_this_version_is_honoured() {
-    let config = config(
-        r#"
-        [node]
-        id = "a"
-        zone = "z1"
-        region = "r"
-        advertise = "10.0.0.9"
-        state_dir = "/var/lib/starling"
-        workers = 4
-        [gossip]
-        bind = "0.0.0.0:7000"
-        advertise = "10.0.0.5:27946"
-        join = "seed.internal"
-        cluster = "prod"
-        keys = ["${env:KEY}", "${env:KEY}"]
-        profile = "calm"
-        [admin]
-        bind = "127.0.0.1:7001"
-        socket = "/run/starling/admin.sock"
-        token = "0123456789abcdef"
-        [outbound]
-        http = ["127.0.0.1:7002", "unix:/run/starling/http.sock"]
-        domain = "grid"
-        undeclared = "refuse"
-        external = "refuse"
-        clients = ["172.26.64.0/20"]
-        trusted_proxies = ["127.0.0.1"]
-        control_headers = true
-        [drain]
-        grace = "1s"
-        timeout = "10s"
-        [service.s]
-        service = "shop"
-        instance = "one"
-        address = "127.0.0.1:${env:PORT}"
-        advertise = "10.0.0.9:28123"
-        protocol = "grpc"
-        weight = 50
-        capacity = "500/s"
-        tags = { version = "1.4.2", role = "primary" }
-        check = { tcp = true, interval = "5s", timeout = "2s", fall = 2, rise = 1 }
-        [upstream.shop-primary]
-        service = "shop"
-        select = { tags = { role = "primary" } }
-        listen = ["127.0.0.1:7003", "127.0.0.2:7003"]
-        protocol = "grpc"
-        balance = { policy = "power_of_two" }
-        timeout = "3s"
-        connect_timeout = "200ms"
-        idle_timeout = "1m"
-        retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
-        ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
-        limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
-        zones = { mode = "priority", order = ["z2", "*"] }
-        [upstream.db]
-        listen = "127.0.0.1:5432"
-        protocol = "tcp"
-        endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:5432", zone = "z2", weight = 50, backup = true }]
-        zones = { mode = "ignore" }
-        check = { tcp = true }
-        "#,
-    );
+    let config = config(EVERY_KEY);
     let service = &config.services[0];
     assert_eq!(service.address.port(), 8123);
     assert_eq!(service.capacity, Some(500));
@@ -354,6 +354,35 @@ fn a_secret_file_is_read_unless_others_could_read_it_too() {
         told.contains("mode 0644") && told.contains("chmod 0600"),
         "{told}"
     );
+}
+
+#[test]
+fn no_text_at_all_makes_it_panic() {
+    use rand::{RngExt, SeedableRng};
+    let mut dice = rand::rngs::StdRng::seed_from_u64(7);
+    let signs = b"\"'[]{}=.,#\n${:%";
+    let host = some_host();
+    for _ in 0..3_000 {
+        let mut text = EVERY_KEY.as_bytes().to_vec();
+        for _ in 0..dice.random_range(1..6) {
+            let at = dice.random_range(0..text.len());
+            match dice.random_range(0..4) {
+                0 => text[at] = dice.random(),
+                1 => text.truncate(at.max(1)),
+                2 => text.insert(at, signs[dice.random_range(0..signs.len())]),
+                _ => drop(text.drain(at..(at + dice.random_range(0..30)).min(text.len()))),
+            }
+            text.push(b' ');
+        }
+        // Whatever it says, it says where.
+        if let Err(faults) = read_on(&host, &String::from_utf8_lossy(&text)) {
+            assert!(
+                faults
+                    .iter()
+                    .all(|fault| fault.place.line > 0 && !fault.fix.is_empty())
+            );
+        }
+    }
 }
 
 #[test]

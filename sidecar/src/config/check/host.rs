@@ -7,7 +7,7 @@ use crate::config::{
     host::is_private,
     raw::Value,
     read::Keys,
-    value::{self, Label, Setting, Wrong},
+    value::{self, Label, Setting, Workers, Wrong},
 };
 
 /// The gossip port where none is written.
@@ -40,7 +40,7 @@ pub fn node(keys: &Keys<'_>, gossip_bind: SocketAddr) -> Node {
         zone,
         advertise: advertise(keys, gossip_bind),
         state_dir: keys.optional("state_dir"),
-        workers: keys.or("workers", cores),
+        workers: keys.or("workers", Workers(cores)).0,
     }
 }
 

@@ -12,11 +12,13 @@ use super::{
     value::Wrong,
 };
 
+mod endpoints;
 mod host;
 mod outbound;
 mod rules;
 mod service;
 mod upstream;
+mod words;
 
 /// Tables that a later version knows.
 const TABLES_LATER: [&str; 2] = ["inbound", "chaos"];

@@ -9,7 +9,7 @@ use crate::config::{
     Node, Service,
     raw::Value,
     read::Keys,
-    value::{self, Label, Rate, ServiceName, Setting, Wrong},
+    value::{self, Label, Port, Rate, ServiceName, Setting, Wrong},
 };
 
 /// Tags travel in every record, and a record has 512 bytes in all.
@@ -18,7 +18,7 @@ const TAGS_BYTES_MAX: usize = 192;
 /// One service table; `None` if it does not say where the application is.
 pub fn service(table: &str, keys: &Keys<'_>, node: &Node) -> Option<Service> {
     let service = service_name(table, keys);
-    let port: Option<u16> = keys.optional("port");
+    let port = keys.optional("port").map(|Port(port)| port);
     let written: Option<SocketAddr> = keys.optional("address");
     if let Some(address) = written {
         if let Err(wrong) = super::callable(address) {

@@ -3,17 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::policy::{
-    Balance, Ejection, FixedEndpoint, HttpVersion, Limits, Place, Policy, Protocol, Retry, RetryOn,
-    Timeouts, Weight, ZoneMode, Zones,
+    Balance, Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, ZoneMode,
+    Zones,
 };
 use mesh_proto::record::WireProtocol;
 
-use super::positive;
+use super::{
+    endpoints::endpoints,
+    positive,
+    words::{Budget, Class, OnClass},
+};
 use crate::config::{
     ListenAddress, Upstream,
-    raw::{Raw, Value},
     read::{Keys, table_of},
-    value::{self, Bytes, Count, Label, Rate, ServiceName, Setting, Share, Wrong},
+    value::{Bytes, Count, Label, Retries, ServiceName, Setting, Share},
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
@@ -27,8 +30,6 @@ pub const KEYS_LATER: [&str; 8] = [
     "sni",
     "route",
 ];
-/// Fixed endpoints of one upstream; a name may still resolve to many.
-const ENDPOINTS_MAX: usize = 1024;
 /// hyper's HTTP/1 parser wants at least 8 KiB of room.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
 /// Connections relayed without HTTP are often idle for good reason (databases, brokers).
@@ -198,7 +199,7 @@ fn retry(keys: &Keys<'_>, protocol: Protocol) -> Retry {
         },
     );
     let retry = Retry {
-        retries: inner.or("retries", default.retries),
+        retries: inner.or("retries", Retries(default.retries)).0,
         on,
         per_try: inner.optional("per_try_timeout"),
         budget_share: share,
@@ -317,249 +318,4 @@ fn zones(keys: &Keys<'_>) -> Zones {
     }
     inner.done();
     Zones { mode, order }
-}
-
-/// Whether the mesh's own instances are listed, and the fixed endpoints.
-fn endpoints(keys: &Keys<'_>) -> (bool, Vec<FixedEndpoint>) {
-    let Some(raw) = keys.raw("endpoints") else {
-        return (false, Vec::new());
-    };
-    let items = match &raw.value {
-        Value::List(items) => items.as_slice(),
-        _ => std::slice::from_ref(raw),
-    };
-    if items.is_empty() || items.len() > ENDPOINTS_MAX {
-        keys.wrong(
-            "endpoints",
-            format!("{} endpoints are not 1 to {ENDPOINTS_MAX}", items.len()),
-            "write them like [\"10.0.9.1:5432\"], or drop the line to call the mesh service of this name",
-        );
-        return (false, Vec::new());
-    }
-    let (mut mesh, mut fixed, mut shown) = (false, Vec::new(), Vec::new());
-    for (at, item) in items.iter().enumerate() {
-        match endpoint(keys, at, item) {
-            Some(Listed::Mesh) => {
-                mesh = true;
-                shown.push("\"mesh\"".to_owned());
-            }
-            Some(Listed::Fixed(endpoint)) => {
-                if fixed
-                    .iter()
-                    .any(|known: &FixedEndpoint| known.place == endpoint.place)
-                {
-                    let wrong = Wrong::new(
-                        format!("{} stands there twice", show_place(&endpoint.place)),
-                        "keep one of them",
-                    );
-                    keys.wrong_at(item.place.clone(), "endpoints", wrong);
-                }
-                shown.push(show_endpoint(&endpoint));
-                fixed.push(endpoint);
-            }
-            None => {}
-        }
-    }
-    keys.note_written("endpoints", format!("[{}]", shown.join(", ")));
-    (mesh, fixed)
-}
-
-enum Listed {
-    Mesh,
-    Fixed(FixedEndpoint),
-}
-
-fn endpoint(keys: &Keys<'_>, at: usize, item: &Raw) -> Option<Listed> {
-    let Some(table) = table_of(item) else {
-        let (place, _) = keys.parsed_with("endpoints", item, |value| {
-            let text = value::text(value, "10.0.9.1:5432")?;
-            if text == "mesh" {
-                Ok(None)
-            } else {
-                place(text).map(Some)
-            }
-        })?;
-        return Some(match place {
-            None => Listed::Mesh,
-            Some(place) => Listed::Fixed(FixedEndpoint {
-                place,
-                zone: None,
-                weight: Weight::DEFAULT,
-                backup: false,
-            }),
-        });
-    };
-    let inner = keys.item("endpoints", at, table, item.place.clone());
-    let address = inner.optional::<Box<str>>("address");
-    if !inner.has("address") {
-        inner.absent(
-            "address",
-            "it does not say where the endpoint is",
-            "add address = \"10.0.9.9:5432\"",
-        );
-    }
-    let place = address.and_then(|text| match place(&text) {
-        Ok(place) => Some(place),
-        Err(wrong) => {
-            inner.wrong("address", wrong.what, wrong.fix);
-            None
-        }
-    });
-    let zone = inner.optional::<Label>("zone").map(|Label(zone)| zone);
-    let weight = inner.optional("weight").unwrap_or(Weight::DEFAULT);
-    let backup = inner.optional("backup").unwrap_or(false);
-    inner.done();
-    Some(Listed::Fixed(FixedEndpoint {
-        place: place?,
-        zone,
-        weight,
-        backup,
-    }))
-}
-
-fn place(text: &str) -> Result<Place, Wrong> {
-    let (host, port) = value::host_and_port(text, None)?;
-    match host.parse() {
-        Ok(ip) => {
-            let address = std::net::SocketAddr::new(ip, port);
-            super::callable(address)?;
-            Ok(Place::Address(address))
-        }
-        Err(_) => Ok(Place::Name { host, port }),
-    }
-}
-
-fn show_place(place: &Place) -> String {
-    match place {
-        Place::Address(address) => value::quote(&address.to_string()),
-        Place::Name { host, port } => value::quote(&format!("{host}:{port}")),
-    }
-}
-
-fn show_endpoint(endpoint: &FixedEndpoint) -> String {
-    let plain = endpoint.zone.is_none() && endpoint.weight == Weight::DEFAULT && !endpoint.backup;
-    if plain {
-        return show_place(&endpoint.place);
-    }
-    let zone = endpoint.zone.as_ref().map_or(String::new(), |zone| {
-        format!(", zone = {}", value::quote(zone))
-    });
-    let (weight, backup) = (endpoint.weight.get(), endpoint.backup);
-    format!(
-        "{{ address = {}{zone}, weight = {weight}, backup = {backup} }}",
-        show_place(&endpoint.place)
-    )
-}
-
-/// Repeats allowed: a share of requests, and so many a second beside it.
-struct Budget {
-    share: f64,
-    per_second: f64,
-}
-
-impl Setting for Budget {
-    fn read(value: &Value) -> Result<Budget, Wrong> {
-        let whole = value::text(value, "20% + 3/s")?;
-        let (mut share, mut rate) = (None, None);
-        for part in whole.split('+') {
-            match (Share::parse(part), Rate::parse(part)) {
-                (Some(Share(part)), _) if share.is_none() => share = Some(part),
-                (_, Some(Rate(part))) if rate.is_none() => rate = Some(part),
-                _ => {
-                    return Err(Wrong::new(
-                        format!("{whole:?} is not a budget"),
-                        "write a share of requests and a rate beside it, like \"20% + 3/s\"",
-                    ));
-                }
-            }
-        }
-        Ok(Budget {
-            share: share.unwrap_or(0.0),
-            per_second: rate.unwrap_or(0.0),
-        })
-    }
-
-    fn show(&self) -> String {
-        let (percent, rate) = (
-            value::rounded(self.share * 100.0),
-            value::rounded(self.per_second),
-        );
-        format!("\"{percent}% + {rate}/s\"")
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Class {
-    GatewayError,
-    ServerError,
-    Reset,
-    NonIdempotent,
-}
-
-struct OnClass(Class);
-
-const CLASSES: [(&str, Class); 4] = [
-    ("gateway-error", Class::GatewayError),
-    ("5xx", Class::ServerError),
-    ("reset", Class::Reset),
-    ("non-idempotent", Class::NonIdempotent),
-];
-
-impl Setting for OnClass {
-    fn read(value: &Value) -> Result<OnClass, Wrong> {
-        value::word(value, &CLASSES, &[]).map(OnClass)
-    }
-
-    fn show(&self) -> String {
-        value::name_of(&CLASSES, self.0)
-    }
-}
-
-const BALANCES: [(&str, Balance); 5] = [
-    ("least_response_time", Balance::LeastResponseTime),
-    ("round_robin", Balance::RoundRobin),
-    ("least_connections", Balance::LeastConnections),
-    ("power_of_two", Balance::PowerOfTwo),
-    ("random", Balance::Random),
-];
-
-impl Setting for Balance {
-    fn read(value: &Value) -> Result<Balance, Wrong> {
-        value::word(value, &BALANCES, &["consistent_hash"])
-    }
-
-    fn show(&self) -> String {
-        value::name_of(&BALANCES, *self)
-    }
-}
-
-const HTTP_VERSIONS: [(&str, HttpVersion); 3] = [
-    ("auto", HttpVersion::Auto),
-    ("1", HttpVersion::One),
-    ("2", HttpVersion::Two),
-];
-
-impl Setting for HttpVersion {
-    fn read(value: &Value) -> Result<HttpVersion, Wrong> {
-        value::word(value, &HTTP_VERSIONS, &["3"])
-    }
-
-    fn show(&self) -> String {
-        value::name_of(&HTTP_VERSIONS, *self)
-    }
-}
-
-const ZONE_MODES: [(&str, ZoneMode); 2] = [
-    ("priority", ZoneMode::Priority),
-    ("ignore", ZoneMode::Ignore),
-];
-
-impl Setting for ZoneMode {
-    fn read(value: &Value) -> Result<ZoneMode, Wrong> {
-        value::word(value, &ZONE_MODES, &["waterfill"])
-    }
-
-    fn show(&self) -> String {
-        value::name_of(&ZONE_MODES, *self)
-    }
 }

@@ -1,0 +1,125 @@
+//! The words of an upstream's keys: algorithms, versions, modes, retry classes, budgets.
+//!
+//! Not here: what they decide (`mesh-core`).
+
+use mesh_core::policy::{Balance, HttpVersion, ZoneMode};
+
+use crate::config::{
+    raw::Value,
+    value::{self, Rate, Setting, Share, Wrong},
+};
+
+/// Repeats allowed: a share of requests, and so many a second beside it.
+pub struct Budget {
+    pub share: f64,
+    pub per_second: f64,
+}
+
+impl Setting for Budget {
+    fn read(value: &Value) -> Result<Budget, Wrong> {
+        let whole = value::text(value, "20% + 3/s")?;
+        let (mut share, mut rate) = (None, None);
+        for part in whole.split('+') {
+            match (Share::parse(part), Rate::parse(part)) {
+                (Some(Share(part)), _) if share.is_none() => share = Some(part),
+                (_, Some(Rate(part))) if rate.is_none() => rate = Some(part),
+                _ => {
+                    return Err(Wrong::new(
+                        format!("{whole:?} is not a budget"),
+                        "write a share of requests and a rate beside it, like \"20% + 3/s\"",
+                    ));
+                }
+            }
+        }
+        Ok(Budget {
+            share: share.unwrap_or(0.0),
+            per_second: rate.unwrap_or(0.0),
+        })
+    }
+
+    fn show(&self) -> String {
+        let (percent, rate) = (
+            value::rounded(self.share * 100.0),
+            value::rounded(self.per_second),
+        );
+        format!("\"{percent}% + {rate}/s\"")
+    }
+}
+
+/// Outcomes that deserve a repeat.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Class {
+    GatewayError,
+    ServerError,
+    Reset,
+    NonIdempotent,
+}
+
+/// One class, as a list of them has it.
+pub struct OnClass(pub Class);
+
+const CLASSES: [(&str, Class); 4] = [
+    ("gateway-error", Class::GatewayError),
+    ("5xx", Class::ServerError),
+    ("reset", Class::Reset),
+    ("non-idempotent", Class::NonIdempotent),
+];
+
+impl Setting for OnClass {
+    fn read(value: &Value) -> Result<OnClass, Wrong> {
+        value::word(value, &CLASSES, &[]).map(OnClass)
+    }
+
+    fn show(&self) -> String {
+        value::name_of(&CLASSES, self.0)
+    }
+}
+
+const BALANCES: [(&str, Balance); 5] = [
+    ("least_response_time", Balance::LeastResponseTime),
+    ("round_robin", Balance::RoundRobin),
+    ("least_connections", Balance::LeastConnections),
+    ("power_of_two", Balance::PowerOfTwo),
+    ("random", Balance::Random),
+];
+
+impl Setting for Balance {
+    fn read(value: &Value) -> Result<Balance, Wrong> {
+        value::word(value, &BALANCES, &["consistent_hash"])
+    }
+
+    fn show(&self) -> String {
+        value::name_of(&BALANCES, *self)
+    }
+}
+
+const HTTP_VERSIONS: [(&str, HttpVersion); 3] = [
+    ("auto", HttpVersion::Auto),
+    ("1", HttpVersion::One),
+    ("2", HttpVersion::Two),
+];
+
+impl Setting for HttpVersion {
+    fn read(value: &Value) -> Result<HttpVersion, Wrong> {
+        value::word(value, &HTTP_VERSIONS, &["3"])
+    }
+
+    fn show(&self) -> String {
+        value::name_of(&HTTP_VERSIONS, *self)
+    }
+}
+
+const ZONE_MODES: [(&str, ZoneMode); 2] = [
+    ("priority", ZoneMode::Priority),
+    ("ignore", ZoneMode::Ignore),
+];
+
+impl Setting for ZoneMode {
+    fn read(value: &Value) -> Result<ZoneMode, Wrong> {
+        value::word(value, &ZONE_MODES, &["waterfill"])
+    }
+
+    fn show(&self) -> String {
+        value::name_of(&ZONE_MODES, *self)
+    }
+}
