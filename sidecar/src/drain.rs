@@ -18,7 +18,6 @@ const GOODBYE: Duration = Duration::from_secs(3);
 pub async fn end(sidecar: Sidecar, cut: impl Future<Output = ()>) {
     let rules = sidecar.loaded().config.drain;
     let mut cut = std::pin::pin!(cut);
-    let mut sidecar = sidecar;
     let mut hasty = false;
 
     tracing::info!(
@@ -30,6 +29,14 @@ pub async fn end(sidecar: Sidecar, cut: impl Future<Output = ()>) {
         () = sleep(rules.grace) => {}
         () = cut.as_mut() => hasty = true,
     }
+    close(sidecar, hasty, cut).await;
+}
+
+/// The second half of [`end`], for a sidecar that has said that it drains: closes, waits, leaves. With `hasty` it
+/// waits for nobody.
+pub async fn close(mut sidecar: Sidecar, mut hasty: bool, cut: impl Future<Output = ()>) {
+    let rules = sidecar.loaded().config.drain;
+    let mut cut = std::pin::pin!(cut);
     sidecar.stop_listening().await;
 
     let deadline = Instant::now() + rules.timeout;

@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     admin::{self, Answer, COMMANDS_MAX, Command, Refusal, Target},
     clock::Clock,
-    config::{self, Loaded},
+    config::{self, Loaded, Service},
     drain,
     gossip::probe::Drained,
     metrics::{Exporter, config_generation},
@@ -42,6 +42,30 @@ pub struct Life {
     look: Interval,
     hangup: Signal,
     generation: u64,
+    own: Option<Own>,
+}
+
+/// The application that `run` started: what its arguments say stands above the configuration, over reloads too.
+#[derive(Clone, Debug)]
+pub enum Own {
+    /// Not offered yet, even if the configuration names it.
+    Withheld(Service),
+    /// Offered, as soon as its check passes.
+    Offered(Service),
+}
+
+impl Own {
+    /// The configuration with this application as it should be.
+    pub fn amend(&self, loaded: &mut Loaded) {
+        let (Own::Withheld(service) | Own::Offered(service)) = self;
+        let same = |other: &Service| {
+            other.service == service.service && other.instance == service.instance
+        };
+        loaded.config.services.retain(|other| !same(other));
+        if let Own::Offered(service) = self {
+            loaded.config.services.push(service.clone());
+        }
+    }
 }
 
 impl Life {
@@ -89,7 +113,19 @@ impl Life {
             look,
             hangup,
             generation: 1,
+            own: None,
         })
+    }
+
+    /// Offers or withholds the application that `run` started, from now on.
+    ///
+    /// # Errors
+    /// What kept the configuration from being swapped; then the old one stays.
+    pub async fn set_own(&mut self, own: Own) -> Result<(), StartError> {
+        let mut loaded = Loaded::clone(&self.sidecar.loaded());
+        own.amend(&mut loaded);
+        self.own = Some(own);
+        self.sidecar.reload(loaded).await
     }
 
     /// Does what it is asked until it is asked to leave.
@@ -112,6 +148,13 @@ impl Life {
                 },
             }
         }
+    }
+
+    /// Ends it after [`Sidecar::say_draining`] and whatever had to happen since; `cut` ends each wait at once.
+    pub async fn close(self, cut: impl Future<Output = ()>) {
+        let Life { sidecar, admin, .. } = self;
+        drain::close(sidecar, false, cut).await;
+        drop(admin);
     }
 
     /// Ends it without losing a request; `cut` ends each wait at once.
@@ -182,7 +225,7 @@ impl Life {
             let next = "start the sidecar with --config FILE to change it while it runs";
             return Err(Refusal::new("this sidecar has no configuration file", next));
         };
-        let loaded = config::load(path).map_err(|faults| {
+        let mut loaded = config::load(path).map_err(|faults| {
             self.files.look_again();
             Refusal::new(
                 faults.to_string(),
@@ -190,6 +233,9 @@ impl Life {
             )
         })?;
         self.files = Stamps::of(&loaded.files);
+        if let Some(own) = &self.own {
+            own.amend(&mut loaded);
+        }
         self.sidecar
             .reload(loaded)
             .await

@@ -19,6 +19,7 @@ mod key;
 mod leave;
 mod members;
 mod reload;
+mod run;
 mod services;
 mod status;
 mod table;
@@ -88,6 +89,8 @@ pub enum Command {
     /// Make gossip keys
     #[command(subcommand)]
     Key(key::Command),
+    /// Run a sidecar and its application together
+    Run(run::Args),
 }
 
 /// What every command comes to: the code to exit with, or what went wrong.
@@ -114,6 +117,7 @@ pub fn run(command: Command) -> Ended {
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Key(command) => key::run(&command),
+        Command::Run(args) => run::run(&args),
     }
 }
 

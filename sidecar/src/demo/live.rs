@@ -165,7 +165,7 @@ impl View {
         let mut text = String::new();
         let mut line = |content: &str| {
             // Writing into a String cannot fail.
-            let _ = write!(text, "{content}{CLEAR_LINE}\r\n");
+            let _ = writeln!(text, "{content}{CLEAR_LINE}");
         };
         line(&format!(
             "{BOLD}Starling demo{PLAIN}  {ZONES} zones, {ENDPOINTS} backends, a client in zone {}, {:.0} s",

@@ -28,7 +28,7 @@ const RETURN_MAX: Duration = Duration::from_secs(60);
 /// Of load after the share is back.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Between two looks at the sidecars.
-const LOOK: Duration = Duration::from_millis(25);
+const LOOK: Duration = Duration::from_millis(50);
 
 // What is claimed.
 const CONVERGED_MS_MAX: f64 = 3_000.0;
