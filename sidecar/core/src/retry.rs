@@ -353,3 +353,6 @@ fn backoff(retries: u8, rng: &mut impl Rng) -> Duration {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod story;

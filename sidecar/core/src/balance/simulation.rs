@@ -277,8 +277,8 @@ fn twenty(balance: Balance) -> World {
         clients: 50,
         backends: vec![USUAL; 20],
         requests_per_second: 6_000.0,
-        seconds: 8,
-        warm_up: 3,
+        seconds: 6,
+        warm_up: 2,
         balance,
         ejection: false,
     }
@@ -318,7 +318,7 @@ fn a_slow_backend_does_not_show_in_the_p99() {
 #[test]
 fn a_backend_that_falls_silent_is_left_within_moments() {
     let mut world = twenty(Balance::LeastResponseTime);
-    world.backends[5].silent_from = Some(4);
+    world.backends[5].silent_from = Some(3);
     let tally = simulate(world, 4);
     println!("seed 4: failed {}", tally.failed);
     // 6,000 requests/s: without the stall factor 300 a second would be lost until ejection.

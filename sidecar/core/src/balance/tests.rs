@@ -95,13 +95,14 @@ fn every_policy_picks_everybody_and_nobody_twice_for_one_request() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
     #[test]
     fn weights_hold_within_one_percent(
         weights in proptest::collection::vec(1_u16..1_000, 1..20),
         seed in 0_u64..1_000,
     ) {
-        for balance in [Balance::RoundRobin, Balance::Random] {
+        // One percent is six standard deviations of 100,000 draws; turns need no luck.
+        for (balance, picks) in [(Balance::RoundRobin, 20_000), (Balance::Random, 100_000)] {
             let mut stage = stage(balance, &vec!["a1"; weights.len()]);
             for (i, weight) in weights.iter().enumerate() {
                 stage.record(i, |record| record.weight = *weight);
@@ -109,7 +110,6 @@ proptest! {
             let upstream = stage.build(at(0));
             let mut rng = dice(seed);
             let mut picker = Picker::new(&upstream, &mut rng);
-            let picks = 40_000;
             let counts = counts(&mut picker, picks, at(1), &mut rng);
             let sum: f64 = upstream.members().map(|m| m.weight).sum();
             for member in upstream.members() {

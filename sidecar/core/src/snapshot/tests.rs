@@ -1,11 +1,13 @@
 //! What a snapshot keeps, whom it offers, and when it does not believe SWIM.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mesh_proto::record::{Health, InstanceState};
 
 use super::*;
 use crate::{
+    endpoint::Word,
+    mesh::NodeState,
     outcome::{Outcome, Unreachable},
     staging::{MS, Stage, at, report},
 };

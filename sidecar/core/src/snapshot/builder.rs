@@ -1,0 +1,456 @@
+//! One upstream of a snapshot, built from its policy, its instances and what it was before.
+//!
+//! Not here: which upstreams there are (`snapshot.rs`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_proto::record::{Health, InstanceState, WireProtocol};
+
+use crate::{
+    endpoint::{Endpoint, Key, Traits, Word},
+    mesh::{Instance, NodeState},
+    moment::Moment,
+    policy::{FixedEndpoint, HttpVersion, Place, Policy, ZoneMode},
+    upstream::{Member, Out, Tier, Upstream, Why},
+    zone::History,
+};
+
+use super::Inputs;
+
+/// An endpoint whose owner warns gets this part of its weight.
+const WARNING_FACTOR: f64 = 0.5;
+
+/// An endpoint whose host is suspected gets this part of its weight: enough for a refusal to confirm it soon.
+const SUSPECT_FACTOR: f64 = 0.25;
+
+/// Hosts that SWIM lost within this time were lost together: a suspicion of 2 s and its spread, twice over.
+const VANISH_WINDOW: Duration = Duration::from_secs(5);
+
+/// SWIM is not believed about more than this share of a service lost together.
+const VANISH_SHARE: f64 = 0.4;
+
+/// Fewest hosts lost together that make SWIM the suspect; one host simply dies now and then.
+const VANISH_NODES_MIN: usize = 2;
+
+/// Builds one upstream.
+pub(super) struct Builder<'a> {
+    pub inputs: &'a Inputs<'a>,
+    pub policy: &'a Arc<Policy>,
+    pub instances: &'a [&'a Instance],
+    pub skip_tcp: bool,
+    pub previous: Option<&'a Arc<Upstream>>,
+    pub now: Moment,
+}
+
+/// One endpoint on its way to a tier.
+struct Candidate {
+    endpoint: Arc<Endpoint>,
+    tier: Option<usize>,
+    weight: f64,
+    standing: Result<Word, Why>,
+    /// When its host was declared down.
+    down_since: Option<Moment>,
+}
+
+impl Builder<'_> {
+    pub fn upstream(&self) -> Arc<Upstream> {
+        let known = self.known();
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for instance in self.instances {
+            if !(self.skip_tcp && instance.record.protocol == WireProtocol::Tcp) {
+                candidates.push(self.of_instance(instance, &known));
+            }
+        }
+        for fixed in &self.policy.endpoints {
+            self.of_fixed(fixed, &known, &mut candidates);
+        }
+        candidates.sort_by(|a, b| a.endpoint.key.cmp(&b.endpoint.key));
+        candidates.dedup_by(|a, b| a.endpoint.key == b.endpoint.key);
+        let panic = self.disbelieve(&mut candidates);
+        self.welcome_back(&candidates);
+
+        let mut tiers = self.empty_tiers();
+        let mut out = Vec::new();
+        for candidate in &candidates {
+            match (candidate.standing, candidate.tier) {
+                (Ok(word), Some(tier)) => {
+                    candidate.endpoint.set_word(word);
+                    tiers[tier].members.push(Member {
+                        endpoint: Arc::clone(&candidate.endpoint),
+                        weight: candidate.weight,
+                        word,
+                    });
+                }
+                (standing, tier) => out.push(Out {
+                    endpoint: Arc::clone(&candidate.endpoint),
+                    tier,
+                    why: standing.err().unwrap_or(Why::NotInOrder),
+                }),
+            }
+        }
+        for tier in &mut tiers {
+            self.remember(tier, &candidates);
+        }
+        let shared = self.previous.map(|u| Arc::clone(&u.shared));
+        let upstream = Upstream {
+            policy: Arc::clone(self.policy),
+            tiers,
+            out,
+            panic,
+            shared: shared.unwrap_or_default(),
+        };
+        match self.previous {
+            Some(previous) if previous.says_the_same(&upstream) => Arc::clone(previous),
+            _ => Arc::new(upstream),
+        }
+    }
+
+    fn known(&self) -> BTreeMap<&Key, &Arc<Endpoint>> {
+        let Some(previous) = self.previous else {
+            return BTreeMap::new();
+        };
+        let members = previous.members().map(|m| &m.endpoint);
+        let all = members.chain(previous.out.iter().map(|o| &o.endpoint));
+        all.map(|endpoint| (&endpoint.key, endpoint)).collect()
+    }
+
+    fn endpoint(
+        &self,
+        key: Key,
+        traits: Traits,
+        started_ms: u64,
+        known: &BTreeMap<&Key, &Arc<Endpoint>>,
+    ) -> Arc<Endpoint> {
+        let unix_ms = self.inputs.unix_ms;
+        match known.get(&key) {
+            Some(endpoint) if traits.fit(endpoint) => {
+                endpoint.started(started_ms, unix_ms, self.now);
+                Arc::clone(endpoint)
+            }
+            _ => Arc::new(Endpoint::new(key, traits, started_ms, unix_ms, self.now)),
+        }
+    }
+
+    fn of_instance(
+        &self,
+        instance: &Instance,
+        known: &BTreeMap<&Key, &Arc<Endpoint>>,
+    ) -> Candidate {
+        let (node, record) = (&instance.node, &instance.record);
+        let key = Key {
+            upstream: self.policy.name.clone(),
+            node: node.id,
+            epoch: instance.epoch,
+            instance: record.instance.clone(),
+            address: record.address,
+        };
+        let http2 = match self.policy.http {
+            HttpVersion::One => false,
+            HttpVersion::Two => true,
+            HttpVersion::Auto => record.protocol == WireProtocol::Grpc,
+        };
+        let traits = Traits {
+            zone: node.zone.clone(),
+            node_name: node.name.clone(),
+            http2,
+        };
+        let mut select = self.policy.select.iter();
+        let selected = select.all(|(tag, word)| record.tags.get(tag) == Some(word));
+        let standing = match (node.state, record.state, record.health) {
+            _ if !selected => Err(Why::NotSelected),
+            (NodeState::Left, ..) => Err(Why::Left),
+            (_, InstanceState::Draining, _) => Err(Why::Draining),
+            (_, InstanceState::Warming, _) => Err(Why::Warming),
+            (_, _, Health::Failing) => Err(Why::Failing),
+            (NodeState::Down, ..) => Err(Why::Down),
+            (NodeState::Suspect, ..) => Ok(Word::Suspect),
+            (NodeState::Alive, ..) => Ok(Word::Sure),
+        };
+        let mut weight = f64::from(record.weight.max(1));
+        if record.health == Health::Warning {
+            weight *= WARNING_FACTOR;
+        }
+        if node.state == NodeState::Suspect {
+            weight *= SUSPECT_FACTOR;
+        }
+        Candidate {
+            endpoint: self.endpoint(key, traits, record.started_at_ms, known),
+            tier: self.tier_of(&node.zone, &node.region),
+            weight,
+            standing,
+            down_since: (node.state == NodeState::Down).then_some(node.since),
+        }
+    }
+
+    fn of_fixed(
+        &self,
+        fixed: &FixedEndpoint,
+        known: &BTreeMap<&Key, &Arc<Endpoint>>,
+        candidates: &mut Vec<Candidate>,
+    ) {
+        let literal;
+        let (name, addresses) = match &fixed.place {
+            Place::Address(address) => {
+                literal = [*address];
+                (address.to_string(), &literal[..])
+            }
+            place @ Place::Name { host, port } => {
+                let answers = self.inputs.resolved.get(place);
+                (
+                    format!("{host}:{port}"),
+                    answers.map_or(&[][..], Vec::as_slice),
+                )
+            }
+        };
+        let zone = fixed.zone.as_deref().unwrap_or(self.inputs.own_zone);
+        let tier = if fixed.backup {
+            Some(self.tier_names().len() - 1)
+        } else {
+            self.tier_of(zone, &self.region_of(zone))
+        };
+        for address in addresses {
+            let key = Key {
+                upstream: self.policy.name.clone(),
+                node: 0,
+                epoch: 0,
+                instance: name.as_str().into(),
+                address: *address,
+            };
+            let traits = Traits {
+                zone: zone.into(),
+                node_name: "".into(),
+                http2: self.policy.http == HttpVersion::Two,
+            };
+            let check = (self.policy.name.clone(), *address);
+            let failing = self.inputs.failing.contains(&check);
+            candidates.push(Candidate {
+                endpoint: self.endpoint(key, traits, 0, known),
+                tier,
+                weight: f64::from(fixed.weight.get()),
+                standing: if failing {
+                    Err(Why::CheckNotPassed)
+                } else {
+                    Ok(Word::Sure)
+                },
+                down_since: None,
+            });
+        }
+    }
+
+    /// Keeps those that SWIM took away if it took too many at once, or all. True if it did.
+    fn disbelieve(&self, candidates: &mut [Candidate]) -> bool {
+        let kept_before: BTreeSet<u64> = self
+            .previous
+            .map(|u| u.members().map(|m| m.endpoint.id).collect())
+            .unwrap_or_default();
+        let usable = candidates
+            .iter()
+            .filter(|c| c.standing.is_ok() && c.tier.is_some())
+            .count();
+        let down = |c: &Candidate| c.standing == Err(Why::Down) && c.tier.is_some();
+        let vanished = |c: &Candidate| {
+            let recent = c
+                .down_since
+                .is_some_and(|at| self.now.since(at) <= VANISH_WINDOW);
+            // What this host could not reach either is no mistake of SWIM's.
+            let unconfirmed = !c.endpoint.is_ejected();
+            let disbelieved = c.endpoint.word() == Word::Vanished;
+            down(c)
+                && unconfirmed
+                && kept_before.contains(&c.endpoint.id)
+                && (recent || disbelieved)
+        };
+        let lost: Vec<u64> = candidates
+            .iter()
+            .filter(|c| vanished(c))
+            .map(|c| c.endpoint.id)
+            .collect();
+        let nodes: BTreeSet<u64> = candidates
+            .iter()
+            .filter(|c| vanished(c))
+            .map(|c| c.endpoint.key.node)
+            .collect();
+        let share = lost.len() as f64 / (lost.len() + usable).max(1) as f64;
+        let too_many = nodes.len() >= VANISH_NODES_MIN && share > VANISH_SHARE;
+        let mut panic = false;
+        for candidate in candidates.iter_mut() {
+            let keep = if usable == 0 {
+                down(candidate)
+            } else {
+                too_many && lost.contains(&candidate.endpoint.id)
+            };
+            if keep {
+                candidate.standing = Ok(Word::Vanished);
+                panic = true;
+            }
+        }
+        panic
+    }
+
+    /// Whoever was out for a reason of its owner's or SWIM's and is in again need not sit out its ejection.
+    fn welcome_back(&self, candidates: &[Candidate]) {
+        let Some(previous) = self.previous else {
+            return;
+        };
+        let was_out: BTreeSet<u64> = previous.out.iter().map(|o| o.endpoint.id).collect();
+        for candidate in candidates {
+            let sure = candidate.standing == Ok(Word::Sure);
+            if sure && was_out.contains(&candidate.endpoint.id) {
+                candidate.endpoint.trial.reconsider(self.now);
+            }
+        }
+    }
+
+    /// Counts a tier's members into its history and takes off those that left gracefully.
+    fn remember(&self, tier: &mut Tier, candidates: &[Candidate]) {
+        let mut counted: BTreeSet<u64> = tier.members.iter().map(|m| m.endpoint.id).collect();
+        let mut left = 0;
+        let before = self
+            .previous
+            .and_then(|u| u.tiers.iter().find(|t| t.name == tier.name));
+        if let Some(before) = before {
+            let now: BTreeMap<u64, &Candidate> =
+                candidates.iter().map(|c| (c.endpoint.id, c)).collect();
+            let known = self.known();
+            let keys: BTreeMap<u64, &Key> = known.iter().map(|(k, e)| (e.id, *k)).collect();
+            for id in before
+                .counted
+                .difference(&counted)
+                .copied()
+                .collect::<Vec<_>>()
+            {
+                let graceful = match (now.get(&id), keys.get(&id)) {
+                    (Some(candidate), _) => matches!(
+                        candidate.standing,
+                        Err(Why::Draining | Why::Left | Why::NotSelected | Why::NotInOrder)
+                    ),
+                    (None, Some(key)) => self.was_withdrawn(key),
+                    (None, None) => false,
+                };
+                left += u32::from(graceful);
+                if !graceful && now.contains_key(&id) {
+                    counted.insert(id);
+                }
+            }
+            tier.live = Arc::clone(&before.live);
+        }
+        let history = before.map(|t| t.history.clone()).unwrap_or_default();
+        let well = u32::try_from(tier.members.len()).unwrap_or(u32::MAX);
+        tier.history = history.next(well, left, self.now);
+        tier.total = tier.history.total();
+        tier.counted = counted;
+    }
+
+    /// Whether an endpoint that is no longer told of was taken back by its owner, rather than lost with a crash.
+    fn was_withdrawn(&self, key: &Key) -> bool {
+        if key.node == 0 {
+            return true;
+        }
+        let mesh = self.inputs.mesh;
+        let restarted = mesh
+            .instances
+            .iter()
+            .any(|i| i.node.id == key.node && i.epoch > key.epoch);
+        let node = mesh.nodes.iter().find(|n| n.id == key.node);
+        let speaks = node.is_some_and(|n| n.state != NodeState::Down);
+        speaks && !restarted
+    }
+
+    fn tier_names(&self) -> Vec<&str> {
+        let zones = &self.policy.zones;
+        let mut names: Vec<&str> = match zones.mode {
+            ZoneMode::Ignore => vec!["all"],
+            ZoneMode::Priority if zones.order.is_empty() => vec!["zone", "region", "elsewhere"],
+            ZoneMode::Priority => zones.order.iter().map(|zone| &**zone).collect(),
+        };
+        if self.policy.endpoints.iter().any(|e| e.backup) {
+            names.push("backup");
+        }
+        names
+    }
+
+    fn empty_tiers(&self) -> Vec<Tier> {
+        let backups = self.policy.endpoints.iter().any(|e| e.backup);
+        let names = self.tier_names();
+        let last = names.len() - 1;
+        let tier = |(i, name): (usize, &str)| Tier {
+            name: name.into(),
+            backup: backups && i == last,
+            members: Vec::new(),
+            total: 0,
+            live: Arc::default(),
+            history: History::default(),
+            counted: BTreeSet::new(),
+        };
+        names.into_iter().enumerate().map(tier).collect()
+    }
+
+    fn tier_of(&self, zone: &str, region: &str) -> Option<usize> {
+        let zones = &self.policy.zones;
+        if zones.mode == ZoneMode::Ignore {
+            return Some(0);
+        }
+        if !zones.order.is_empty() {
+            let named = zones.order.iter().position(|z| &**z == zone);
+            return named.or_else(|| zones.order.iter().position(|z| &**z == "*"));
+        }
+        Some(match () {
+            () if zone == self.inputs.own_zone => 0,
+            () if region == self.inputs.own_region => 1,
+            () => 2,
+        })
+    }
+
+    /// The region of a zone that only a table names: what its hosts say, else by the rule for `node.region`.
+    fn region_of(&self, zone: &str) -> Box<str> {
+        if zone == self.inputs.own_zone {
+            return self.inputs.own_region.into();
+        }
+        let nodes = &self.inputs.mesh.nodes;
+        match nodes.iter().find(|node| &*node.zone == zone) {
+            Some(node) => node.region.clone(),
+            None => region_by_name(zone).into(),
+        }
+    }
+}
+
+/// A zone's name without its last letter where that follows a digit, else the name itself.
+pub fn region_by_name(zone: &str) -> &str {
+    match zone.as_bytes() {
+        [.., digit, letter] if digit.is_ascii_digit() && letter.is_ascii_alphabetic() => {
+            &zone[..zone.len() - 1]
+        }
+        _ => zone,
+    }
+}
+
+impl Upstream {
+    fn says_the_same(&self, other: &Upstream) -> bool {
+        let members = |a: &Tier, b: &Tier| {
+            a.members.len() == b.members.len()
+                && a.members.iter().zip(&b.members).all(|(a, b)| {
+                    Arc::ptr_eq(&a.endpoint, &b.endpoint)
+                        && a.weight == b.weight
+                        && a.word == b.word
+                })
+        };
+        let tiers = self.tiers.len() == other.tiers.len()
+            && self.tiers.iter().zip(&other.tiers).all(|(a, b)| {
+                a.name == b.name
+                    && a.backup == b.backup
+                    && a.total == b.total
+                    && a.history == b.history
+                    && a.counted == b.counted
+                    && members(a, b)
+            });
+        let out = self.out.len() == other.out.len()
+            && self.out.iter().zip(&other.out).all(|(a, b)| {
+                Arc::ptr_eq(&a.endpoint, &b.endpoint) && a.tier == b.tier && a.why == b.why
+            });
+        self.panic == other.panic && Arc::ptr_eq(&self.policy, &other.policy) && tiers && out
+    }
+}
