@@ -30,6 +30,15 @@ pub fn backend() -> &'static Path {
     BUILT.get_or_init(|| built("examples", "backend"))
 }
 
+/// The example program `caller`, likewise.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn caller() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built("examples", "caller"))
+}
+
 /// Asks cargo, which does nothing if the program is fresh; a stale one would prove nothing.
 fn built(package: &str, name: &str) -> PathBuf {
     let target = target_directory();

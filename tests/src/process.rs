@@ -141,3 +141,38 @@ pub fn installed(program: &str) -> bool {
             .any(|directory| directory.join(program).is_file())
     })
 }
+
+/// A Python that can `import module`: the system's, or one given it by pip under `target/`. `None` if neither can be.
+pub fn python_with(module: &str) -> Option<Command> {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python");
+    let try_one = |python: &str| {
+        let mut command = Command::new(python);
+        command.env("PYTHONPATH", &place);
+        let mut import = Command::new(python);
+        import.env("PYTHONPATH", &place);
+        import.args(["-c", &format!("import {module}")]);
+        import.stderr(Stdio::null());
+        import
+            .status()
+            .is_ok_and(|status| status.success())
+            .then_some(command)
+    };
+    let pythons = ["python3", "/usr/bin/python3"];
+    if let Some(found) = pythons.into_iter().find_map(try_one) {
+        return Some(found);
+    }
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    pip.args(["--retries", "1", "--timeout", "15", "--target"])
+        .arg(&place)
+        .arg(module);
+    pip.stdout(Stdio::null()).stderr(Stdio::null());
+    pip.status().ok()?;
+    try_one("python3")
+}

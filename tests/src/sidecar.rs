@@ -60,8 +60,6 @@ pub struct Setup {
     pub tables: String,
     /// The namespace its process lives in, if any.
     pub namespace: Option<String>,
-    /// Arguments for `starling run`; none: `starling agent`.
-    pub run: Vec<String>,
 }
 
 impl Setup {
@@ -78,17 +76,7 @@ impl Setup {
             node: String::new(),
             tables: String::new(),
             namespace: None,
-            run: Vec::new(),
         }
-    }
-
-    /// The same under `starling run` with these further arguments, the application's command among them.
-    pub fn running(mut self, arguments: &[&str]) -> Setup {
-        self.run = arguments
-            .iter()
-            .map(|argument| (*argument).into())
-            .collect();
-        self
     }
 
     /// The same, joining the host of another setup.
@@ -170,8 +158,7 @@ impl Sidecar {
             }
             None => Command::new(binary::starling()),
         };
-        let what = if setup.run.is_empty() { "agent" } else { "run" };
-        command.arg(what).arg("--config").arg(file).args(&setup.run);
+        command.arg("agent").arg("--config").arg(file);
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "info");
         }
