@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::policy::Protocol;
+use mesh_core::policy::{Limits, Protocol};
 use mesh_core::snapshot::Snapshot;
 use tokio::{
     sync::{oneshot, watch},
@@ -375,6 +375,11 @@ fn settings_of(config: &Config) -> Settings {
         domain: config.outbound.domain.clone(),
         clients: config.outbound.clients.clone(),
         trusted_proxies: config.outbound.trusted_proxies.clone(),
+        header_bytes: config
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.policy.limits.header_bytes)
+            .fold(Limits::default().header_bytes, usize::max),
     }
 }
 

@@ -153,6 +153,8 @@ pub struct Shared {
     pub budget: Budget,
     /// Requests in flight, counted by the proxy against `limits.requests`.
     pub in_flight: AtomicU32,
+    /// Requests waiting for a connection, counted by the proxy against `limits.pending`.
+    pub pending: AtomicU32,
     /// Held while an endpoint may be sent out, so that two workers do not each send out the last but one.
     ejecting: Mutex<()>,
     /// Counts what workers must see before their next refresh: somebody was sent out, came back, or is full.

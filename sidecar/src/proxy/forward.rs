@@ -70,7 +70,7 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
     let refuse =
         |tally, cause, call: &Call| own_answer(worker, tally, cause, call.grpc, Some(&call.id));
 
-    let Some(admission) = worker.admit(&upstream) else {
+    let Some(admission) = Admission::in_flight(&upstream) else {
         return refuse(tally, Cause::Full, &call);
     };
     let mut tries = start(&upstream, &call, began);
@@ -101,8 +101,11 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
             Ok(answer) => (answer.outcome, answer.sent),
             Err(failure) => (Outcome::Unreachable(failure.why), failure.sent),
         };
-        desk.meters.attempt(outcome);
-        let verdict = if outcome.is_well() {
+        let ours = matches!(&tried, Err(failure) if failure.full || failure.client_failed);
+        if !ours {
+            desk.meters.attempt(outcome);
+        }
+        let verdict = if outcome.is_well() || ours {
             Verdict::Answer
         } else {
             let rng = &mut *worker.rng.borrow_mut();
@@ -194,6 +197,9 @@ fn read(
     let found = upstream(name)
         .filter(|upstream| upstream.policy.protocol == Protocol::Http)
         .ok_or_else(|| refused(Cause::UnknownService))?;
+    if header_bytes(&parts.headers) > found.policy.limits.header_bytes {
+        return Err(refused(Cause::HeadersTooLarge));
+    }
 
     let source = Source::new(body);
     let timeout = if grpc {
@@ -240,6 +246,15 @@ fn authority(parts: &request::Parts) -> Option<HeaderValue> {
         (Some(absolute), None) => HeaderValue::from_str(absolute.as_str()).ok(),
         (None, host) => host.cloned(),
     }
+}
+
+/// Bytes of a header block as HTTP/1 would write it.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    let around = ": \r\n".len();
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + around)
+        .sum()
 }
 
 fn origin_form(uri: &Uri) -> Uri {
@@ -358,10 +373,9 @@ fn own_answer(
 }
 
 fn cause_of(failure: &Failure) -> Cause {
-    if failure.client_failed {
-        return Cause::BadRequest;
-    }
     match failure.why {
+        _ if failure.client_failed => Cause::BadRequest,
+        _ if failure.full => Cause::Full,
         Unreachable::Refused => Cause::ConnectRefused,
         Unreachable::ConnectTimedOut => Cause::ConnectTimedOut,
         Unreachable::ConnectFailed => Cause::ConnectFailed,

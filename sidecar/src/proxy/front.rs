@@ -51,8 +51,6 @@ const H2_STREAMS_MAX: u32 = 100;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// What all streams of a client connection may send ahead, in bytes.
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Largest request head, in bytes.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// What every request of one client connection has in common.
 #[derive(Clone)]
@@ -80,10 +78,9 @@ pub async fn serve(
             return;
         }
     };
-    let trusted = {
-        let settings = worker.settings();
-        peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)))
-    };
+    let settings = worker.settings();
+    let trusted =
+        peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
     let caller = Caller {
         origin: Rc::new(Origin::new(peer, trusted)),
         upstream: upstream.map(Rc::from),
@@ -105,7 +102,7 @@ pub async fn serve(
                 .max_concurrent_streams(H2_STREAMS_MAX)
                 .initial_stream_window_size(H2_STREAM_WINDOW)
                 .initial_connection_window_size(H2_CONNECTION_WINDOW)
-                .max_header_list_size(HEAD_BYTES_MAX as u32)
+                .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
             run(&caller.worker, connection).await
         }
@@ -113,14 +110,15 @@ pub async fn serve(
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_READ)
-                .max_header_size(HEAD_BYTES_MAX)
+                .max_header_size(settings.header_bytes)
                 .serve_connection(io, service)
                 .with_upgrades();
             run(&caller.worker, connection).await
         }
     };
     if let Err(error) = ended {
-        if error.is_parse() || error.is_timeout() {
+        let h2 = std::error::Error::source(&error).is_some_and(|source| source.is::<h2::Error>());
+        if error.is_parse() || error.is_timeout() || h2 {
             counter!("starling_client_faults_total").increment(1);
         }
         tracing::debug!(%error, "client connection ended early");

@@ -30,6 +30,8 @@ pub enum Cause {
     UpstreamGarbled,
     /// The client's request makes no sense.
     BadRequest,
+    /// The request's header block is too large.
+    HeadersTooLarge,
     /// The request's path or query is too long.
     UriTooLong,
     /// A name outside the mesh.
@@ -142,6 +144,13 @@ impl Cause {
                 "DPE",
                 "http_request_error",
                 "the request is malformed or ambiguous",
+            ),
+            Cause::HeadersTooLarge => line(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                8,
+                "DPE",
+                "http_request_error",
+                "the request's headers are too large; see limits.header_bytes of this upstream",
             ),
             Cause::UriTooLong => line(
                 StatusCode::URI_TOO_LONG,

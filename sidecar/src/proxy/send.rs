@@ -23,7 +23,7 @@ use super::{
     forward::{Call, judge},
     pool::{Idle, Multiplexed, Pool},
     transport::Transport,
-    worker::Worker,
+    worker::{Admission, Worker},
 };
 
 /// An answer's head, its body still to come.
@@ -51,6 +51,19 @@ pub struct Failure {
     pub sent: Sent,
     /// The client broke off its own body: nobody else is to blame.
     pub client_failed: bool,
+    /// Too many requests wait for a connection already: nothing was tried.
+    pub full: bool,
+}
+
+impl Failure {
+    fn new(why: Unreachable, sent: Sent) -> Failure {
+        Failure {
+            why,
+            sent,
+            client_failed: false,
+            full: false,
+        }
+    }
 }
 
 /// Makes one try, and closes its account unless there is an answer.
@@ -97,7 +110,8 @@ pub async fn once(
         }
         Ok(Err(failure)) => {
             // A dead idle connection says nothing of the endpoint, a client that gave up says nothing of anybody.
-            if !failure.client_failed && !matches!(failure.sent, Sent::Stale { .. }) {
+            let nobodys_fault = failure.client_failed || failure.full;
+            if !nobodys_fault && !matches!(failure.sent, Sent::Stale { .. }) {
                 attempt.failed(Outcome::Unreachable(failure.why));
             }
             Err(failure)
@@ -109,11 +123,7 @@ pub async fn once(
             } else {
                 Sent::Gone
             };
-            Err(Failure {
-                why: Unreachable::AnswerTimedOut,
-                sent,
-                client_failed: false,
-            })
+            Err(Failure::new(Unreachable::AnswerTimedOut, sent))
         }
     }
 }
@@ -189,10 +199,12 @@ async fn connect<S>(
     endpoint: &Endpoint,
     handshake: impl AsyncFnOnce(Transport, usize) -> hyper::Result<S>,
 ) -> Result<S, Failure> {
-    let failed = |why| Failure {
-        why,
-        sent: Sent::Nothing,
-        client_failed: false,
+    let failed = |why| Failure::new(why, Sent::Nothing);
+    let Some(_place) = Admission::pending(upstream) else {
+        return Err(Failure {
+            full: true,
+            ..failed(Unreachable::ConnectFailed)
+        });
     };
     let header_bytes = upstream.policy.limits.header_bytes;
     let opening = async {
@@ -253,9 +265,8 @@ fn http2_request(call: &Call) -> Result<Request<RequestBody>, Failure> {
     *request.uri_mut() = uri.map_err(|error| {
         tracing::debug!(%error, "a request line that HTTP/2 cannot carry");
         Failure {
-            why: Unreachable::Garbled,
-            sent: Sent::Nothing,
             client_failed: true,
+            ..Failure::new(Unreachable::Garbled, Sent::Nothing)
         }
     })?;
     *request.headers_mut() = call.headers.clone();
@@ -298,9 +309,8 @@ fn broken(error: &hyper::Error, call: &Call, reused: bool) -> Failure {
     };
     tracing::debug!(%error, ?why, reused, "no answer");
     Failure {
-        why,
-        sent,
         client_failed,
+        ..Failure::new(why, sent)
     }
 }
 

@@ -142,6 +142,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         domain: "mesh".into(),
         clients: Vec::new(),
         trusted_proxies: Vec::new(),
+        header_bytes: 64 * 1024,
     };
     let common = Common {
         clock,
@@ -465,6 +466,33 @@ fn an_upgrade_becomes_a_tunnel_both_ways() {
         let mut rest = String::new();
         client.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "hiping");
+    });
+}
+
+#[test]
+fn limits_are_told_apart_from_failures() {
+    run(async {
+        let echoing = || vec![(1, script(|_, s| echo(s)))];
+        let full = world(echoing(), &[1], |policy| policy.limits.requests = 0);
+        let answer = full.ask(GET).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("UO"),
+            "{answer}"
+        );
+        assert!(answer.contains("retry-after"), "{answer}");
+
+        let waiting = world(echoing(), &[1], |policy| policy.limits.pending = 0);
+        let answer = waiting.ask(GET).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("UO"),
+            "{answer}"
+        );
+        assert_eq!(waiting.dialled.borrow().len(), 0);
+
+        let narrow = world(echoing(), &[1], |policy| policy.limits.header_bytes = 100);
+        let large = GET.replace("\r\n\r\n", &format!("\r\nx: {}\r\n\r\n", "y".repeat(100)));
+        let answer = narrow.ask(&large).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     });
 }
 

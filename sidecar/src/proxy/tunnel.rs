@@ -19,8 +19,12 @@ use tokio::{
 };
 
 use super::{
-    attempt::Attempt, body::Settle, listen::Place, send::dialled, transport::Transport,
-    worker::Worker,
+    attempt::Attempt,
+    body::Settle,
+    listen::Place,
+    send::dialled,
+    transport::Transport,
+    worker::{Admission, Worker},
 };
 
 /// Bytes of one direction held between reading and writing them.
@@ -35,7 +39,7 @@ pub async fn serve(worker: Rc<Worker>, client: Transport, name: Box<str>, place:
         tracing::debug!(upstream = %name, "a connection for an upstream that is gone");
         return;
     };
-    let Some(admission) = worker.admit(upstream) else {
+    let Some(admission) = Admission::in_flight(upstream) else {
         tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
         return;
     };

@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -23,6 +23,7 @@ use mesh_core::{
     outlier::Ejected,
     snapshot::{Shared, Snapshot, Upstream},
 };
+use metrics::{Gauge, gauge};
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::{Builder, LocalOptions},
@@ -69,6 +70,8 @@ pub struct Settings {
     pub clients: Vec<Network>,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<Network>,
+    /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
+    pub header_bytes: usize,
 }
 
 /// Where the data plane is in its life.
@@ -96,6 +99,8 @@ pub struct Worker {
     pub connector: RefCell<Connector>,
     /// Metrics of requests that name no upstream.
     pub stray: Rc<Meters>,
+    /// Gauges of idle HTTP/1 and open HTTP/2 connections in the pool.
+    kept: (Gauge, Gauge),
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     settings: RefCell<Cache<Arc<ArcSwap<Settings>>, Arc<Settings>>>,
     desks: RefCell<HashMap<Box<str>, Rc<Desk>>>,
@@ -108,14 +113,49 @@ pub struct Desk {
     pub meters: Rc<Meters>,
 }
 
-/// A request's place under its upstream's limit, given up when dropped.
+/// A request's place under one of its upstream's limits, given up when dropped.
 pub struct Admission {
     shared: Arc<Shared>,
+    counter: fn(&Shared) -> &AtomicU32,
+}
+
+impl Admission {
+    /// Takes a place; `None` when `limit` of them are taken.
+    fn take(
+        upstream: &Upstream,
+        counter: fn(&Shared) -> &AtomicU32,
+        limit: u32,
+    ) -> Option<Admission> {
+        let before = counter(&upstream.shared).fetch_add(1, Ordering::Relaxed);
+        let admission = Admission {
+            shared: Arc::clone(&upstream.shared),
+            counter,
+        };
+        (before < limit).then_some(admission)
+    }
+
+    /// A place among the requests in flight to `upstream`.
+    pub fn in_flight(upstream: &Upstream) -> Option<Admission> {
+        Admission::take(
+            upstream,
+            |shared| &shared.in_flight,
+            upstream.policy.limits.requests,
+        )
+    }
+
+    /// A place among those that wait for a connection to `upstream`.
+    pub fn pending(upstream: &Upstream) -> Option<Admission> {
+        Admission::take(
+            upstream,
+            |shared| &shared.pending,
+            upstream.policy.limits.pending,
+        )
+    }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        (self.counter)(&self.shared).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -133,6 +173,12 @@ impl Worker {
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connector: RefCell::new(connector),
             stray: Meters::new("-"),
+            kept: {
+                // Each worker sets a series of its own: a shared one would show whoever set it last.
+                let worker = thread::current().name().unwrap_or("-").to_owned();
+                let gauge = |state: &'static str| gauge!("starling_pool_connections", "worker" => worker.clone(), "state" => state);
+                (gauge("idle"), gauge("http2"))
+            },
             snapshot: RefCell::new(Cache::new(Arc::clone(&common.snapshot))),
             settings: RefCell::new(Cache::new(Arc::clone(&common.settings))),
             desks: RefCell::default(),
@@ -169,15 +215,6 @@ impl Worker {
         desk
     }
 
-    /// A place under the upstream's limit of requests in flight; `None` when it is full.
-    pub fn admit(&self, upstream: &Upstream) -> Option<Admission> {
-        let before = upstream.shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        let admission = Admission {
-            shared: Arc::clone(&upstream.shared),
-        };
-        (before < upstream.policy.limits.requests).then_some(admission)
-    }
-
     /// Says that an endpoint was sent out.
     pub fn ejected(&self, upstream: &Arc<Upstream>, endpoint: &Endpoint, ejected: &Ejected) {
         self.desk(upstream).meters.ejection();
@@ -192,7 +229,13 @@ impl Worker {
 
     /// Closes what rested too long and forgets upstreams that are gone.
     fn sweep(&self) {
-        self.pool.borrow_mut().sweep(self.clock.now());
+        let (idle, h2) = {
+            let mut pool = self.pool.borrow_mut();
+            pool.sweep(self.clock.now());
+            pool.count()
+        };
+        self.kept.0.set(idle as f64);
+        self.kept.1.set(h2 as f64);
         let snapshot = self.snapshot();
         self.desks
             .borrow_mut()
