@@ -70,7 +70,7 @@ endpoints = ["{}"]
     );
     World {
         sidecar: Sidecar::ready(setup.with(&tables)).await,
-        backend: backend,
+        backend,
     }
 }
 
