@@ -93,7 +93,7 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_config_reloads_total",
         Unit::Count,
-        "Reloads asked for, by result: swapped or refused.",
+        "Reloads asked for, by result: done or refused.",
     ),
 ];
 

@@ -105,7 +105,9 @@ fn goes_by(host: Option<&HeaderValue>) -> bool {
         .host()
         .trim_start_matches('[')
         .trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    let name = name.to_ascii_lowercase();
+    // Browsers and resolvers keep all of .localhost on this host (RFC 6761).
+    name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok()
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -2,7 +2,7 @@
 //!
 //! Not here: who may ask (`guard.rs`), and the rows (`listing.rs`).
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
@@ -207,7 +207,7 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
     let request = json!({
         "method": method.as_str(),
         "path": path,
-        "route": if declared { "the upstream's table" } else { "undeclared: the service's name, with defaults" },
+        "route": if declared { "its own table" } else { "its service's name; no table, so every rule is the default" },
         "timeout_ms": u64::try_from(policy.timeouts.request.as_millis()).unwrap_or(u64::MAX),
         "retries": if repeatable { policy.retry.retries } else { 0 },
     });
@@ -283,8 +283,9 @@ async fn order(state: &State, command: impl FnOnce(oneshot::Sender<Answer>) -> C
 }
 
 /// Says why a request is not let in, and how it could be.
-pub fn denied(denied: Denied, has_socket: bool, has_token: bool) -> Reply {
-    let by_socket = "use the admin socket (`--admin unix:PATH`)";
+pub fn denied(denied: Denied, socket: Option<&Path>, has_token: bool) -> Reply {
+    let by_socket =
+        socket.map(|path| format!("use the admin socket: --admin unix:{}", path.display()));
     let (status, message, next) = match denied {
         Denied::Host => (
             StatusCode::MISDIRECTED_REQUEST,
@@ -301,10 +302,10 @@ pub fn denied(denied: Denied, has_socket: bool, has_token: bool) -> Reply {
             "this needs the token",
             "send `Authorization: Bearer …` (`STARLING_TOKEN` for the command line)",
         ),
-        Denied::Token | Denied::Write if has_socket => (
+        Denied::Token | Denied::Write if by_socket.is_some() => (
             StatusCode::FORBIDDEN,
             "this is not done over TCP without a token",
-            by_socket,
+            by_socket.as_deref().unwrap_or_default(),
         ),
         Denied::Token | Denied::Write => (
             StatusCode::FORBIDDEN,

@@ -252,11 +252,11 @@ async fn reply_to(state: &State, way: Way, request: Request<Incoming>) -> Reply 
         let loaded = state.config.borrow();
         let admin = &loaded.config.admin;
         guard::admit(way, &head.method, &head.headers, admin)
-            .map_err(|denied| (denied, admin.socket.is_some(), admin.token.is_some()))
+            .map_err(|denied| (denied, admin.socket.clone(), admin.token.is_some()))
     };
-    if let Err((denied, has_socket, has_token)) = verdict {
+    if let Err((denied, socket, has_token)) = verdict {
         refused(denied.reason()).increment(1);
-        return routes::denied(denied, has_socket, has_token);
+        return routes::denied(denied, socket.as_deref(), has_token);
     }
     let body = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES_MAX).collect()).await;
     let body = match body {

@@ -82,14 +82,14 @@ pub(super) fn run(args: &Args) -> Ended {
 fn told(answer: &Value) -> String {
     let request = &answer["request"];
     let mut story = format!(
-        "{} {} to {}: by {}\n",
+        "{} {} to {}, found by {}\n",
         text(request, "method"),
         text(request, "path"),
         text(answer, "upstream"),
         text(request, "route"),
     );
     story += &format!(
-        "  service {}, balance {}, zones {}, timeout {} ms, up to {} retries after the endpoint saw it\n",
+        "  service {}, balance {}, zones {}, timeout {} ms\n  repeated at most {} times once an endpoint may have seen it; a failed connection is tried elsewhere at once\n",
         text(answer, "service"),
         text(answer, "balance"),
         text(answer, "zones"),
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn the_story_names_candidates_and_who_is_out() {
         let answer = serde_json::json!({
-            "request": {"method": "GET", "path": "/", "route": "the upstream's table", "timeout_ms": 2000, "retries": 1},
+            "request": {"method": "GET", "path": "/", "route": "its own table", "timeout_ms": 2000, "retries": 1},
             "upstream": "pay", "service": "pay", "balance": "least_response_time", "zones": "priority",
             "panic": true, "requests_10s": 5, "retries_10s": 0,
             "tiers": [{"tier": 0, "name": "zone", "share": 1.0, "target": 1.0, "well": 1, "total": 2, "health": 0.7,
@@ -148,7 +148,7 @@ mod tests {
         });
         let story = told(&answer);
         for part in [
-            "GET / to pay: by the upstream's table",
+            "GET / to pay, found by its own table",
             "PANIC",
             "1 of 2",
             "64952",

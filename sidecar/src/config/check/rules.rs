@@ -31,6 +31,21 @@ pub fn security(
              or bind = \"127.0.0.1:7946\"",
         );
     }
+    if bind.ip().is_loopback() {
+        let beyond = config.gossip.join.iter().find(|seed| {
+            let address = seed.parse::<SocketAddr>();
+            address.is_ok_and(|address| !address.ip().is_loopback())
+        });
+        if let Some(seed) = beyond {
+            gossip.wrong(
+                "join",
+                format!(
+                    "{seed} cannot be reached from gossip.bind {bind}, which stays on this host"
+                ),
+                "bind gossip to \"0.0.0.0:7946\" or an address of this host",
+            );
+        }
+    }
     let bind = config.admin.bind;
     if !bind.ip().is_loopback() && !admin.has("token") {
         admin.absent(

@@ -47,6 +47,7 @@ const MISTAKES: &[Mistake] = &[
     ("[service.s]\nport = 7070", 2, "service.s.port", "this sidecar listens itself", "application's own port"),
     ("[service.s]\naddress = \"127.0.0.1:80\"\n[gossip]\nkey = \"${env:KEY}\"", 2, "service.s.address", "which is themselves", "[inbound]"),
     ("[gossip]\njoin = [\"10.0.0.1\"]", 1, "gossip.key", "anybody could join", "starling key new"),
+    ("[gossip]\nbind = \"127.0.0.1:7946\"\njoin = [\"10.0.0.1\"]", 3, "gossip.join", "10.0.0.1:7946 cannot be reached", "0.0.0.0:7946"),
     ("[gossip]\nkey = \"secret\"", 2, "gossip.key", "not a gossip key", "starling key new"),
     ("[gossip]\nkey = \"file:/does/not/exist\"", 2, "gossip.key", "there is no file /does/not/exist", "create it"),
     ("[gossip]\nbind = \"127.0.0.1:7946\"\nprofile = \"slow\"", 3, "gossip.profile", "\"slow\" is unknown", "\"fast\", \"calm\""),
