@@ -357,6 +357,33 @@ fn a_secret_file_is_read_unless_others_could_read_it_too() {
 }
 
 #[test]
+fn every_key_is_documented() {
+    let text = include_str!("../../../docs/configuration.md");
+    let loaded = read(EVERY_KEY).unwrap();
+    for line in &loaded.lines {
+        let keys: Vec<&str> = line.path.iter().map(String::as_str).collect();
+        let (section, key) = match &*keys {
+            [table @ ("service" | "upstream"), _, rest @ ..] => (*table, rest.join(".")),
+            [table, rest @ ..] => (*table, rest.join(".")),
+            [] => continue,
+        };
+        let start = text.find(&format!("## `[{section}"));
+        let section_text = &text[start.expect(section)..];
+        let section_text = section_text.split("\n## ").next().unwrap();
+        // Tags are the operator's own words; what is said of a check under a service holds for an upstream's.
+        let documented = match key.split_once('.') {
+            Some(("select" | "tags" | "check", _)) => continue,
+            Some(("balance", "policy")) => "balance".to_owned(),
+            _ => key.clone(),
+        };
+        assert!(
+            section_text.contains(&format!("| `{documented}` |")),
+            "{section}: {key}"
+        );
+    }
+}
+
+#[test]
 fn no_text_at_all_makes_it_panic() {
     use rand::{RngExt, SeedableRng};
     let mut dice = rand::rngs::StdRng::seed_from_u64(7);
