@@ -196,8 +196,6 @@ pub struct Outbound {
     pub clients: Vec<Network>,
     /// Callers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
-    /// `x-starling-*` is accepted from loopback callers.
-    pub control_headers: bool,
 }
 
 /// Where to listen.

@@ -132,7 +132,7 @@ undeclared = "refuse"
 external = "refuse"
 clients = ["172.26.64.0/20"]
 trusted_proxies = ["127.0.0.1"]
-control_headers = true
+control_headers = false
 [drain]
 grace = "1s"
 timeout = "10s"
