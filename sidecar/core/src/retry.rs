@@ -163,6 +163,8 @@ pub struct Tries {
     connect_failures: u32,
     stale_used: bool,
     retries: u8,
+    /// The attempt under way is a canary, with this much time.
+    canary: Option<Duration>,
 }
 
 impl Tries {
@@ -181,6 +183,7 @@ impl Tries {
             connect_failures: 0,
             stale_used: false,
             retries: 0,
+            canary: None,
         }
     }
 
@@ -196,10 +199,9 @@ impl Tries {
 
     /// When an attempt that starts at `now` must have its answer head.
     pub fn attempt_deadline(&self, now: Moment) -> Moment {
-        match self.per_try {
-            Some(per_try) => self.deadline.min(now + per_try),
-            None => self.deadline,
-        }
+        let spans = [self.per_try, self.canary];
+        let ends = spans.into_iter().flatten().map(|span| now + span);
+        ends.fold(self.deadline, Moment::min)
     }
 
     /// Endpoints not to be asked again.
@@ -218,6 +220,15 @@ impl Tries {
         self.tried_count += 1;
         self.attempts += 1;
         self.last_tier = tier;
+        self.canary = None;
+    }
+
+    /// The attempt that was just picked is a canary with this much time for its answer head.
+    ///
+    /// Its client must not suffer for what we want to know: if it fails it is made again at once, whatever the
+    /// policy says of repeats. To be called only if the request can be sent again whole.
+    pub fn as_canary(&mut self, patience: Duration) {
+        self.canary = self.idempotent.then_some(patience);
     }
 
     /// How many attempts were started.
@@ -267,6 +278,10 @@ impl Tries {
                 self.stale_used = true;
                 // It is the connection that was dead: the endpoint itself may be asked again.
                 self.tried_count -= usize::from(self.tried_count > 0);
+                Some(Duration::ZERO)
+            }
+            // Canaries are a hundredth of the requests at most, which is their budget.
+            _ if self.canary.take().is_some() && outcome.is_sick() && sent != Sent::Gone => {
                 Some(Duration::ZERO)
             }
             _ => self.by_policy(outcome, sent, budget, policy, now, rng),

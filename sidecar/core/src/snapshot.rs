@@ -103,6 +103,7 @@ impl Snapshot {
                 }
             }
         }
+        let generation = previous.generation + 1;
         let mut upstreams = BTreeMap::new();
         for (name, policy) in policies {
             let service = policy.service.as_deref();
@@ -114,6 +115,7 @@ impl Snapshot {
                 policy: &policy,
                 instances,
                 skip_tcp: undeclared.contains(name),
+                generation,
                 previous: previous.upstream(name),
                 now,
             };
@@ -122,7 +124,7 @@ impl Snapshot {
         let tiers = upstreams.values().flat_map(|u: &Arc<Upstream>| &u.tiers);
         let stale_at = tiers.filter_map(|tier| tier.history.changes_at()).min();
         Snapshot {
-            generation: previous.generation + 1,
+            generation,
             mesh: Arc::clone(inputs.mesh),
             stale_at,
             upstreams,

@@ -36,6 +36,8 @@ pub struct Upstream {
     pub panic: bool,
     /// What is kept while snapshots come and go.
     pub shared: Arc<Shared>,
+    /// The generation of the snapshot that it was first part of.
+    pub generation: u64,
 }
 
 /// Endpoints that are equally near.

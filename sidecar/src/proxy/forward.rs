@@ -94,6 +94,9 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
         };
         drop(last.take());
         tries.picked(pick.endpoint.id, pick.tier);
+        if let (Some(patience), None) = (pick.patience, &call.source) {
+            tries.as_canary(patience);
+        }
         let deadline = tries.attempt_deadline(now);
         let tried = send::once(worker, &upstream, &pick.endpoint, &call, deadline).await;
 

@@ -38,6 +38,8 @@ pub(super) struct Column {
     pub usable: u32,
     /// Endpoints that count as well.
     pub well: u32,
+    /// Of those that have answered, in nanoseconds.
+    pub mean_latency: f64,
     endpoints: Vec<std::sync::Arc<Endpoint>>,
     limit: u32,
     picks_since_reading: usize,
@@ -89,6 +91,7 @@ impl Column {
             blemished: Vec::with_capacity(n),
             usable: 0,
             well: 0,
+            mean_latency: 0.0,
             endpoints: members.iter().map(|m| m.endpoint.clone()).collect(),
             limit: limit.unwrap_or(u32::MAX),
             picks_since_reading: 0,
@@ -103,6 +106,7 @@ impl Column {
         // Where all are new there is nobody to spare them for: the ramp is against the oldest.
         let top_ramp = top_ramp.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
         let mean = least_response_time::mean_latency(members);
+        self.mean_latency = mean;
         (self.usable, self.well) = (0, 0);
         self.out.clear();
         self.blemished.clear();

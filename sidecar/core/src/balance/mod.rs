@@ -36,6 +36,12 @@ const CANARY_SHARE: f64 = 0.01;
 /// An endpoint with a blemished success share that was not asked for this long is asked once.
 const CANARY_AFTER: Duration = Duration::from_secs(5);
 
+/// A canary is waited for this many times the mean latency of its tier.
+const CANARY_PATIENCE_TIMES: u32 = 5;
+
+/// But at least this long.
+const CANARY_PATIENCE_MIN: Duration = Duration::from_secs(1);
+
 /// A tripped tier is asked at least this often while there are requests at all.
 const TRIP_CANARY_EVERY: Duration = Duration::from_secs(5);
 
@@ -59,6 +65,8 @@ pub struct Pick {
     pub tier: usize,
     /// Why it.
     pub kind: PickKind,
+    /// For a canary: how long to wait for its answer head, see [`Tries::as_canary`](crate::retry::Tries::as_canary).
+    pub patience: Option<Duration>,
 }
 
 /// Why an endpoint was picked.
@@ -129,11 +137,14 @@ impl Picker {
         }
     }
 
-    /// Goes on with a newer snapshot's upstream; cheap if nothing changed in it.
+    /// Goes on with a newer snapshot's upstream; cheap if nothing changed in it, and nothing at all if it is an
+    /// older one, which a request that began before the change still holds.
     ///
     /// Cursors are kept by endpoint, shares and trips by tier name.
     pub fn follow(&mut self, upstream: &Arc<Upstream>, now: Moment) {
-        if Arc::ptr_eq(&self.upstream, upstream) {
+        let older = upstream.generation < self.upstream.generation
+            && Arc::ptr_eq(&upstream.shared, &self.upstream.shared);
+        if older || Arc::ptr_eq(&self.upstream, upstream) {
             return;
         }
         let old = std::mem::replace(&mut self.upstream, Arc::clone(upstream));
@@ -233,6 +244,7 @@ impl Picker {
             endpoint: Arc::clone(&member.endpoint),
             tier,
             kind,
+            patience: None,
         })
     }
 
@@ -255,6 +267,7 @@ impl Picker {
                 endpoint: Arc::clone(&member.endpoint),
                 tier,
                 kind: PickKind::Usual,
+                patience: None,
             });
         }
         if all().any(|(_, m)| !m.endpoint.is_ejected()) {
@@ -268,6 +281,7 @@ impl Picker {
             endpoint: Arc::clone(&member.endpoint),
             tier,
             kind: PickKind::Panic,
+            patience: None,
         })
     }
 
@@ -300,7 +314,7 @@ impl Picker {
                 if endpoint.trial.awaits_canary(ask.idempotent, now)
                     && endpoint.trial.claim_canary(now)
                 {
-                    return Some(canary(endpoint, tier));
+                    return Some(self.as_canary(endpoint, tier));
                 }
             }
         }
@@ -310,7 +324,7 @@ impl Picker {
         if trip_due && let Some((tier, endpoint)) = self.trip_candidate(&upstream) {
             self.trip_credit = 0.0;
             self.trip_canary = now;
-            return Some(canary(endpoint, tier));
+            return Some(self.as_canary(endpoint, tier));
         }
         if ask.idempotent
             && self.canary_credit >= 1.0
@@ -326,10 +340,20 @@ impl Picker {
             let found = places.find_map(blemished);
             if let Some((tier, endpoint)) = found {
                 self.canary_credit = 0.0;
-                return Some(canary(endpoint, tier));
+                return Some(self.as_canary(endpoint, tier));
             }
         }
         None
+    }
+
+    fn as_canary(&self, endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
+        let usual = Duration::from_nanos(self.columns[tier].mean_latency as u64);
+        Pick {
+            endpoint: Arc::clone(endpoint),
+            tier,
+            kind: PickKind::Canary,
+            patience: Some((usual * CANARY_PATIENCE_TIMES).max(CANARY_PATIENCE_MIN)),
+        }
     }
 
     /// The endpoint of a tripped tier that has been left alone for longest.
@@ -388,14 +412,6 @@ impl Picker {
         }
         zone::spare_backups(tiers, &mut self.healths);
         recovered
-    }
-}
-
-fn canary(endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
-    Pick {
-        endpoint: Arc::clone(endpoint),
-        tier,
-        kind: PickKind::Canary,
     }
 }
 

@@ -223,6 +223,24 @@ fn round_robin_goes_on_where_it_was_when_others_come_and_go() {
 }
 
 #[test]
+fn a_picker_does_not_go_back_to_an_older_snapshot() {
+    let mut stage = Stage::new(&["a1", "a1"]);
+    let first = stage.build(at(0));
+    stage.state(0, NodeState::Left, at(1));
+    let second = stage.build(at(1));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&first, &mut rng);
+    picker.follow(&second, at(1));
+    picker.follow(&first, at(2));
+    for _ in 0..100 {
+        let pick = picker
+            .pick(&REPEATABLE, at(2), &mut rng)
+            .expect("one is in");
+        assert_eq!(pick.endpoint.id, second.tiers[0].members[0].endpoint.id);
+    }
+}
+
+#[test]
 fn fewest_in_flight_wins_by_weight() {
     for balance in [Balance::LeastConnections, Balance::LeastResponseTime] {
         let upstream = stage(balance, &["a1"; 40]).build(at(0));

@@ -186,6 +186,34 @@ fn nothing_is_repeated_that_could_not_be_answered_in_time() {
 }
 
 #[test]
+fn a_canary_that_fails_is_made_again_elsewhere_and_costs_nothing() {
+    let silent = unreachable(Unreachable::AnswerTimedOut);
+    let mut story = Story::new(true, |policy| policy.retry.retries = 0);
+    story.tries.picked(1, 0);
+    story.tries.as_canary(1_000 * MS);
+    assert_eq!(story.tries.attempt_deadline(at(0)), at(1_000));
+    let (budget, policy) = (&story.budget, &story.policy);
+    let verdict = story.tries.verdict(
+        silent,
+        Sent::Replayable,
+        budget,
+        policy,
+        at(1_000),
+        &mut dice(1),
+    );
+    assert_eq!(verdict, NOW);
+    assert_eq!(story.budget.tally(at(1_000)).1, 0);
+    // The next attempt is one like any other.
+    let verdict = story.attempt(2, silent, Sent::Replayable);
+    assert_eq!(verdict, Verdict::Answer);
+    assert_eq!(story.tries.attempt_deadline(at(0)), at(15_000));
+    let mut post = Story::new(false, |_| {});
+    post.tries.picked(1, 0);
+    post.tries.as_canary(1_000 * MS);
+    assert_eq!(post.tries.attempt_deadline(at(0)), at(15_000));
+}
+
+#[test]
 fn the_second_repeat_goes_to_another_tier() {
     let mut story = Story::new(true, |policy| policy.retry.retries = 2);
     let gateway = Outcome::ServerFault { gateway: true };

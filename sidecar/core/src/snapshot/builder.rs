@@ -42,6 +42,7 @@ pub(super) struct Builder<'a> {
     pub policy: &'a Arc<Policy>,
     pub instances: &'a [&'a Instance],
     pub skip_tcp: bool,
+    pub generation: u64,
     pub previous: Option<&'a Arc<Upstream>>,
     pub now: Moment,
 }
@@ -102,6 +103,7 @@ impl Builder<'_> {
             out,
             panic,
             shared: shared.unwrap_or_default(),
+            generation: self.generation,
         };
         match self.previous {
             Some(previous) if previous.says_the_same(&upstream) => Arc::clone(previous),
