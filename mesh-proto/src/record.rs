@@ -4,6 +4,54 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+/// The slot of a node's own record; its services come after it.
+pub const NODE_SLOT: u32 = 0;
+
+/// What orders two records of one slot, and all that a node must understand of a record to relay it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Head {
+    /// The node whose record it is, and its only writer.
+    pub owner: u64,
+    /// The owner's start (its `bump` then): a higher epoch replaces everything of a lower one.
+    pub epoch: u64,
+    /// The owner's place for this record; see [`NODE_SLOT`].
+    pub slot: u32,
+    /// Counts the owner's changes within the epoch, over all slots; the higher one wins its slot.
+    pub version: u64,
+}
+
+/// What a record says.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Body {
+    /// Who the owner is.
+    Node(NodeRecord),
+    /// One instance it offers.
+    Service(ServiceRecord),
+    /// The slot was taken back.
+    Tombstone,
+    /// Written by a newer version: kept and relayed, not understood.
+    Unknown,
+}
+
+/// A node about itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeRecord {
+    /// Its configured name.
+    pub name: Box<str>,
+    /// Its zone.
+    pub zone: Box<str>,
+    /// Its region.
+    pub region: Box<str>,
+    /// The highest wire version it speaks.
+    pub wire_version: u8,
+    /// It said goodbye: whatever SWIM thinks, it is not coming back in this epoch.
+    pub left: bool,
+    /// Records of this owner and epoch at or below this version are void.
+    ///
+    /// Raised when tombstones are old enough to be dropped; living records are written anew above it first.
+    pub floor: u64,
+}
+
 /// One instance of a service, written by its owner alone.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ServiceRecord {
