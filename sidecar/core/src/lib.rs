@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod catalogue;
 pub mod check;
 pub mod endpoint;
 pub mod explain;
 pub mod load;
+pub mod membership;
 pub mod mesh;
 pub mod moment;
 pub mod outcome;

@@ -1,0 +1,627 @@
+//! Exchanges over streams: two nodes leave with the same members and records; and probes over streams.
+//!
+//! Not here: which stream is a socket (`sidecar/src/gossip/stream.rs`). The turns, each ended by `End`:
+//! 1. caller: hello, digest (the first frame, so it holds no more);
+//! 2. answerer: welcome, digest, members if they differ, owners of the buckets that differ;
+//! 3. caller: members if they differ, records the answerer lacks, wishes for those the caller lacks;
+//! 4. answerer: the records wished for.
+//!
+//! Both sides name themselves in turns 3 and 4, since either may have learned in between that it was taken for dead.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_proto::{
+    FRAME_BYTES_MAX,
+    codec::{items, put_item},
+    member::Member,
+    message::{BUCKETS, Digest, Hello, Item, OwnerDigest, Purpose, Standing},
+};
+use rand::seq::IteratorRandom;
+
+use super::{
+    BACKSTOP, BACKSTOP_IN_TROUBLE, CallEnd, CallId, DIFFERENCE_TIME, EXCHANGE_GAP, Effect,
+    Membership, Notice, RETRY_DOWN, TROUBLE_TIME, peers::Evidence,
+};
+use crate::{
+    catalogue::{OWNERS_MAX, mix},
+    mesh::NodeState,
+    moment::Moment,
+};
+
+/// Exchanges that we have begun and that are not over.
+const EXCHANGES_OUT_MAX: usize = 4;
+
+/// Probes by stream under way.
+const PROBES_OUT_MAX: usize = 8;
+
+/// Exchanges that others have begun and that are not over; the shell refuses more streams than that anyway.
+const CALLS_IN_MAX: usize = 16;
+
+/// An exchange that takes longer is given up.
+const EXCHANGE_TIME: Duration = Duration::from_secs(10);
+
+/// A probe that takes longer is taken for silence.
+const PROBE_TIME: Duration = Duration::from_secs(1);
+
+/// One stream under way.
+#[derive(Debug)]
+pub(super) struct Call {
+    side: Side,
+    /// Who is at the other end, once known.
+    peer: Option<Member>,
+    at: Option<SocketAddr>,
+    /// Records learned are news to others too: not where a newcomer learns everything at once.
+    spread: bool,
+    digest: Digest,
+    heard: Heard,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Side {
+    /// We called; turn 2 is awaited.
+    Asking,
+    /// We called and said turn 3; turn 4 is awaited.
+    Wanting,
+    /// We were called and said turn 2; turn 3 is awaited.
+    Answering,
+    /// We called to see whether anybody answers.
+    Probing,
+}
+
+/// What was heard in the turn under way.
+#[derive(Default, Debug)]
+struct Heard {
+    digest: Option<Digest>,
+    standings: Vec<Standing>,
+    buckets: u64,
+    owners: Vec<OwnerDigest>,
+    wants: Vec<u64>,
+}
+
+/// What one item of a stream means for it.
+enum Turn {
+    Goes,
+    Ends,
+    Breaks,
+}
+
+impl Membership {
+    /// Joins whoever is at this address, if nobody known is.
+    pub fn join(&mut self, at: SocketAddr, now: Moment) {
+        let is_known = self.peers.active().any(|(member, _)| member.address == at);
+        let is_called = self.calls.values().any(|call| call.at == Some(at));
+        if !is_known && !is_called && at != self.me().address {
+            self.dial_exchange(at, None, now);
+        }
+    }
+
+    fn new_call(&mut self, side: Side, peer: Option<Member>, at: Option<SocketAddr>) -> CallId {
+        self.calls_made += 1;
+        let id = CallId(self.calls_made);
+        let call = Call {
+            side,
+            peer,
+            at,
+            spread: self.joined,
+            digest: self.digest(),
+            heard: Heard::default(),
+        };
+        self.calls.insert(id, call);
+        id
+    }
+
+    fn dial(&mut self, side: Side, at: SocketAddr, peer: Option<Member>, within: Duration) {
+        let call = self.new_call(side, peer, Some(at));
+        let purpose = if side == Side::Probing {
+            Purpose::Probe
+        } else {
+            Purpose::Exchange
+        };
+        let hello = Item::Hello(Hello {
+            cluster: self.settings.cluster.clone(),
+            from: self.me(),
+            purpose,
+        });
+        let mut said = vec![hello];
+        if purpose == Purpose::Exchange {
+            said.push(Item::Digest(Box::new(self.digest())));
+        }
+        let mut frame = Vec::new();
+        // A name and a digest are far below a frame's bound.
+        if said.iter().all(|item| put_item(&mut frame, item).is_ok()) {
+            self.effects.push_back(Effect::Dial {
+                call,
+                to: at,
+                hello: frame,
+                within,
+            });
+        }
+    }
+
+    fn dial_exchange(&mut self, at: SocketAddr, peer: Option<Member>, now: Moment) {
+        let under_way = |call: &&Call| matches!(call.side, Side::Asking | Side::Wanting);
+        if self.leaving.is_some()
+            || self.calls.values().filter(under_way).count() >= EXCHANGES_OUT_MAX
+        {
+            return;
+        }
+        if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer.id)) {
+            peer.exchanged = Some(now);
+        }
+        self.counts.exchanges_begun += 1;
+        self.dial(Side::Asking, at, peer, EXCHANGE_TIME);
+    }
+
+    /// Calls a member that did not answer a datagram.
+    pub(super) fn dial_probe(&mut self, peer: Member, _now: Moment) {
+        let probes = || {
+            self.calls
+                .values()
+                .filter(|call| call.side == Side::Probing)
+        };
+        if probes().count() < PROBES_OUT_MAX && !probes().any(|call| call.peer == Some(peer)) {
+            self.dial(Side::Probing, peer.address, Some(peer), PROBE_TIME);
+        }
+    }
+
+    // ---- what the shell tells of streams ----
+
+    /// Somebody opened a stream; `hello` is its first frame. `None`: close it without a word.
+    pub fn on_call(&mut self, hello: &[u8], now: Moment) -> Option<CallId> {
+        let answering = self
+            .calls
+            .values()
+            .filter(|call| call.side == Side::Answering);
+        if answering.count() >= CALLS_IN_MAX || self.leaving.is_some() {
+            return None;
+        }
+        let mut said = items(hello);
+        let Some(Ok(Item::Hello(hello))) = said.next() else {
+            self.counts.malformed += 1;
+            return None;
+        };
+        if hello.from.id == self.settings.me.id {
+            return None;
+        }
+        let call = self.new_call(Side::Answering, Some(hello.from), None);
+        if hello.cluster != self.settings.cluster {
+            let cluster = self.settings.cluster.clone();
+            self.frames(call, [Item::Refused { cluster }]);
+            self.hang(call);
+            let notice = Notice::OtherCluster {
+                at: Some(hello.from.address),
+                cluster: hello.cluster,
+            };
+            self.effects.push_back(Effect::Notice(notice));
+            return Some(call);
+        }
+        self.heard_on_stream = now;
+        let welcome = Item::Welcome { from: self.me() };
+        let theirs = said.find_map(|item| match item {
+            Ok(Item::Digest(digest)) => Some(digest),
+            _ => None,
+        });
+        let (Purpose::Exchange, Some(theirs)) = (hello.purpose, theirs) else {
+            self.frames(call, [welcome]);
+            self.hang(call);
+            return Some(call);
+        };
+        self.swim
+            .apply(vec![foca::Member::alive(hello.from)], true, now);
+        self.settle(now);
+        let ours = self.digest();
+        let differing = differing(&ours, &theirs);
+        let mut turn = vec![
+            welcome,
+            Item::Digest(Box::new(ours.clone())),
+            Item::Buckets(differing),
+        ];
+        if ours.members != theirs.members {
+            turn.extend(self.standings(now).map(Item::Standing));
+        }
+        turn.extend(self.catalogue.digests(differing).map(Item::Owner));
+        turn.push(Item::End);
+        self.frames(call, turn);
+        Some(call)
+    }
+
+    /// A frame came on a stream.
+    pub fn on_stream_message(&mut self, id: CallId, frame: &[u8], now: Moment) {
+        self.heard_on_stream = now;
+        let mut has_news = false;
+        for item in items(frame) {
+            let Some(call) = self.calls.get_mut(&id) else {
+                break;
+            };
+            let spread = call.spread;
+            let turn = match item {
+                Ok(Item::Record(bytes)) => {
+                    let is_from_owner = call.peer.map(|peer| peer.id)
+                        == mesh_proto::codec::decode_record(bytes)
+                            .ok()
+                            .map(|(head, _)| head.owner);
+                    has_news |= self.take_in(bytes, spread || is_from_owner);
+                    Turn::Goes
+                }
+                Ok(item) => self.on_item(id, item, now),
+                Err(_) => Turn::Breaks,
+            };
+            match turn {
+                Turn::Goes => {}
+                Turn::Ends => self.on_turn(id, now),
+                Turn::Breaks => {
+                    self.counts.malformed += 1;
+                    self.hang(id);
+                }
+            }
+        }
+        if has_news {
+            self.refresh(now);
+        }
+    }
+
+    /// A stream is over that we did not hang up.
+    pub fn on_call_end(&mut self, id: CallId, end: CallEnd, now: Moment) {
+        let Some(call) = self.calls.remove(&id) else {
+            return;
+        };
+        if call.side == Side::Probing && self.is_deaf(now) {
+            let evidence = match end {
+                CallEnd::Refused => Evidence::Refused,
+                CallEnd::Closed | CallEnd::Failed => Evidence::Silent,
+            };
+            if let Some(peer) = call.peer.and_then(|peer| self.peers.get_mut(peer.id)) {
+                peer.evidence = Some(evidence);
+            }
+        }
+    }
+
+    fn on_item(&mut self, id: CallId, item: Item<'_>, now: Moment) -> Turn {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return Turn::Breaks;
+        };
+        let heard = &mut call.heard;
+        match item {
+            Item::Welcome { from } if call.side == Side::Probing => {
+                self.on_probe_answered(from, now);
+                self.hang(id);
+            }
+            Item::Welcome { from } if call.side == Side::Asking => call.peer = Some(from),
+            Item::Refused { cluster } => {
+                let notice = Notice::OtherCluster {
+                    at: call.at,
+                    cluster,
+                };
+                self.effects.push_back(Effect::Notice(notice));
+                self.hang(id);
+            }
+            Item::Digest(digest) => heard.digest = Some(*digest),
+            Item::Buckets(set) => heard.buckets = set,
+            Item::Standing(standing) if heard.standings.len() < OWNERS_MAX => {
+                heard.standings.push(standing)
+            }
+            Item::Owner(owner) if heard.owners.len() < OWNERS_MAX => heard.owners.push(owner),
+            Item::Want(owner) if heard.wants.len() < OWNERS_MAX => heard.wants.push(owner),
+            Item::Standing(_) | Item::Owner(_) | Item::Want(_) => return Turn::Breaks,
+            Item::End => return Turn::Ends,
+            _ => {}
+        }
+        Turn::Goes
+    }
+
+    fn on_probe_answered(&mut self, from: Member, now: Moment) {
+        self.swim.answered(&from, now);
+        self.settle(now);
+        let is_deaf = self.is_deaf(now);
+        if let Some(peer) = self.peers.get_mut(from.id) {
+            let is_first = is_deaf && peer.evidence != Some(Evidence::Answered);
+            peer.evidence = Some(Evidence::Answered);
+            if is_first {
+                self.effects
+                    .push_back(Effect::Notice(Notice::DatagramsLost { id: from.id }));
+            }
+        }
+        self.set_isolated(false);
+    }
+
+    fn on_turn(&mut self, id: CallId, now: Moment) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        let heard = std::mem::take(&mut call.heard);
+        let (side, spread, ours) = (call.side, call.spread, call.digest.clone());
+        self.take_standings(&heard.standings, spread, now);
+        match side {
+            Side::Asking => {
+                let (mut turn, offered) = self.third_turn(&ours, &heard, now);
+                turn.extend(offered.iter().map(|bytes| Item::Record(bytes)));
+                turn.push(Item::End);
+                self.frames(id, turn);
+                if let Some(call) = self.calls.get_mut(&id) {
+                    call.side = Side::Wanting;
+                }
+            }
+            Side::Answering => {
+                let mut turn = vec![Item::Standing(self.own_standing())];
+                let records: Vec<_> = heard
+                    .wants
+                    .iter()
+                    .flat_map(|owner| self.records(*owner))
+                    .collect();
+                turn.extend(records.iter().map(|bytes| Item::Record(bytes)));
+                turn.push(Item::End);
+                self.frames(id, turn);
+                self.complete(id, now);
+            }
+            Side::Wanting => self.complete(id, now),
+            Side::Probing => self.hang(id),
+        }
+    }
+
+    /// What the caller says once it knows how the answerer's knowledge differs, and the records it offers.
+    fn third_turn(
+        &self,
+        ours: &Digest,
+        heard: &Heard,
+        now: Moment,
+    ) -> (Vec<Item<'static>>, Vec<Arc<[u8]>>) {
+        let mut turn = vec![Item::Standing(self.own_standing())];
+        if heard
+            .digest
+            .as_ref()
+            .is_some_and(|theirs| theirs.members != ours.members)
+        {
+            turn.extend(self.standings(now).map(Item::Standing));
+        }
+        let theirs: BTreeMap<u64, OwnerDigest> = heard
+            .owners
+            .iter()
+            .map(|owner| (owner.id, *owner))
+            .collect();
+        for owner in theirs
+            .values()
+            .filter(|owner| owner.id != self.settings.me.id)
+        {
+            let held = self.catalogue.digest(owner.id);
+            let is_wanted = held.is_none_or(|held| {
+                held.epoch < owner.epoch || (held.epoch == owner.epoch && held.hash != owner.hash)
+            });
+            if is_wanted && self.peers.is_told(owner.id, now) {
+                turn.push(Item::Want(owner.id));
+            }
+        }
+        let offered = (self.catalogue.digests(heard.buckets))
+            .filter(|held| {
+                theirs.get(&held.id).is_none_or(|theirs| {
+                    theirs.epoch < held.epoch
+                        || (theirs.epoch == held.epoch && theirs.hash != held.hash)
+                })
+            })
+            .flat_map(|held| self.records(held.id))
+            .collect();
+        (turn, offered)
+    }
+
+    fn complete(&mut self, id: CallId, now: Moment) {
+        let peer = self.calls.get(&id).and_then(|call| call.peer);
+        if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer.id)) {
+            peer.differs = None;
+        }
+        self.counts.exchanges_done += 1;
+        self.exchange_at = self.exchange_at.max(now + self.backstop(now));
+        self.changed |= !self.joined;
+        self.joined = true;
+        self.hang(id);
+    }
+
+    fn hang(&mut self, id: CallId) {
+        if self.calls.remove(&id).is_some() {
+            self.effects.push_back(Effect::Hang { call: id });
+        }
+    }
+
+    /// Queues items on a stream, in as many frames as they take.
+    fn frames<'a>(&mut self, call: CallId, said: impl IntoIterator<Item = Item<'a>>) {
+        let mut payload = Vec::new();
+        for item in said {
+            let before = payload.len();
+            // Nothing said here is near the bound of an item.
+            let _ = put_item(&mut payload, &item);
+            if payload.len() > FRAME_BYTES_MAX {
+                let rest = payload.split_off(before);
+                let full = std::mem::replace(&mut payload, rest);
+                self.effects.push_back(Effect::Frame {
+                    call,
+                    payload: full,
+                });
+            }
+        }
+        self.effects.push_back(Effect::Frame { call, payload });
+    }
+
+    // ---- what is told ----
+
+    fn own_standing(&self) -> Standing {
+        Standing {
+            member: self.me(),
+            incarnation: 0,
+            state: foca::State::Alive,
+        }
+    }
+
+    /// Everybody and how we see them, ourselves included, those about to be forgotten left out.
+    fn standings(&self, now: Moment) -> impl Iterator<Item = Standing> + '_ {
+        let others = (self.swim.members())
+            .filter(move |member| self.peers.is_told(member.id().id, now))
+            .map(|member| Standing {
+                member: *member.id(),
+                incarnation: member.incarnation(),
+                state: member.state(),
+            });
+        others.chain([self.own_standing()])
+    }
+
+    fn records(&self, owner: u64) -> Vec<Arc<[u8]>> {
+        let owner = self.catalogue.owner(owner);
+        owner.map_or_else(Vec::new, |owner| {
+            owner
+                .entries()
+                .map(|(_, entry)| entry.bytes.clone())
+                .collect()
+        })
+    }
+
+    /// Suspects count as alive: suspicions come and go without an exchange.
+    fn digest(&self) -> Digest {
+        let me = self.me();
+        let others =
+            (self.swim.members()).map(|member| (*member.id(), member.state() == foca::State::Down));
+        let members = others
+            .chain([(me, false)])
+            .fold(0u64, |sum, (member, is_down)| {
+                sum.wrapping_add(mix(mix(member.id ^ mix(member.bump)) ^ u64::from(is_down)))
+            });
+        Digest {
+            members,
+            buckets: self.catalogue.buckets(),
+        }
+    }
+
+    /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
+    fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
+        let me = self.me();
+        let mut updates = Vec::with_capacity(standings.len());
+        for standing in standings {
+            let mut state = standing.state;
+            if standing.member.id == me.id {
+                if standing.member.bump > me.bump {
+                    self.swim
+                        .become_again(standing.member.bump.saturating_add(1), now);
+                    continue;
+                }
+                if standing.member.bump < me.bump {
+                    continue;
+                }
+            } else if state == foca::State::Down
+                && self
+                    .peers
+                    .get(standing.member.id)
+                    .is_some_and(|peer| peer.is_active())
+            {
+                state = foca::State::Suspect;
+            }
+            updates.push(foca::Member::new(
+                standing.member,
+                standing.incarnation,
+                state,
+            ));
+        }
+        self.swim.apply(updates, spread, now);
+        self.settle(now);
+    }
+
+    // ---- when exchanges are begun ----
+
+    /// Notes a peer's catalogue hash; one that differs for a second is asked again, and then called.
+    pub(super) fn compare(&mut self, id: u64, hash: u64, now: Moment) {
+        let ours = self.catalogue.hash();
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        if hash == ours {
+            peer.differs = None;
+            peer.asked = false;
+            return;
+        }
+        let since = *peer.differs.get_or_insert(now);
+        let is_lasting = now.since(since) >= DIFFERENCE_TIME;
+        let is_free = peer
+            .exchanged
+            .is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
+        if let (true, true, true, Some(member)) =
+            (is_lasting, is_free, peer.is_active(), peer.member)
+        {
+            peer.differs = None;
+            peer.asked = false;
+            self.dial_exchange(member.address, Some(member), now);
+        }
+    }
+
+    /// Asks peers whose hash differed a second ago for their hash now.
+    pub(super) fn look_after_differences(&mut self, now: Moment) {
+        let mut questions = Vec::new();
+        for (_, peer) in self.peers.iter_mut() {
+            let is_lasting = peer
+                .differs
+                .is_some_and(|since| now.since(since) >= DIFFERENCE_TIME);
+            if let (true, false, true, Some(member)) =
+                (is_lasting, peer.asked, peer.is_active(), peer.member)
+            {
+                peer.asked = true;
+                questions.push(member.address);
+            }
+            if !is_lasting {
+                peer.asked = false;
+            }
+        }
+        for to in questions.into_iter().take(super::FANOUT) {
+            self.send(to, None, true);
+        }
+    }
+
+    fn is_in_trouble(&self, now: Moment) -> bool {
+        let is_fresh = |since: Moment| now.since(since) < TROUBLE_TIME;
+        !self.has_company()
+            || self
+                .peers
+                .iter()
+                .any(|(_, peer)| peer.state == NodeState::Down && is_fresh(peer.since))
+    }
+
+    fn backstop(&mut self, now: Moment) -> Duration {
+        let span = if self.is_in_trouble(now) {
+            BACKSTOP_IN_TROUBLE
+        } else {
+            BACKSTOP
+        };
+        span + self.jitter(span)
+    }
+
+    /// The exchange without a reason, and another try at those who are down: this is what heals a partition.
+    pub(super) fn look_after_exchanges(&mut self, now: Moment) {
+        if now >= self.exchange_at {
+            self.exchange_at = now + self.backstop(now);
+            if let [member] = self.peers.some_active(1, &mut self.rng)[..] {
+                self.dial_exchange(member.address, Some(member), now);
+            }
+        }
+        if now >= self.retry_at {
+            let pause = if self.is_in_trouble(now) {
+                RETRY_DOWN
+            } else {
+                BACKSTOP_IN_TROUBLE
+            };
+            self.retry_at = now + pause + self.jitter(pause);
+            let taken: Vec<_> = self
+                .peers
+                .active()
+                .map(|(member, _)| member.address)
+                .collect();
+            let down = (self.peers.iter())
+                .filter(|(_, peer)| peer.state == NodeState::Down)
+                .filter_map(|(_, peer)| peer.member)
+                .filter(|member| !taken.contains(&member.address));
+            for member in down.sample(&mut self.rng, 2) {
+                self.dial_exchange(member.address, Some(member), now);
+            }
+        }
+    }
+}
+
+/// The buckets in which two digests differ, as a bit set.
+fn differing(ours: &Digest, theirs: &Digest) -> u64 {
+    let pairs = ours.buckets.iter().zip(&theirs.buckets).enumerate();
+    pairs.fold(0, |set, (at, (a, b))| set | u64::from(a != b) << at)
+}
+
+const _: () = assert!(BUCKETS <= 64, "a bit set of buckets is a u64");

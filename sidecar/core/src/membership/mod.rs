@@ -1,0 +1,660 @@
+//! foca, its guards, records and exchanges as one machine without sockets or clocks: datagrams, stream messages, timers
+//! and local changes in; effects out.
+//!
+//! Not here: sockets, sealing and files (`sidecar/src/gossip`). The same machine runs in the simulator of the tests.
+//!
+//! Members are found and lost by SWIM (`swim.rs`). Records spread as rumours beside it (`rumours.rs`), and whatever
+//! rumours miss is repaired by exchanges over streams (`exchange.rs`): every datagram carries a hash of the sender's
+//! catalogue, and two peers that differ for a second compare.
+
+mod exchange;
+mod offers;
+mod peers;
+mod rumours;
+mod swim;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use foca::OwnedNotification;
+use mesh_proto::{
+    codec::{CodecError, ITEM_HEAD_BYTES, decode_record, items, put_item},
+    frame::PAYLOAD_BYTES_MAX,
+    member::Member,
+    message::Item,
+    record::{Head, NodeRecord, ServiceRecord},
+};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+
+pub use self::swim::Pace;
+use self::{
+    exchange::Call,
+    offers::Offers,
+    peers::{Evidence, Peers},
+    rumours::Rumours,
+    swim::{FANOUT, Swim, Trust, transmissions},
+};
+use crate::{
+    catalogue::{Applied, Catalogue, is_urgent},
+    mesh::{Mesh, NodeState},
+    moment::Moment,
+};
+
+/// News is told, and everything regular looked after, this often.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// A difference of catalogues that lasts so long is not on its way to be healed by rumours.
+const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
+
+/// Between two exchanges that we begin with the same peer, or over a difference with anyone.
+const EXCHANGE_GAP: Duration = Duration::from_secs(2);
+
+/// An exchange without any sign of a difference.
+const BACKSTOP: Duration = Duration::from_secs(60);
+
+/// The same while somebody is down or we are alone.
+const BACKSTOP_IN_TROUBLE: Duration = Duration::from_secs(10);
+
+/// Whoever is down is called again this often ...
+const RETRY_DOWN: Duration = Duration::from_secs(2);
+
+/// ... and, after this time, as often as [`BACKSTOP_IN_TROUBLE`].
+const TROUBLE_TIME: Duration = Duration::from_secs(600);
+
+/// Goodbye is told for so long before SWIM hears of it, and for [`LEAVE_TIME`] in all.
+const GOODBYE_TIME: Duration = Duration::from_millis(200);
+const LEAVE_TIME: Duration = Duration::from_millis(1_200);
+
+/// Between two looks for what may be forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Who this node is and how it shall behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node as member; its bump is also the epoch of its records.
+    pub me: Member,
+    /// The cluster's name; another one is refused.
+    pub cluster: Box<str>,
+    /// The node's name.
+    pub name: Box<str>,
+    /// Its zone.
+    pub zone: Box<str>,
+    /// Its region.
+    pub region: Box<str>,
+    /// How hasty it is.
+    pub pace: Pace,
+    /// There is somebody to join; until that is done the mesh is not `joined`.
+    pub has_seeds: bool,
+}
+
+/// A stream, as the machine and its shell call it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CallId(u64);
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Send a datagram.
+    Send {
+        /// Where to.
+        to: SocketAddr,
+        /// Its items, at most [`PAYLOAD_BYTES_MAX`] bytes.
+        payload: Vec<u8>,
+    },
+    /// Open a stream and send these items first. Its end must be told by [`Membership::on_call_end`].
+    Dial {
+        /// Its name from now on.
+        call: CallId,
+        /// Where to.
+        to: SocketAddr,
+        /// The first frame.
+        hello: Vec<u8>,
+        /// Give up after this.
+        within: Duration,
+    },
+    /// Send a frame on a stream.
+    Frame {
+        /// Which.
+        call: CallId,
+        /// Its items, at most [`mesh_proto::FRAME_BYTES_MAX`] bytes.
+        payload: Vec<u8>,
+    },
+    /// Close a stream once everything is sent; it is forgotten here.
+    Hang {
+        /// Which.
+        call: CallId,
+    },
+    /// We go by this bump now: keep it for the next start.
+    Bump(u64),
+    /// Something worth a line in the log.
+    Notice(Notice),
+    /// The goodbye is said: stop.
+    Left,
+}
+
+/// Something worth a line in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A node is in another state.
+    State {
+        /// Its id.
+        id: u64,
+        /// How it is now.
+        state: NodeState,
+    },
+    /// We were taken for dead and came back.
+    Renewed,
+    /// Nothing is heard any more (or again).
+    Isolated(bool),
+    /// A stream reaches a member that datagrams do not.
+    DatagramsLost {
+        /// Its id.
+        id: u64,
+    },
+    /// The other side of a stream belongs to another cluster.
+    OtherCluster {
+        /// Where it is.
+        at: Option<SocketAddr>,
+        /// What it calls itself.
+        cluster: Box<str>,
+    },
+    /// A record is over the bound and was not offered.
+    TooLong {
+        /// Its service.
+        service: Box<str>,
+        /// Its instance.
+        instance: Box<str>,
+    },
+}
+
+/// What this node changes of itself.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// Offers an instance, or says anew how it is.
+    Offer(ServiceRecord),
+    /// Takes an instance back.
+    Withdraw {
+        /// Its service.
+        service: Box<str>,
+        /// Its name.
+        instance: Box<str>,
+    },
+    /// Says goodbye; [`Effect::Left`] follows.
+    Leave,
+    /// There is nobody else to join.
+    Alone,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallEnd {
+    /// The other side closed it.
+    Closed,
+    /// The other host refused the connection.
+    Refused,
+    /// It could not be opened in time, broke, or said something impossible.
+    Failed,
+}
+
+/// Counts since the start, for metrics.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Datagrams or frames whose items could not be read.
+    pub malformed: u64,
+    /// Suspicions seen, ours and others'.
+    pub suspicions: u64,
+    /// Exchanges that we began.
+    pub exchanges_begun: u64,
+    /// Exchanges completed, on either side.
+    pub exchanges_done: u64,
+    /// Records that were news.
+    pub news: u64,
+    /// Records refused because a table was full.
+    pub refused: u64,
+    /// Times we were taken for dead and came back.
+    pub renewals: u64,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Membership {
+    settings: Settings,
+    swim: Swim,
+    peers: Peers,
+    catalogue: Catalogue,
+    offers: Offers,
+    rumours: Rumours,
+    calls: BTreeMap<CallId, Call>,
+    calls_made: u64,
+    rng: StdRng,
+    effects: VecDeque<Effect>,
+    /// Something in the mesh is not as last told.
+    changed: bool,
+    joined: bool,
+    /// The last datagram from anybody, or the moment somebody was there to hear.
+    heard: Moment,
+    /// The last word on a stream.
+    heard_on_stream: Moment,
+    isolated: bool,
+    leaving: Option<Moment>,
+    tick_at: Moment,
+    told_at: Moment,
+    exchange_at: Moment,
+    retry_at: Moment,
+    sweep_at: Moment,
+    evidence_at: Moment,
+    /// Counts for metrics.
+    pub counts: Counts,
+}
+
+impl Membership {
+    /// A node that knows nobody yet. `rng` seeds all its dice.
+    pub fn new(settings: Settings, rng: &mut impl Rng, now: Moment) -> Membership {
+        let node = NodeRecord {
+            name: settings.name.clone(),
+            zone: settings.zone.clone(),
+            region: settings.region.clone(),
+            wire_version: mesh_proto::WIRE_VERSION,
+            left: false,
+            floor: 0,
+        };
+        let me = settings.me;
+        let mut membership = Membership {
+            swim: Swim::new(me, settings.pace, StdRng::from_rng(rng)),
+            peers: Peers::default(),
+            catalogue: Catalogue::default(),
+            offers: Offers::new(me.id, me.bump, node),
+            rumours: Rumours::default(),
+            calls: BTreeMap::new(),
+            calls_made: 0,
+            rng: StdRng::from_rng(rng),
+            effects: VecDeque::new(),
+            changed: true,
+            joined: !settings.has_seeds,
+            heard: now,
+            heard_on_stream: now,
+            isolated: false,
+            leaving: None,
+            tick_at: now + TICK,
+            told_at: now,
+            exchange_at: now + BACKSTOP_IN_TROUBLE,
+            retry_at: now + RETRY_DOWN,
+            sweep_at: now + SWEEP,
+            evidence_at: now,
+            counts: Counts::default(),
+            settings,
+        };
+        membership.say(now);
+        membership
+    }
+
+    /// The next thing to do, oldest first. Ask until there is none after every call.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Whether the mesh changed since the last time this was asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The mesh as it stands.
+    pub fn mesh(&self) -> Mesh {
+        Mesh {
+            isolated: self.isolated,
+            joined: self.joined,
+            ..self.peers.mesh(&self.swim, &self.catalogue, &self.offers)
+        }
+    }
+
+    /// This node as SWIM knows it now.
+    pub fn me(&self) -> Member {
+        self.swim.me()
+    }
+
+    /// Other nodes and how they are, those that nobody offered a record of included.
+    pub fn peers(&self) -> impl Iterator<Item = (Member, NodeState)> + '_ {
+        self.peers
+            .iter()
+            .filter_map(|(_, peer)| Some((peer.member?, peer.state)))
+    }
+
+    /// Whether somebody else is there.
+    pub fn has_company(&self) -> bool {
+        self.swim.active() > 0
+    }
+
+    /// The hash of everything known of services: equal on nodes that know the same.
+    pub fn catalogue_hash(&self) -> u64 {
+        self.catalogue.hash()
+    }
+
+    /// Records held and rumours waiting.
+    pub fn backlog(&self) -> (usize, usize) {
+        (self.catalogue.len(), self.rumours.len())
+    }
+
+    /// When [`Membership::on_timer`] wants to be called next.
+    pub fn next_timer(&self) -> Moment {
+        self.swim
+            .next_timer()
+            .map_or(self.tick_at, |at| at.min(self.tick_at))
+    }
+
+    /// Takes in the items of a datagram; its seal says that `sender` sent it.
+    pub fn on_datagram(&mut self, payload: &[u8], sender: u64, now: Moment) {
+        if sender == self.settings.me.id {
+            return;
+        }
+        self.hear(now);
+        let mut has_news = false;
+        for item in items(payload) {
+            match item {
+                Ok(Item::Hash(hash)) => self.compare(sender, hash, now),
+                Ok(Item::Foca(packet)) if self.leaving.is_none() => {
+                    if self.swim.on_packet(packet, now).is_err() {
+                        self.counts.malformed += 1;
+                    }
+                    self.settle(now);
+                }
+                Ok(Item::Record(bytes)) => has_news |= self.take_in(bytes, true),
+                Ok(Item::Ask) => {
+                    if let Some(member) = self.peers.get(sender).and_then(|peer| peer.member) {
+                        self.send(member.address, None, false);
+                    }
+                }
+                // Words of streams.
+                Ok(_) => {}
+                Err(_) => self.counts.malformed += 1,
+            }
+        }
+        if has_news {
+            self.refresh(now);
+        }
+    }
+
+    /// Handles every timer that is due. The sockets must be drained first, or a stall makes others look dead.
+    pub fn on_timer(&mut self, now: Moment) {
+        let trust = self.trust(now);
+        if self.leaving.is_none() {
+            for silent in self.swim.on_timer(trust, now) {
+                self.dial_probe(silent, now);
+            }
+            self.settle(now);
+        }
+        if now >= self.tick_at {
+            self.tick_at = now + TICK;
+            self.tick(now);
+        }
+    }
+
+    /// Changes something of this node.
+    pub fn on_local_change(&mut self, change: Change, now: Moment) {
+        match change {
+            Change::Offer(record) => {
+                let (service, instance) = (record.service.clone(), record.instance.clone());
+                if self.offers.offer(record).is_err() {
+                    let notice = Notice::TooLong { service, instance };
+                    self.effects.push_back(Effect::Notice(notice));
+                }
+            }
+            Change::Withdraw { service, instance } => {
+                self.offers.withdraw(&service, &instance, now)
+            }
+            Change::Leave => {
+                if self.leaving.is_none() {
+                    self.offers.leave();
+                    self.leaving = Some(now);
+                }
+            }
+            Change::Alone => {
+                self.joined = true;
+                self.changed = true;
+            }
+        }
+        // What comes alone is said at once, what comes in a flood once a tick.
+        if now.since(self.told_at) >= TICK {
+            self.say(now);
+            self.tell(now);
+        }
+    }
+
+    fn tick(&mut self, now: Moment) {
+        self.check_hearing(now);
+        self.offers.bury(now);
+        self.say(now);
+        if self.leaving.is_none() {
+            self.swim.gossip(now);
+            self.settle(now);
+        }
+        self.tell(now);
+        self.look_after_differences(now);
+        self.look_after_exchanges(now);
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP;
+            self.changed |= self.peers.sweep(&mut self.catalogue, now);
+        }
+        self.go_on_leaving(now);
+    }
+
+    /// Writes what is unsaid of ourselves into the catalogue and among the rumours.
+    fn say(&mut self, now: Moment) {
+        if !self.offers.is_unsaid() {
+            return;
+        }
+        for (head, body) in self.offers.flush() {
+            let urgent = is_urgent(&body);
+            // Offers are refused before they come here if they are too long.
+            if let Ok(bytes) = self.catalogue.write(head, body) {
+                self.rumours.push(&head, bytes, urgent);
+            }
+        }
+        self.refresh(now);
+        self.changed = true;
+    }
+
+    /// Tells a few peers the news.
+    fn tell(&mut self, now: Moment) {
+        if self.rumours.is_empty() {
+            return;
+        }
+        self.told_at = now;
+        for member in self.peers.some_active(FANOUT, &mut self.rng) {
+            if !self.rumours.is_empty() {
+                self.send(member.address, None, false);
+            }
+        }
+    }
+
+    /// One datagram: our hash, what foca says, and as many rumours as fit.
+    fn send(&mut self, to: SocketAddr, packet: Option<&[u8]>, ask: bool) {
+        let mut payload = Vec::with_capacity(PAYLOAD_BYTES_MAX);
+        let mut said = vec![Item::Hash(self.catalogue.hash())];
+        said.extend(packet.map(Item::Foca));
+        said.extend(ask.then_some(Item::Ask));
+        let times = u32::from(transmissions(self.swim.active() + 1));
+        let used: usize = said
+            .iter()
+            .map(|item| ITEM_HEAD_BYTES + item_bytes(item))
+            .sum();
+        let records = self.rumours.take(PAYLOAD_BYTES_MAX - used, times);
+        said.extend(records.iter().map(|bytes| Item::Record(bytes)));
+        let fits = said
+            .iter()
+            .try_for_each(|item| put_item(&mut payload, item));
+        debug_assert!(fits.is_ok() && payload.len() <= PAYLOAD_BYTES_MAX);
+        self.effects.push_back(Effect::Send { to, payload });
+    }
+
+    /// Merges a record that somebody told. Yields whether it was news; then a refresh is due.
+    fn take_in(&mut self, bytes: &[u8], spread: bool) -> bool {
+        match self.merge(bytes) {
+            Ok(Applied::News(news)) => {
+                self.counts.news += 1;
+                self.changed = true;
+                if spread {
+                    self.rumours.push(&news.head, bytes.into(), news.urgent);
+                }
+                return true;
+            }
+            Ok(Applied::Stale) => {}
+            Ok(Applied::Full) => self.counts.refused += 1,
+            Err(_) => self.counts.malformed += 1,
+        }
+        false
+    }
+
+    fn merge(&mut self, bytes: &[u8]) -> Result<Applied, CodecError> {
+        let (head, _) = decode_record(bytes)?;
+        if head.owner == self.settings.me.id {
+            self.defend(&head);
+            return Ok(Applied::Stale);
+        }
+        self.catalogue.apply(bytes)
+    }
+
+    /// Only we write our records. One that we did not write is of a later start whose memory we lost: rise above it.
+    fn defend(&mut self, head: &Head) {
+        if self.offers.is_beyond(head) {
+            self.offers.rise_above(head.epoch);
+            self.effects
+                .push_back(Effect::Bump(self.offers.epoch.max(self.me().bump)));
+        }
+    }
+
+    /// After every call of foca: its packets out, its news noted.
+    fn settle(&mut self, now: Moment) {
+        let had_company = self.peers.active().next().is_some();
+        let (packets, news) = self.swim.take();
+        for notification in news {
+            if let OwnedNotification::Rejoin(member) = notification {
+                self.counts.renewals += 1;
+                self.effects.push_back(Effect::Bump(member.bump));
+                self.effects.push_back(Effect::Notice(Notice::Renewed));
+            }
+        }
+        for (to, packet) in packets {
+            self.send(to.address, Some(&packet), false);
+        }
+        self.refresh(now);
+        if !had_company {
+            // There was nobody to hear until now.
+            self.heard = self.heard.max(now);
+        }
+    }
+
+    fn refresh(&mut self, now: Moment) {
+        let me = self.settings.me.id;
+        for (id, state) in self.peers.refresh(&self.swim, &self.catalogue, me, now) {
+            self.changed = true;
+            self.counts.suspicions += u64::from(state == NodeState::Suspect);
+            if state != NodeState::Suspect {
+                self.effects
+                    .push_back(Effect::Notice(Notice::State { id, state }));
+            }
+            if state == NodeState::Alive || state == NodeState::Suspect {
+                self.catalogue.set_dormant(id, false);
+            }
+        }
+    }
+
+    // ---- hearing ----
+
+    fn hear(&mut self, now: Moment) {
+        let was_deaf = self.is_deaf(now);
+        self.heard = now;
+        if was_deaf {
+            self.swim.hear_again(now);
+            for (_, peer) in self.peers.iter_mut() {
+                peer.evidence = None;
+            }
+        }
+        self.set_isolated(false);
+    }
+
+    /// Nothing came in for three probe periods although somebody is there.
+    fn is_deaf(&self, now: Moment) -> bool {
+        self.swim.active() > 0 && now.since(self.heard) >= self.settings.pace.deaf_after()
+    }
+
+    /// Whether suspicions may start and end here.
+    fn trust(&self, now: Moment) -> Trust {
+        if !self.is_deaf(now) {
+            return Trust::Judge;
+        }
+        // Hosts that refuse connections prove that our network is well and their sidecars are gone. Of mere silence a
+        // single peer can be the cause, several at once hardly.
+        let waited = now.since(self.heard) >= self.settings.pace.calm;
+        let is_only_one = self.peers.active().count() == 1;
+        let is_gone = |evidence| match evidence {
+            Some(Evidence::Refused) => true,
+            Some(Evidence::Silent) => is_only_one && waited,
+            Some(Evidence::Answered) | None => false,
+        };
+        if self.peers.active().all(|(_, peer)| is_gone(peer.evidence)) {
+            Trust::Judge
+        } else {
+            Trust::Withhold
+        }
+    }
+
+    fn check_hearing(&mut self, now: Moment) {
+        if !self.is_deaf(now) {
+            return;
+        }
+        if now.since(self.heard_on_stream) >= self.settings.pace.deaf_after() {
+            self.set_isolated(true);
+        }
+        if now >= self.evidence_at {
+            self.evidence_at = now + self.settings.pace.period;
+            for member in self.peers.some_active(FANOUT, &mut self.rng) {
+                self.dial_probe(member, now);
+            }
+        }
+    }
+
+    fn set_isolated(&mut self, isolated: bool) {
+        if self.isolated != isolated {
+            self.isolated = isolated;
+            self.changed = true;
+            self.effects
+                .push_back(Effect::Notice(Notice::Isolated(isolated)));
+        }
+    }
+
+    // ---- leaving ----
+
+    fn go_on_leaving(&mut self, now: Moment) {
+        let Some(since) = self.leaving else {
+            return;
+        };
+        let told = now.since(since);
+        if self.swim.active() == 0 || told >= LEAVE_TIME {
+            self.effects.push_back(Effect::Left);
+        } else if told >= GOODBYE_TIME {
+            // foca says it to three members once; repeated, it reaches everybody.
+            self.swim.leave(now);
+            let (packets, _) = self.swim.take();
+            for (to, packet) in packets {
+                self.send(to.address, Some(&packet), false);
+            }
+        }
+    }
+
+    /// A random span of up to a tenth of `span`, so that nodes started together do not act together.
+    fn jitter(&mut self, span: Duration) -> Duration {
+        span.mul_f64(self.rng.random_range(0.0..0.1))
+    }
+}
+
+/// Bytes of an item's body, for those that go into datagrams.
+fn item_bytes(item: &Item<'_>) -> usize {
+    match item {
+        Item::Foca(bytes) | Item::Record(bytes) => bytes.len(),
+        Item::Hash(_) => 8,
+        _ => 0,
+    }
+}

@@ -1,0 +1,259 @@
+//! Our own records: slots, versions, tombstones, and the one rate at which they change.
+//!
+//! Not here: other nodes' records (`catalogue.rs`) and how ours travel (`rumours.rs`).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use mesh_proto::{
+    codec::{CodecError, encode_record},
+    record::{Body, Head, NODE_SLOT, NodeRecord, ServiceRecord},
+};
+
+use crate::{catalogue::SLOTS_MAX, moment::Moment};
+
+/// A tombstone is told for this long: whoever was away shorter still learns what was taken back.
+pub const TOMBSTONE_TIME: Duration = Duration::from_secs(3_600);
+
+/// Between writing everything alive anew and declaring the rest void: ample for every exchange to carry it.
+const BURIAL_TIME: Duration = Duration::from_secs(300);
+
+type Name = (Box<str>, Box<str>);
+
+/// What this node says of itself.
+#[derive(Debug)]
+pub struct Offers {
+    /// Our id.
+    pub id: u64,
+    /// The start we write under; raised only if somebody knows records of a later one.
+    pub epoch: u64,
+    node: NodeRecord,
+    services: BTreeMap<Name, Slot>,
+    slot_next: u32,
+    version: u64,
+    /// Slots to write, by the next flush.
+    unsaid: Vec<u32>,
+    tombstones: VecDeque<(Moment, u32)>,
+    /// The floor to raise next, and since when everything alive is written above it.
+    burial: Option<(Moment, u64)>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    number: u32,
+    record: ServiceRecord,
+}
+
+impl Offers {
+    /// Nothing offered yet, but who we are is to be said.
+    pub fn new(id: u64, epoch: u64, node: NodeRecord) -> Offers {
+        Offers {
+            id,
+            epoch,
+            node,
+            services: BTreeMap::new(),
+            slot_next: NODE_SLOT + 1,
+            version: 0,
+            unsaid: vec![NODE_SLOT],
+            tombstones: VecDeque::new(),
+            burial: None,
+        }
+    }
+
+    /// Offers an instance or says anew how it is.
+    ///
+    /// # Errors
+    /// `TooLong` if the record is over the bound of a record, or there are too many of them.
+    pub fn offer(&mut self, record: ServiceRecord) -> Result<(), CodecError> {
+        let name = (record.service.clone(), record.instance.clone());
+        // The widest numbers a head can take, so that a record that fits now fits in every version.
+        let widest = Head {
+            owner: u64::MAX,
+            epoch: u64::MAX,
+            slot: u32::MAX,
+            version: u64::MAX,
+        };
+        encode_record(&widest, &Body::Service(record.clone()))?;
+        if let Some(slot) = self.services.get_mut(&name) {
+            if slot.record != record {
+                slot.record = record;
+                self.unsaid.push(slot.number);
+            }
+            return Ok(());
+        }
+        if self.services.len() + self.tombstones.len() + 1 >= SLOTS_MAX {
+            return Err(CodecError::TooLong);
+        }
+        let number = self.slot_next;
+        self.slot_next += 1;
+        self.services.insert(name, Slot { number, record });
+        self.unsaid.push(number);
+        Ok(())
+    }
+
+    /// Takes an instance back.
+    pub fn withdraw(&mut self, service: &str, instance: &str, now: Moment) {
+        if let Some(slot) = self.services.remove(&(service.into(), instance.into())) {
+            self.unsaid.push(slot.number);
+            self.tombstones.push_back((now, slot.number));
+        }
+    }
+
+    /// Says goodbye.
+    pub fn leave(&mut self) {
+        self.node.left = true;
+        self.unsaid.push(NODE_SLOT);
+    }
+
+    /// Somebody knows records of ours that we never wrote in this start: start over above them.
+    pub fn rise_above(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch.saturating_add(1));
+        self.tombstones.clear();
+        self.burial = None;
+        self.node.floor = 0;
+        self.unsaid = self.slots();
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        let services = self.services.values().map(|slot| slot.number);
+        services.chain([NODE_SLOT]).collect()
+    }
+
+    /// Whether something is to be said.
+    pub fn is_unsaid(&self) -> bool {
+        !self.unsaid.is_empty()
+    }
+
+    /// Lets old tombstones go: first everything alive is written anew, and once that has reached everybody the floor
+    /// is raised above the rest.
+    pub fn bury(&mut self, now: Moment) {
+        if let Some((since, floor)) = self.burial {
+            if now.since(since) >= BURIAL_TIME {
+                self.node.floor = floor;
+                self.unsaid.push(NODE_SLOT);
+                self.burial = None;
+            }
+            return;
+        }
+        let is_old = |tombstone: &(Moment, u32)| now.since(tombstone.0) >= TOMBSTONE_TIME;
+        if !self.tombstones.front().is_some_and(is_old) {
+            return;
+        }
+        while self.tombstones.front().is_some_and(is_old) {
+            self.tombstones.pop_front();
+        }
+        self.burial = Some((now, self.version));
+        let young: Vec<u32> = self.tombstones.iter().map(|(_, slot)| *slot).collect();
+        self.unsaid = [self.slots(), young].concat();
+    }
+
+    /// Everything unsaid, each with its next version.
+    pub fn flush(&mut self) -> Vec<(Head, Body)> {
+        let mut slots = std::mem::take(&mut self.unsaid);
+        slots.sort_unstable();
+        slots.dedup();
+        let written = slots.into_iter().map(|slot| {
+            self.version += 1;
+            let head = Head {
+                owner: self.id,
+                epoch: self.epoch,
+                slot,
+                version: self.version,
+            };
+            let service = self.services.values().find(|held| held.number == slot);
+            let body = match (slot, service) {
+                (NODE_SLOT, _) => Body::Node(self.node.clone()),
+                (_, Some(held)) => Body::Service(held.record.clone()),
+                (_, None) => Body::Tombstone,
+            };
+            (head, body)
+        });
+        written.collect()
+    }
+
+    /// Who we say we are.
+    pub fn node(&self) -> &NodeRecord {
+        &self.node
+    }
+
+    /// Whether another's copy of one of our records is beyond anything we wrote.
+    pub fn is_beyond(&self, head: &Head) -> bool {
+        (head.epoch, head.version) > (self.epoch, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::{Catalogue, Content};
+    use mesh_proto::record::{Health, InstanceState, WireProtocol};
+
+    fn service(name: &str) -> ServiceRecord {
+        ServiceRecord {
+            service: name.into(),
+            instance: "1".into(),
+            address: ([10, 0, 0, 1], 80).into(),
+            protocol: WireProtocol::Http,
+            weight: 100,
+            health: Health::Passing,
+            state: InstanceState::Up,
+            started_at_ms: 1,
+            capacity: None,
+            tags: BTreeMap::new(),
+        }
+    }
+
+    fn offers() -> Offers {
+        let node = NodeRecord {
+            name: "n".into(),
+            zone: "a".into(),
+            region: "r".into(),
+            wire_version: 1,
+            left: false,
+            floor: 0,
+        };
+        Offers::new(1, 9, node)
+    }
+
+    fn flush_into(offers: &mut Offers, catalogue: &mut Catalogue) -> usize {
+        let written = offers.flush();
+        let count = written.len();
+        for (head, body) in written {
+            catalogue.write(head, body).expect("fits");
+        }
+        count
+    }
+
+    #[test]
+    fn saying_the_same_again_writes_nothing() {
+        let mut offers = offers();
+        let mut catalogue = Catalogue::default();
+        offers.offer(service("web")).expect("fits");
+        assert_eq!(flush_into(&mut offers, &mut catalogue), 2);
+        offers.offer(service("web")).expect("fits");
+        assert_eq!(flush_into(&mut offers, &mut catalogue), 0);
+    }
+
+    #[test]
+    fn a_tombstone_goes_after_its_time_and_takes_nothing_living_along() {
+        let mut offers = offers();
+        let mut catalogue = Catalogue::default();
+        offers.offer(service("web")).expect("fits");
+        offers.offer(service("old")).expect("fits");
+        flush_into(&mut offers, &mut catalogue);
+        offers.withdraw("old", "1", Moment::START);
+        flush_into(&mut offers, &mut catalogue);
+        assert_eq!(catalogue.len(), 3);
+        for time in [TOMBSTONE_TIME, TOMBSTONE_TIME + BURIAL_TIME] {
+            offers.bury(Moment::START + time);
+            flush_into(&mut offers, &mut catalogue);
+        }
+        let left: Vec<_> = (catalogue.owner(1).expect("ours").entries())
+            .map(|(_, entry)| entry.content.clone())
+            .collect();
+        assert_eq!(left.len(), 2);
+        assert!(!left.contains(&Content::Tombstone));
+    }
+}

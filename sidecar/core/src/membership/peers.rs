@@ -1,0 +1,269 @@
+//! What is known of each other node, and the [`Mesh`] made of it.
+//!
+//! Not here: how it is found out (`swim.rs`, `exchange.rs`) and the records themselves (`catalogue.rs`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_proto::member::Member;
+use rand::{Rng, seq::IteratorRandom};
+
+use super::{
+    offers::Offers,
+    swim::{FORGET_AFTER, Swim},
+};
+use crate::{
+    catalogue::{Catalogue, Content},
+    mesh::{Instance, Mesh, Node, NodeState},
+    moment::Moment,
+};
+
+/// An owner dead for so long is not told to others any more, so that nobody hands it back to one who forgot it.
+const DORMANT_AFTER: Duration = FORGET_AFTER.saturating_sub(Duration::from_secs(3_600));
+
+/// One other node.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// As SWIM knows it; `None` while only records of it are known.
+    pub member: Option<Member>,
+    /// SWIM incarnation.
+    pub incarnation: u16,
+    /// How it is, goodbyes included.
+    pub state: NodeState,
+    /// Since when.
+    pub since: Moment,
+    /// Its catalogue differs from ours since then.
+    pub differs: Option<Moment>,
+    /// It was asked whether it still differs.
+    pub asked: bool,
+    /// The last exchange that we began with it.
+    pub exchanged: Option<Moment>,
+    /// What a stream to it came to while we heard nothing.
+    pub evidence: Option<Evidence>,
+}
+
+/// What a stream to a silent peer came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Evidence {
+    /// It answered: only datagrams are lost.
+    Answered,
+    /// Its host refused: the process is gone, and the network is well.
+    Refused,
+    /// Nothing came back.
+    Silent,
+}
+
+impl Peer {
+    fn new(now: Moment) -> Peer {
+        Peer {
+            member: None,
+            incarnation: 0,
+            state: NodeState::Down,
+            since: now,
+            differs: None,
+            asked: false,
+            exchanged: None,
+            evidence: None,
+        }
+    }
+
+    /// Whether SWIM counts it among the living.
+    pub fn is_active(&self) -> bool {
+        matches!(self.state, NodeState::Alive | NodeState::Suspect)
+    }
+}
+
+/// All other nodes, by id.
+#[derive(Debug, Default)]
+pub struct Peers {
+    peers: BTreeMap<u64, Peer>,
+}
+
+impl Peers {
+    /// One of them.
+    pub fn get(&self, id: u64) -> Option<&Peer> {
+        self.peers.get(&id)
+    }
+
+    /// One of them, to note something.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut Peer> {
+        self.peers.get_mut(&id)
+    }
+
+    /// All, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Peer)> {
+        self.peers.iter().map(|(id, peer)| (*id, peer))
+    }
+
+    /// All, to note something.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Peer)> {
+        self.peers.iter_mut().map(|(id, peer)| (*id, peer))
+    }
+
+    /// The living.
+    pub fn active(&self) -> impl Iterator<Item = (Member, &Peer)> {
+        let living = self.peers.values().filter(|peer| peer.is_active());
+        living.filter_map(|peer| Some((peer.member?, peer)))
+    }
+
+    /// Some of the living, drawn evenly.
+    pub fn some_active(&self, count: usize, rng: &mut impl Rng) -> Vec<Member> {
+        self.active().map(|(member, _)| member).sample(rng, count)
+    }
+
+    /// Takes over what SWIM and the records say. Yields those whose state changed.
+    pub fn refresh(
+        &mut self,
+        swim: &Swim,
+        catalogue: &Catalogue,
+        me: u64,
+        now: Moment,
+    ) -> Vec<(u64, NodeState)> {
+        let mut changed = Vec::new();
+        let mut seen = BTreeSet::new();
+        for known in swim.members() {
+            let id = known.id().id;
+            seen.insert(id);
+            let peer = self.peers.entry(id).or_insert_with(|| Peer::new(now));
+            let has_left = said_goodbye(catalogue, id);
+            let state = match known.state() {
+                _ if has_left => NodeState::Left,
+                foca::State::Alive => NodeState::Alive,
+                foca::State::Suspect => NodeState::Suspect,
+                foca::State::Down => NodeState::Down,
+            };
+            if peer.state != state || peer.member.is_none() {
+                peer.state = state;
+                peer.since = now;
+                changed.push((id, state));
+            }
+            peer.member = Some(*known.id());
+            peer.incarnation = known.incarnation();
+        }
+        for (id, _) in catalogue
+            .owners()
+            .filter(|(id, _)| *id != me && !seen.contains(id))
+        {
+            let peer = self.peers.entry(id).or_insert_with(|| {
+                changed.push((id, NodeState::Down));
+                Peer::new(now)
+            });
+            let state = if said_goodbye(catalogue, id) {
+                NodeState::Left
+            } else {
+                NodeState::Down
+            };
+            if peer.state != state {
+                peer.state = state;
+                peer.since = now;
+                changed.push((id, state));
+            }
+        }
+        changed
+    }
+
+    /// Forgets whoever is gone for long. Yields whether anybody was.
+    pub fn sweep(&mut self, catalogue: &mut Catalogue, now: Moment) -> bool {
+        let before = self.peers.len();
+        self.peers.retain(|id, peer| {
+            if peer.is_active() {
+                return true;
+            }
+            let gone_for = now.since(peer.since);
+            if gone_for >= FORGET_AFTER {
+                catalogue.forget(*id);
+                return false;
+            }
+            if gone_for >= DORMANT_AFTER {
+                catalogue.set_dormant(*id, true);
+            }
+            true
+        });
+        self.peers.len() != before
+    }
+
+    /// Whether others are still told of this one.
+    pub fn is_told(&self, id: u64, now: Moment) -> bool {
+        self.get(id)
+            .is_none_or(|peer| peer.is_active() || now.since(peer.since) < DORMANT_AFTER)
+    }
+
+    /// Everything known, as the snapshot wants it.
+    pub fn mesh(&self, swim: &Swim, catalogue: &Catalogue, offers: &Offers) -> Mesh {
+        let me = swim.me();
+        let own = offers.node();
+        let mut mesh = Mesh::default();
+        mesh.nodes.push(Arc::new(Node {
+            id: me.id,
+            name: own.name.clone(),
+            address: me.address,
+            zone: own.zone.clone(),
+            region: own.region.clone(),
+            state: if own.left {
+                NodeState::Left
+            } else {
+                NodeState::Alive
+            },
+            since: Moment::START,
+            incarnation: 0,
+        }));
+        let taken: BTreeSet<_> = self.active().map(|(member, _)| member.address).collect();
+        for (id, peer) in self.iter() {
+            let Some(node) = catalogue.owner(id).and_then(|owner| owner.node.as_ref()) else {
+                continue;
+            };
+            let Some(member) = peer.member else {
+                continue;
+            };
+            // Somebody else lives at a dead node's address: it was started anew without its old id.
+            if !peer.is_active()
+                && (taken.contains(&member.address) || member.address == me.address)
+            {
+                continue;
+            }
+            mesh.nodes.push(Arc::new(Node {
+                id,
+                name: node.name.clone(),
+                address: member.address,
+                zone: node.zone.clone(),
+                region: node.region.clone(),
+                state: peer.state,
+                since: peer.since,
+                incarnation: peer.incarnation.into(),
+            }));
+        }
+        let mut nodes: Vec<_> = mesh.nodes.iter().collect();
+        nodes.sort_by_key(|node| node.id);
+        let mut instances = Vec::new();
+        for node in nodes {
+            let Some(owner) = catalogue.owner(node.id) else {
+                continue;
+            };
+            let first = instances.len();
+            for (_, entry) in owner.entries() {
+                if let Content::Service(record) = &entry.content {
+                    instances.push(Instance {
+                        node: node.clone(),
+                        epoch: owner.epoch,
+                        record: record.clone(),
+                        version: entry.version,
+                    });
+                }
+            }
+            instances[first..].sort_by(|a, b| {
+                (&a.record.service, &a.record.instance)
+                    .cmp(&(&b.record.service, &b.record.instance))
+            });
+        }
+        mesh.instances = instances;
+        mesh
+    }
+}
+
+fn said_goodbye(catalogue: &Catalogue, id: u64) -> bool {
+    let node = catalogue.owner(id).and_then(|owner| owner.node.as_ref());
+    node.is_some_and(|node| node.left)
+}
