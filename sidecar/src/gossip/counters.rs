@@ -1,0 +1,132 @@
+//! What the gossip counts, and its metrics.
+//!
+//! Not here: members by state, which whoever builds the snapshot knows too.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mesh_core::membership::Counts;
+use mesh_proto::frame::Reject;
+use metrics::{Counter, Gauge, counter, gauge};
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Datagrams received, noise included.
+    pub datagrams_in: AtomicU64,
+    /// Datagrams sent.
+    pub datagrams_out: AtomicU64,
+    /// Their bytes.
+    pub bytes_in: AtomicU64,
+    /// Their bytes.
+    pub bytes_out: AtomicU64,
+    /// Datagrams that the system would not take at once.
+    pub unsent: AtomicU64,
+    /// Datagrams and streams dropped unread: one count for each reason.
+    pub rejected: [AtomicU64; REASONS.len()],
+    /// Streams closed because too many were open.
+    pub streams_refused: AtomicU64,
+}
+
+/// All reasons, in the order of their counts.
+const REASONS: [Reject; 7] = [
+    Reject::Malformed,
+    Reject::Version,
+    Reject::Key,
+    Reject::Tag,
+    Reject::Replayed,
+    Reject::OldBoot,
+    Reject::Full,
+];
+
+impl Counters {
+    /// Counts a datagram or stream that was dropped unread.
+    pub fn reject(&self, reason: Reject) {
+        let at = REASONS.iter().position(|known| *known == reason);
+        if let Some(count) = at.and_then(|at| self.rejected.get(at)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many were dropped for any reason.
+    pub fn rejected_total(&self) -> u64 {
+        self.rejected
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+/// The same as metrics; handles made once.
+pub struct Meters {
+    datagrams: [Counter; 2],
+    bytes: [Counter; 2],
+    refused: Vec<Counter>,
+    streams_refused: Counter,
+    malformed: Counter,
+    exchanges_begun: Counter,
+    exchanges_done: Counter,
+    suspicions: Counter,
+    renewals: Counter,
+    isolated: Gauge,
+    records: Gauge,
+    rumours: Gauge,
+    turn: Gauge,
+}
+
+impl Meters {
+    /// Registers them.
+    pub fn new() -> Meters {
+        let datagrams = "starling_gossip_datagrams_total";
+        let bytes = "starling_gossip_bytes_total";
+        let refused = "starling_gossip_refused_total";
+        let exchanges = "starling_gossip_exchanges_total";
+        Meters {
+            datagrams: ["in", "out"].map(|direction| counter!(datagrams, "direction" => direction)),
+            bytes: ["in", "out"].map(|direction| counter!(bytes, "direction" => direction)),
+            refused: REASONS
+                .map(|reason| counter!(refused, "reason" => reason.word()))
+                .into(),
+            streams_refused: counter!(refused, "reason" => "streams"),
+            malformed: counter!(refused, "reason" => "items"),
+            exchanges_begun: counter!(exchanges, "result" => "begun"),
+            exchanges_done: counter!(exchanges, "result" => "done"),
+            suspicions: counter!("starling_gossip_suspicions_total"),
+            renewals: counter!("starling_gossip_renewals_total"),
+            isolated: gauge!("starling_gossip_isolated"),
+            records: gauge!("starling_gossip_records"),
+            rumours: gauge!("starling_gossip_backlog"),
+            turn: gauge!("starling_gossip_turn_seconds"),
+        }
+    }
+
+    /// Brings them up to date.
+    pub fn update(&self, counters: &Counters, counts: &Counts, (records, rumours): (usize, usize)) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        self.datagrams[0].absolute(read(&counters.datagrams_in));
+        self.datagrams[1].absolute(read(&counters.datagrams_out));
+        self.bytes[0].absolute(read(&counters.bytes_in));
+        self.bytes[1].absolute(read(&counters.bytes_out));
+        for (meter, count) in self.refused.iter().zip(&counters.rejected) {
+            meter.absolute(read(count));
+        }
+        self.streams_refused
+            .absolute(read(&counters.streams_refused));
+        self.malformed.absolute(counts.malformed);
+        self.exchanges_begun.absolute(counts.exchanges_begun);
+        self.exchanges_done.absolute(counts.exchanges_done);
+        self.suspicions.absolute(counts.suspicions);
+        self.renewals.absolute(counts.renewals);
+        self.records.set(records as f64);
+        self.rumours.set(rumours as f64);
+    }
+
+    /// Whether nothing is heard.
+    pub fn isolated(&self, isolated: bool) {
+        self.isolated.set(if isolated { 1.0 } else { 0.0 });
+    }
+
+    /// The longest turn of late, in seconds.
+    pub fn turn(&self, seconds: f64) {
+        self.turn.set(seconds);
+    }
+}

@@ -1,0 +1,263 @@
+//! Join, exchange and probe over TCP: one task a stream, frames in and out.
+//!
+//! Not here: what the frames say (`mesh_core::membership`).
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use mesh_core::membership::{CallEnd, CallId};
+use mesh_proto::{
+    EXCHANGE_BYTES_MAX,
+    frame::{self, Call, Half, KeyRing, PREAMBLE_BYTES, Preamble, Reject, SEALED_FRAME_BYTES_MAX},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+/// Frames waiting to be written on one stream: a whole exchange of the largest size.
+pub const FRAMES_MAX: usize = EXCHANGE_BYTES_MAX / mesh_proto::FRAME_BYTES_MAX + 16;
+
+/// What streams tell the gossip task, waiting.
+pub const EVENTS_MAX: usize = 64;
+
+/// Streams that others have open here; more are closed at once.
+pub const INBOUND_MAX: usize = 8;
+
+/// The first frame of a stream is a name and a digest.
+const HELLO_BYTES_MAX: usize = 4_096;
+
+/// For whoever opens a stream here to say who he is.
+const HELLO_TIME: Duration = Duration::from_secs(3);
+
+/// For each frame to arrive, and each to be taken.
+const FRAME_TIME: Duration = Duration::from_secs(5);
+
+/// What a stream tells the gossip task.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody called and holds a key.
+    Hello {
+        /// The first frame.
+        hello: Vec<u8>,
+        /// Where the call's name and its frames are to be sent; dropped: no answer.
+        answer: oneshot::Sender<(CallId, mpsc::Receiver<Vec<u8>>)>,
+    },
+    /// A frame came.
+    Frame {
+        /// On which.
+        call: CallId,
+        /// Its items.
+        payload: Vec<u8>,
+    },
+    /// The stream is over.
+    End {
+        /// Which.
+        call: CallId,
+        /// How.
+        end: CallEnd,
+    },
+    /// Something that is not ours came in.
+    Rejected(Reject),
+}
+
+/// Why a stream ended.
+enum Broken {
+    Io(io::Error),
+    Late,
+    Rejected(Reject),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Broken {
+        Broken::Io(error)
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for Broken {
+    fn from(_: tokio::time::error::Elapsed) -> Broken {
+        Broken::Late
+    }
+}
+
+impl From<Reject> for Broken {
+    fn from(reject: Reject) -> Broken {
+        Broken::Rejected(reject)
+    }
+}
+
+/// Calls another node: opens a stream, says `hello`, then carries frames until either side is done.
+pub async fn call(
+    call: CallId,
+    to: SocketAddr,
+    ring: KeyRing,
+    hello: Vec<u8>,
+    within: Duration,
+    frames: mpsc::Receiver<Vec<u8>>,
+    events: mpsc::Sender<Event>,
+) {
+    let opened = timeout(within, open(to, &ring, &hello)).await;
+    let end = match opened {
+        Ok(Ok((stream, out, back))) => {
+            match timeout(within, carry(call, stream, out, back, frames, &events)).await {
+                Ok(end) => end,
+                Err(_) => Some(CallEnd::Failed),
+            }
+        }
+        Ok(Err(Broken::Io(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Some(CallEnd::Refused)
+        }
+        Ok(Err(broken)) => {
+            tell_rejected(&events, broken).await;
+            Some(CallEnd::Failed)
+        }
+        Err(_) => Some(CallEnd::Failed),
+    };
+    if let Some(end) = end {
+        // The gossip task is gone: there is nobody left to tell.
+        let _ = events.send(Event::End { call, end }).await;
+    }
+}
+
+async fn open(
+    to: SocketAddr,
+    ring: &KeyRing,
+    hello: &[u8],
+) -> Result<(TcpStream, Half, Half), Broken> {
+    let mut stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    let (call, bytes) = Call::start(ring, rand::random(), hello).ok_or(Reject::Malformed)?;
+    stream.write_all(&bytes).await?;
+    let mut preamble: Preamble = [0; PREAMBLE_BYTES];
+    stream.read_exact(&mut preamble).await?;
+    let (out, back) = call.answered(&preamble)?;
+    Ok((stream, out, back))
+}
+
+/// Answers a stream that somebody opened here. Noise is closed without a word.
+pub async fn answer(mut stream: TcpStream, ring: KeyRing, events: mpsc::Sender<Event>) {
+    let greeted = timeout(HELLO_TIME, greet(&mut stream, &ring)).await;
+    let (hello, preamble, out, back) = match greeted.map_err(Broken::from) {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(broken)) | Err(broken) => return tell_rejected(&events, broken).await,
+    };
+    let (sender, named) = oneshot::channel();
+    let event = Event::Hello {
+        hello,
+        answer: sender,
+    };
+    if events.send(event).await.is_err() {
+        return;
+    }
+    let Ok((call, frames)) = named.await else {
+        return;
+    };
+    let end = match stream.write_all(&preamble).await {
+        Ok(()) => carry(call, stream, out, back, frames, &events).await,
+        Err(_) => Some(CallEnd::Failed),
+    };
+    if let Some(end) = end {
+        let _ = events.send(Event::End { call, end }).await;
+    }
+}
+
+async fn greet(
+    stream: &mut TcpStream,
+    ring: &KeyRing,
+) -> Result<(Vec<u8>, Preamble, Half, Half), Broken> {
+    stream.set_nodelay(true)?;
+    let mut preamble: Preamble = [0; PREAMBLE_BYTES];
+    stream.read_exact(&mut preamble).await?;
+    let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
+    if length > HELLO_BYTES_MAX {
+        return Err(Reject::Malformed.into());
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(frame::answer(ring, &preamble, &body, rand::random())?)
+}
+
+/// Garbage that ends early or comes late is garbage too.
+async fn tell_rejected(events: &mpsc::Sender<Event>, broken: Broken) {
+    let reject = match broken {
+        Broken::Rejected(reject) => reject,
+        Broken::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => Reject::Malformed,
+        Broken::Late => Reject::Malformed,
+        Broken::Io(_) => return,
+    };
+    let _ = events.send(Event::Rejected(reject)).await;
+}
+
+/// Carries frames both ways. `None`: our side hung up.
+async fn carry(
+    call: CallId,
+    stream: TcpStream,
+    out: Half,
+    back: Half,
+    frames: mpsc::Receiver<Vec<u8>>,
+    events: &mpsc::Sender<Event>,
+) -> Option<CallEnd> {
+    let (reader, writer) = stream.into_split();
+    tokio::select! {
+        end = read(call, reader, back, events) => Some(end),
+        written = write(writer, out, frames) => written.err().map(|_| CallEnd::Failed),
+    }
+}
+
+async fn read(
+    call: CallId,
+    mut reader: OwnedReadHalf,
+    mut back: Half,
+    events: &mpsc::Sender<Event>,
+) -> CallEnd {
+    let mut budget = EXCHANGE_BYTES_MAX;
+    loop {
+        match timeout(FRAME_TIME, read_frame(&mut reader, &mut back, &mut budget)).await {
+            Ok(Ok(payload)) => {
+                if events.send(Event::Frame { call, payload }).await.is_err() {
+                    return CallEnd::Failed;
+                }
+            }
+            Ok(Err(Broken::Io(error))) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return CallEnd::Closed;
+            }
+            Ok(Err(broken)) => {
+                tell_rejected(events, broken).await;
+                return CallEnd::Failed;
+            }
+            Err(_) => return CallEnd::Failed,
+        }
+    }
+}
+
+async fn read_frame(
+    reader: &mut OwnedReadHalf,
+    back: &mut Half,
+    budget: &mut usize,
+) -> Result<Vec<u8>, Broken> {
+    let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
+    if length > SEALED_FRAME_BYTES_MAX || length > *budget {
+        return Err(Reject::Malformed.into());
+    }
+    *budget -= length;
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).await?;
+    Ok(back.open(body)?)
+}
+
+async fn write(
+    mut writer: OwnedWriteHalf,
+    mut out: Half,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+) -> Result<(), Broken> {
+    while let Some(payload) = frames.recv().await {
+        let sealed = out.seal(&payload).ok_or(Reject::Malformed)?;
+        timeout(FRAME_TIME, writer.write_all(&sealed)).await??;
+    }
+    timeout(FRAME_TIME, writer.shutdown()).await??;
+    Ok(())
+}
