@@ -22,7 +22,7 @@ use mesh_core::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{attempt::Attempt, pool::Idle, tally::Tally, worker::Admission};
+use super::{attempt::Attempt, patience::Answering, pool::Idle, tally::Tally, worker::Admission};
 
 /// Bytes of a request's body kept for another try; a longer one is not repeated once sent.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
@@ -248,6 +248,7 @@ impl SourceState {
 pub struct ReplyBody {
     kind: Kind,
     tally: Option<Tally>,
+    answering: Option<Answering>,
 }
 
 enum Kind {
@@ -291,6 +292,7 @@ impl ReplyBody {
         ReplyBody {
             kind: Kind::Empty,
             tally: None,
+            answering: None,
         }
     }
 
@@ -299,6 +301,7 @@ impl ReplyBody {
         ReplyBody {
             kind: Kind::Full(Some(bytes)),
             tally: None,
+            answering: None,
         }
     }
 
@@ -320,12 +323,19 @@ impl ReplyBody {
         ReplyBody {
             kind: Kind::Stream(Box::new(streaming)),
             tally: None,
+            answering: None,
         }
     }
 
     /// Closes `tally` when this body has ended.
     pub fn counted(mut self, tally: Tally) -> ReplyBody {
         self.tally = Some(tally);
+        self
+    }
+
+    /// Keeps the client connection busy until this body is gone.
+    pub fn served(mut self, answering: Answering) -> ReplyBody {
+        self.answering = Some(answering);
         self
     }
 

@@ -9,8 +9,8 @@ use std::{
     net::IpAddr,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use http::{HeaderValue, Request, Response};
@@ -33,16 +33,12 @@ use super::{
     forward::forward,
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     listen::Place,
+    patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
     reply::{Cause, reply},
     transport::{Rewound, Transport},
     worker::{Phase, Worker},
 };
 
-/// How long a client may take to send a request's head (also its first byte on a new connection counts as silence
-/// only up to [`FIRST_BYTE`]).
-pub const HEAD_READ: Duration = Duration::from_secs(10);
-/// How long a new connection may stay silent: callers open connections ahead of use.
-pub const FIRST_BYTE: Duration = Duration::from_secs(300);
 /// Longest path and query, in bytes.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Streams of one HTTP/2 client connection at once.
@@ -86,10 +82,17 @@ pub async fn serve(
         upstream: upstream.map(Rc::from),
         worker,
     };
-    let io = TokioIo::new(Rewound::new(first, length, transport));
+    let patience = Patience::new(caller.worker.clock, speaks != Speaks::Http2, length > 0);
+    let io = TokioIo::new(Rewound::new(
+        first,
+        length,
+        transport,
+        Arc::clone(&patience),
+    ));
     let service = ServiceBuilder::new()
         .layer(Guard {
             caller: caller.clone(),
+            patience: Arc::clone(&patience),
         })
         .service(Forward {
             caller: caller.clone(),
@@ -104,16 +107,14 @@ pub async fn serve(
                 .initial_connection_window_size(H2_CONNECTION_WINDOW)
                 .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
-            run(&caller.worker, connection).await
+            run(&caller.worker, &patience, connection).await
         }
         Speaks::Http1 | Speaks::Undecided => {
             let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_READ)
                 .max_header_size(settings.header_bytes)
                 .serve_connection(io, service)
                 .with_upgrades();
-            run(&caller.worker, connection).await
+            run(&caller.worker, &patience, connection).await
         }
     };
     if let Err(error) = ended {
@@ -135,7 +136,7 @@ async fn first_bytes(
     let mut length = 0;
     let mut phase = worker.common.phase.clone();
     loop {
-        let patience = if length == 0 { FIRST_BYTE } else { HEAD_READ };
+        let patience = if length == 0 { CLIENT_IDLE } else { HEAD_READ };
         let read = tokio::select! {
             read = timeout(patience, transport.read(&mut first[length..])) => read??,
             // A connection that asked for nothing yet loses nothing.
@@ -183,14 +184,20 @@ where
     }
 }
 
-/// Drives a connection; when the sidecar ends, it finishes what is in flight and closes.
-async fn run(worker: &Worker, connection: impl Graceful) -> hyper::Result<()> {
+/// Drives a connection; when the sidecar ends or the client rests too long, it finishes what is in flight and closes.
+async fn run(worker: &Worker, patience: &Patience, connection: impl Graceful) -> hyper::Result<()> {
     let mut connection = std::pin::pin!(connection);
     let mut phase = worker.common.phase.clone();
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        _ = phase.wait_for(|phase| *phase == Phase::Ending) => connection.as_mut().end(),
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
+        ran_out = patience.run_out() => if ran_out == RanOut::Head {
+            counter!("starling_client_faults_total").increment(1);
+            tracing::debug!("a request's head took longer than 10 s");
+            return Ok(());
+        },
     }
+    connection.as_mut().end();
     connection.await
 }
 
@@ -223,6 +230,7 @@ impl Service<Request<Incoming>> for Forward {
 #[derive(Clone)]
 struct Guard {
     caller: Caller,
+    patience: Arc<Patience>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -231,6 +239,7 @@ impl<S> Layer<S> for Guard {
     fn layer(&self, inner: S) -> Guarded<S> {
         Guarded {
             caller: self.caller.clone(),
+            patience: Arc::clone(&self.patience),
             inner,
         }
     }
@@ -240,6 +249,7 @@ impl<S> Layer<S> for Guard {
 #[derive(Clone)]
 struct Guarded<S> {
     caller: Caller,
+    patience: Arc<Patience>,
     inner: S,
 }
 
@@ -258,10 +268,11 @@ where
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let settings = self.caller.worker.settings();
+        let busy = self.patience.answer();
         if let Some(cause) = refusal(&request, &settings.via.pseudonym) {
             counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
             let answer = reply(cause, false, &settings.node, None);
-            return Box::pin(std::future::ready(Ok(answer)));
+            return Box::pin(std::future::ready(Ok(answer.map(|body| body.served(busy)))));
         }
         let one = request.version() < http::Version::HTTP_2;
         let worker = Rc::clone(&self.caller.worker);
@@ -274,7 +285,7 @@ where
                     .headers_mut()
                     .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(answer)
+            Ok(answer.map(|body| body.served(busy)))
         })
     }
 }

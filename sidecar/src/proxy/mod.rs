@@ -12,6 +12,7 @@ pub mod forward;
 pub mod front;
 pub mod headers;
 pub mod listen;
+pub mod patience;
 pub mod pool;
 pub mod reply;
 pub mod send;

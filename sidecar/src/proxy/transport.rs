@@ -5,6 +5,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,7 +14,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::detect::PREFACE;
+use super::{detect::PREFACE, patience::Patience};
 
 /// What carries the bytes.
 #[derive(Debug)]
@@ -90,17 +91,25 @@ pub struct Rewound {
     from: u8,
     to: u8,
     transport: Transport,
+    patience: Arc<Patience>,
 }
 
 impl Rewound {
-    /// Hands out `first`, at most the length of the HTTP/2 preface, before anything read from `transport`.
-    pub fn new(first: [u8; PREFACE.len()], length: usize, transport: Transport) -> Rewound {
+    /// Hands out `first`, at most the length of the HTTP/2 preface, before anything read from `transport`; reads are
+    /// told to `patience`.
+    pub fn new(
+        first: [u8; PREFACE.len()],
+        length: usize,
+        transport: Transport,
+        patience: Arc<Patience>,
+    ) -> Rewound {
         let to = u8::try_from(length.min(PREFACE.len())).unwrap_or(0);
         Rewound {
             first,
             from: 0,
             to,
             transport,
+            patience,
         }
     }
 }
@@ -119,7 +128,11 @@ impl AsyncRead for Rewound {
             this.from += u8::try_from(count).unwrap_or(0);
             return Poll::Ready(Ok(()));
         }
+        let before = buf.filled().len();
         ready!(Pin::new(&mut this.transport).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            this.patience.read();
+        }
         Poll::Ready(Ok(()))
     }
 }
