@@ -1,4 +1,5 @@
-//! What one pick costs on one idle core, by policy and number of endpoints: `cargo bench -p mesh-core`.
+//! What one pick costs on one idle core, by policy and number of endpoints, and what a snapshot costs:
+//! `cargo bench -p mesh-core`.
 //!
 //! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/balance/simulation.rs`).
 
@@ -16,12 +17,13 @@ use std::time::Instant;
 use mesh_core::{
     balance::{Ask, Picker},
     endpoint::Report,
-    mesh::Mesh,
+    mesh::{Instance, Mesh, Node, NodeState},
     moment::Moment,
     outcome::Outcome,
     policy::{Balance, FixedEndpoint, Place, Policy, Weight},
     snapshot::{Inputs, Snapshot, Upstream},
 };
+use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Refreshes.
@@ -116,7 +118,81 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
     figures
 }
 
+/// Milliseconds to build the next snapshot of a mesh of 10,000 instances in which one has changed.
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark reads the clock"
+)]
+fn build_ms(services: usize) -> f64 {
+    let node = |i: usize| {
+        Arc::new(Node {
+            id: i as u64 + 1,
+            name: format!("host-{i}").into(),
+            address: SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 7946)),
+            zone: ["a", "b", "c"][i % 3].into(),
+            region: "r".into(),
+            state: NodeState::Alive,
+            since: Moment::START,
+            incarnation: 0,
+        })
+    };
+    let nodes: Vec<Arc<Node>> = (0..1_000).map(node).collect();
+    let instance = |i: usize, weight: u16| Instance {
+        node: Arc::clone(&nodes[i % 1_000]),
+        epoch: 1,
+        record: Arc::new(ServiceRecord {
+            service: format!("service-{}", i % services).into(),
+            instance: format!("instance-{i}").into(),
+            address: SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 80)),
+            protocol: WireProtocol::Http,
+            weight,
+            health: Health::Passing,
+            state: InstanceState::Up,
+            started_at_ms: 0,
+            capacity: None,
+            tags: BTreeMap::new(),
+        }),
+        version: 1,
+    };
+    let mut instances: Vec<Instance> = (0..10_000).map(|i| instance(i, 100)).collect();
+    let mut snapshot = Snapshot::empty();
+    let mut spent = Duration::ZERO;
+    for round in 0..11 {
+        instances[7] = instance(7, 100 + round);
+        let mesh = Arc::new(Mesh {
+            nodes: nodes.clone(),
+            instances: instances.clone(),
+            isolated: false,
+            joined: true,
+        });
+        let inputs = Inputs {
+            mesh: &mesh,
+            policies: &[],
+            undeclared: true,
+            own_zone: "a",
+            own_region: "r",
+            resolved: &BTreeMap::new(),
+            failing: &BTreeSet::new(),
+            unix_ms: 1_700_000_000_000,
+        };
+        let before = Instant::now();
+        let next = Snapshot::build(&inputs, &snapshot, Moment::from_millis(u64::from(round)));
+        if round > 0 {
+            spent += before.elapsed();
+        }
+        snapshot = next;
+    }
+    spent.as_secs_f64() * 1e3 / 10.0
+}
+
 fn main() {
+    for services in [1_000, 1] {
+        println!(
+            "next snapshot of 10,000 instances in {services} services: {:.1} ms",
+            build_ms(services)
+        );
+    }
     println!("ns per pick / us per refresh, every 10 ms");
     println!("{:<24}{:>14}{:>14}{:>14}{:>14}", "", 10, 100, 1_000, 10_000);
     for (name, balance, even) in [

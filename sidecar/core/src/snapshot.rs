@@ -34,6 +34,8 @@ pub struct Snapshot {
     /// When a snapshot of the same inputs would differ, if ever: build again then.
     pub stale_at: Option<Moment>,
     upstreams: BTreeMap<Box<str>, Arc<Upstream>>,
+    /// Own zone and region it was built for.
+    place: (Box<str>, Box<str>),
 }
 
 /// What a snapshot is built from.
@@ -65,6 +67,7 @@ impl Snapshot {
             mesh: Arc::default(),
             stale_at: None,
             upstreams: BTreeMap::new(),
+            place: Default::default(),
         }
     }
 
@@ -104,6 +107,7 @@ impl Snapshot {
             }
         }
         let generation = previous.generation + 1;
+        let place = (inputs.own_zone.into(), inputs.own_region.into());
         let mut upstreams = BTreeMap::new();
         for (name, policy) in policies {
             let service = policy.service.as_deref();
@@ -119,7 +123,9 @@ impl Snapshot {
                 previous: previous.upstream(name),
                 now,
             };
-            upstreams.insert(Box::from(name), builder.upstream());
+            let kept = builder.unchanged().filter(|_| place == previous.place);
+            let upstream = kept.unwrap_or_else(|| builder.upstream());
+            upstreams.insert(Box::from(name), upstream);
         }
         let tiers = upstreams.values().flat_map(|u: &Arc<Upstream>| &u.tiers);
         let stale_at = tiers.filter_map(|tier| tier.history.changes_at()).min();
@@ -128,6 +134,7 @@ impl Snapshot {
             mesh: Arc::clone(inputs.mesh),
             stale_at,
             upstreams,
+            place,
         }
     }
 }

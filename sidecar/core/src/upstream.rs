@@ -15,6 +15,7 @@ use rand::Rng;
 
 use crate::{
     endpoint::{Endpoint, Report, Word},
+    mesh::Instance,
     moment::Moment,
     outcome::Outcome,
     outlier::{Company, Ejected},
@@ -38,6 +39,8 @@ pub struct Upstream {
     pub shared: Arc<Shared>,
     /// The generation of the snapshot that it was first part of.
     pub generation: u64,
+    /// What it was built from, to tell quickly that nothing changed.
+    pub(crate) sources: Vec<Instance>,
 }
 
 /// Endpoints that are equally near.
