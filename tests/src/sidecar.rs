@@ -60,6 +60,8 @@ pub struct Setup {
     pub tables: String,
     /// The namespace its process lives in, if any.
     pub namespace: Option<String>,
+    /// What follows `starling` instead of `agent`; `--config FILE` is put behind the first word.
+    pub command: Vec<String>,
 }
 
 impl Setup {
@@ -76,6 +78,7 @@ impl Setup {
             node: String::new(),
             tables: String::new(),
             namespace: None,
+            command: vec!["agent".into()],
         }
     }
 
@@ -158,7 +161,8 @@ impl Sidecar {
             }
             None => Command::new(binary::starling()),
         };
-        command.arg("agent").arg("--config").arg(file);
+        let (first, more) = setup.command.split_first().expect("a command has a name");
+        command.arg(first).arg("--config").arg(file).args(more);
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "info");
         }
