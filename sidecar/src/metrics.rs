@@ -83,12 +83,22 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_refused_total",
         Unit::Count,
-        "Gossip refused before it was read, by reason.",
+        "Datagrams and streams of gossip dropped, by reason: unread, refused as too many streams, or not understood.",
     ),
     (
         "starling_gossip_exchanges_total",
         Unit::Count,
-        "Full exchanges over streams, by result.",
+        "Full exchanges over streams, by result: begun or done.",
+    ),
+    (
+        "starling_gossip_suspicions_total",
+        Unit::Count,
+        "Suspicions raised against members by this node.",
+    ),
+    (
+        "starling_gossip_renewals_total",
+        Unit::Count,
+        "Times this node had to take a new identity because it was declared down.",
     ),
     (
         "starling_config_reloads_total",
@@ -112,14 +122,52 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "starling_pool_connections",
         Unit::Count,
-        "Open connections to endpoints, by upstream.",
+        "Open connections to endpoints, by worker and state: idle (HTTP/1), or http2.",
     ),
     (
         "starling_gossip_turn_seconds",
         Unit::Seconds,
-        "Longest turn of the gossip task since the last one was reported.",
+        "Longest turn of the gossip task lately; a slow one makes peers suspect this node.",
+    ),
+    (
+        "starling_gossip_isolated",
+        Unit::Count,
+        "1 when nothing was heard of others for a while.",
+    ),
+    (
+        "starling_gossip_records",
+        Unit::Count,
+        "Records in the catalogue.",
+    ),
+    (
+        "starling_gossip_backlog",
+        Unit::Count,
+        "News that wait to be passed on.",
     ),
 ];
+
+/// Gauges that are read off the snapshot when somebody scrapes: name and help.
+const READ_OFF: &[(&str, &str)] = &[
+    (
+        "starling_ready",
+        "1 when this sidecar listens, has joined and is not on its way out.",
+    ),
+    ("starling_gossip_members", "Nodes known, by state."),
+    (
+        "starling_endpoint_state",
+        "Endpoints, by upstream, zone and state: usable, or why not.",
+    ),
+    (
+        "starling_tier_share",
+        "Share of the requests each tier gets, 0 to 1, by upstream and tier.",
+    ),
+];
+
+/// The help of a gauge that is read off the snapshot.
+pub fn help_of(name: &str) -> &'static str {
+    let found = READ_OFF.iter().find(|(known, _)| *known == name);
+    found.map_or("", |(_, help)| help)
+}
 
 /// Families of samples.
 const HISTOGRAMS: &[(&str, Unit, &str)] = &[(
@@ -217,6 +265,48 @@ mod tests {
         assert!(names.iter().all(|name| name.starts_with("starling_")));
         assert!(COUNTERS.iter().all(|(name, ..)| name.ends_with("_total")));
         assert!(GAUGES.iter().all(|(name, ..)| !name.ends_with("_total")));
+    }
+
+    #[test]
+    fn every_name_in_the_source_is_described_here() {
+        fn names_in(directory: &std::path::Path, names: &mut BTreeSet<String>) {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    names_in(&path, names);
+                } else if path.file_name().is_some_and(|name| name != "tests.rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let literals = text
+                        .split('"')
+                        .filter(|literal| literal.starts_with("starling_"));
+                    let whole =
+                        |name: &&str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                    names.extend(literals.filter(whole).map(str::to_owned));
+                }
+            }
+        }
+        let mut used = BTreeSet::new();
+        names_in(
+            &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+            &mut used,
+        );
+        let described: BTreeSet<&str> = [COUNTERS, GAUGES, HISTOGRAMS]
+            .iter()
+            .copied()
+            .flatten()
+            .map(|(name, ..)| *name)
+            .chain(READ_OFF.iter().map(|(name, _)| *name))
+            .collect();
+        let missing: Vec<_> = used
+            .iter()
+            .filter(|name| !described.contains(name.as_str()))
+            .collect();
+        // The names of the tables themselves and the prefix in the test above are no families.
+        let missing: Vec<_> = missing
+            .into_iter()
+            .filter(|name| *name != "starling_")
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

@@ -1,38 +1,24 @@
 //! Figures that are read off the snapshot when somebody scrapes: a series ends with what it tells of.
 //!
-//! Not here: what is counted as it happens (`metrics.rs`).
+//! Not here: what is counted as it happens, and the families' help (`metrics.rs`).
 
 use std::{collections::BTreeMap, fmt::Write};
 
 use mesh_core::{explain, moment::Moment, snapshot::Snapshot};
 
 use super::listing;
+use crate::metrics::help_of;
 
 /// Renders the snapshot's gauges as Prometheus text.
 pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
     let mut text = Text(String::new());
-    text.family(
-        "starling_ready",
-        "1 when this sidecar listens, has joined and is not on its way out.",
-    );
+    text.family("starling_ready");
     text.sample("starling_ready", &[], f64::from(u8::from(ready)));
-    text.family("starling_gossip_members", "Nodes known, by state.");
+    text.family("starling_gossip_members");
     for (state, count) in listing::by_state(&snapshot.mesh) {
         text.sample("starling_gossip_members", &[("state", state)], count as f64);
     }
-    text.family(
-        "starling_gossip_isolated",
-        "1 when nothing was heard of others for a while.",
-    );
-    text.sample(
-        "starling_gossip_isolated",
-        &[],
-        f64::from(u8::from(snapshot.mesh.isolated)),
-    );
-    text.family(
-        "starling_endpoint_state",
-        "Endpoints, by upstream, zone and state: usable, or why not.",
-    );
+    text.family("starling_endpoint_state");
     for upstream in snapshot.upstreams() {
         let mut counts: BTreeMap<(Box<str>, &str), u32> = BTreeMap::new();
         for endpoint in explain::endpoints(upstream, now) {
@@ -51,10 +37,7 @@ pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
             text.sample("starling_endpoint_state", &labels, f64::from(count));
         }
     }
-    text.family(
-        "starling_tier_share",
-        "Share of the requests each tier gets, 0 to 1, by upstream and tier.",
-    );
+    text.family("starling_tier_share");
     for upstream in snapshot.upstreams() {
         for tier in explain::tiers(upstream, now) {
             let labels = [("upstream", &*upstream.policy.name), ("tier", &*tier.name)];
@@ -68,7 +51,8 @@ pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
 struct Text(String);
 
 impl Text {
-    fn family(&mut self, name: &str, help: &str) {
+    fn family(&mut self, name: &str) {
+        let help = help_of(name);
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge");
     }
