@@ -290,7 +290,8 @@ impl Trial {
         }
         file.window.add(report, now);
         let at_connect = at_connect(report.outcome);
-        if at_connect || (local && run.count >= 2) {
+        // That one which is out is still ill says nothing new of its zone.
+        if !self.is_out() && (at_connect || (local && run.count >= 2)) {
             self.bad.store(stamp(now), Relaxed);
         }
         if rules.consecutive == 0 {
@@ -360,8 +361,8 @@ impl Trial {
         self.times.store(times.saturating_add(1), Relaxed);
         if cause != Cause::Canary {
             self.refused.store(refused, Relaxed);
+            self.bad.store(stamp(now), Relaxed);
         }
-        self.bad.store(stamp(now), Relaxed);
         self.canary.store(0, Relaxed);
         self.out_until.store(stamp(now + duration), Relaxed);
         Ejected {

@@ -436,10 +436,13 @@ fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
                 Trip::No
             }
         }
-        // Only answers release it: more than half of the tier must have been well since.
+        // It ends when more than half of the tier is well, or when each is known to be either well or sent out:
+        // from then on the share of those that are well is known without it.
         Trip::Yes => {
             let proven = all - bad.count();
-            if all > 0 && proven * 2 <= all {
+            let members = tier.members.iter().map(|m| &m.endpoint);
+            let mut doubtful = members.filter(|e| !e.is_ejected() && e.trial.bad_since().is_some());
+            if proven * 2 <= all && doubtful.next().is_some() {
                 Trip::Yes
             } else {
                 Trip::No

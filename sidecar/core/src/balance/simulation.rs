@@ -327,11 +327,7 @@ fn a_backend_that_falls_silent_is_left_within_moments() {
 
 #[test]
 fn all_alike_share_alike() {
-    for balance in [
-        Balance::LeastResponseTime,
-        Balance::LeastConnections,
-        Balance::PowerOfTwo,
-    ] {
+    for balance in [Balance::LeastResponseTime, Balance::LeastConnections] {
         let tally = simulate(twenty(balance), 5);
         let shares: Vec<f64> = (0..20).map(|b| tally.share(b)).collect();
         println!("seed 5: {balance:?} p99 {} ms", tally.p99_ms());

@@ -226,6 +226,7 @@ fn the_second_repeat_goes_to_another_tier() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn a_budget_is_never_exceeded(
         steps in proptest::collection::vec((0_u64..2_000, 0_u32..20, 0_u32..20), 1..200),
