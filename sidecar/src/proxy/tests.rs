@@ -502,14 +502,18 @@ fn a_trickling_head_is_cut_off_and_a_resting_connection_is_not() {
         let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
         let began = tokio::time::Instant::now();
         let mut slow = world.client();
-        slow.write_all(b"GET / HTTP/1.1\r\nHost: web").await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: web")
+            .await
+            .unwrap();
         let mut answer = Vec::new();
         slow.read_to_end(&mut answer).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 10);
 
         let mut kept = world.client();
         for _ in 0..2 {
-            kept.write_all(b"GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n").await.unwrap();
+            kept.write_all(b"GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n")
+                .await
+                .unwrap();
             let answer = head(&mut kept).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
             // The answer's body is the request's head: it ends like one.
