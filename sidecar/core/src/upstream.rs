@@ -182,6 +182,19 @@ impl Upstream {
         self.tiers.iter().flat_map(|tier| &tier.members)
     }
 
+    /// Whether somebody is in, but everybody who is has as many requests as `limits.endpoint_requests` allows: no
+    /// pick, because of a limit and not for want of endpoints.
+    pub fn is_full(&self) -> bool {
+        let Some(limit) = self.policy.limits.endpoint_requests else {
+            return false;
+        };
+        let mut inside = self
+            .members()
+            .filter(|m| !m.endpoint.is_ejected())
+            .peekable();
+        inside.peek().is_some() && inside.all(|m| m.endpoint.in_flight() >= limit)
+    }
+
     /// Takes an attempt's outcome into account. `Some` when it sent the endpoint out.
     ///
     /// Call it once for every attempt, when it is over. An attempt whose client went away is told to

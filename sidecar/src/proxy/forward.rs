@@ -89,6 +89,7 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
                     pass_on(caller, &upstream, call, answer, admission, tally, &tries)
                 }
                 Some(Err(failure)) => refuse(tally, cause_of(&failure), &call),
+                None if upstream.is_full() => refuse(tally, Cause::Full, &call),
                 None => refuse(tally, Cause::NoEndpoint, &call),
             };
         };

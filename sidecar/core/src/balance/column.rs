@@ -101,7 +101,11 @@ impl Column {
 
     /// Reads the shared figures anew.
     pub fn refresh(&mut self, members: &[Member], now: Moment) {
-        let others_answered = members.iter().any(|m| m.endpoint.load().answered());
+        let proven = |m: &Member| {
+            let endpoint = &m.endpoint;
+            endpoint.load().answered() && !endpoint.is_ejected() && endpoint.full_for(now).is_none()
+        };
+        let others_answered = members.iter().any(proven);
         let top_ramp = members.iter().filter(|m| !m.endpoint.is_ejected());
         // Where all are new there is nobody to spare them for: the ramp is against the oldest.
         let top_ramp = top_ramp.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);

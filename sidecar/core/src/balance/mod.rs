@@ -248,7 +248,8 @@ impl Picker {
         })
     }
 
-    /// Nobody is usable: those that are merely full, then, if there is really nobody, those that were sent out.
+    /// Nobody is usable: those that are merely new or full, then, if there is really nobody, those that were sent
+    /// out.
     fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
         let limit = self.upstream.policy.limits.endpoint_requests;
         let upstream = Arc::clone(&self.upstream);
@@ -258,11 +259,14 @@ impl Picker {
         };
         let untried = |endpoint: &Endpoint| !ask.tried.contains(&endpoint.id);
         let below = |endpoint: &Endpoint| limit.is_none_or(|limit| endpoint.in_flight() < limit);
-        let full = all()
-            .filter(|(_, m)| !m.endpoint.is_ejected() && m.endpoint.full_for(now).is_some())
+        let spared = all()
+            .filter(|(_, m)| !m.endpoint.is_ejected())
             .filter(|(_, m)| untried(&m.endpoint) && below(&m.endpoint))
-            .min_by_key(|(tier, m)| (*tier, m.endpoint.in_flight()));
-        if let Some((tier, member)) = full {
+            .min_by_key(|(tier, m)| {
+                let full = m.endpoint.full_for(now).is_some();
+                (full, *tier, m.endpoint.in_flight())
+            });
+        if let Some((tier, member)) = spared {
             return Some(Pick {
                 endpoint: Arc::clone(&member.endpoint),
                 tier,

@@ -286,6 +286,7 @@ fn an_endpoint_never_gets_more_requests_than_its_limit() {
             picker.pick(&REPEATABLE, at(0), &mut rng).is_none(),
             "{balance:?}"
         );
+        assert!(upstream.is_full());
     }
 }
 
@@ -310,6 +311,31 @@ fn a_new_endpoint_gets_one_request_until_it_has_answered() {
         pick.endpoint.begin(at(10));
     }
     assert_eq!(new.in_flight(), 1);
+}
+
+#[test]
+fn a_new_endpoint_gets_all_requests_if_nobody_else_is_left_for_them() {
+    let upstream = Stage::new(&["a1", "a1"]).build(at(0));
+    report(&upstream, 0, Outcome::Success, 1, at(0));
+    let old = [upstream.tiers[0].members[0].endpoint.id];
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let retry = Ask {
+        tried: &old,
+        ..Ask::default()
+    };
+    let busy = |ask: &Ask<'_>, picker: &mut Picker, rng: &mut StdRng| {
+        for _ in 0..5 {
+            let pick = picker.pick(ask, at(10), rng).expect("the new one is in");
+            assert!(!old.contains(&pick.endpoint.id));
+            pick.endpoint.begin(at(10));
+        }
+    };
+    busy(&retry, &mut picker, &mut rng);
+    for n in 0..5 {
+        report(&upstream, 0, REFUSED, 0, at(10 + n));
+    }
+    busy(&Ask::default(), &mut picker, &mut rng);
 }
 
 #[test]
