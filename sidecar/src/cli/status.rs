@@ -28,71 +28,51 @@ pub(super) fn run(args: &Args) -> Ended {
 }
 
 fn told(status: &Value) -> String {
-    let members = status["members"].as_object();
-    let members: Vec<String> = members
-        .into_iter()
-        .flatten()
-        .filter(|(_, count)| count.as_u64() != Some(0))
-        .map(|(state, count)| format!("{count} {state}"))
-        .collect();
-    let standing = match (status["ready"] == true, status["joined"] == true) {
-        (true, _) if status["isolated"] == true => {
-            "ready, but nothing is heard of others: what is known may be stale"
-        }
-        (true, _) => "ready",
-        (_, false) => "not ready: not joined yet",
-        _ => "not ready: starting, or on the way out",
-    };
+    let of = |key: &str| text(status, key);
+    let since = status["uptime_ms"].as_u64().map_or_else(String::new, span);
     let lines = [
-        (
-            "node",
-            format!("{} ({})", text(status, "node"), text(status, "id")),
-        ),
-        (
-            "zone",
-            format!(
-                "{}, region {}",
-                text(status, "zone"),
-                text(status, "region")
-            ),
-        ),
+        ("node", format!("{} ({})", of("node"), of("id"))),
+        ("zone", format!("{}, region {}", of("zone"), of("region"))),
         (
             "cluster",
-            format!(
-                "{}, as {}",
-                text(status, "cluster"),
-                text(status, "advertise")
-            ),
+            format!("{}, as {}", of("cluster"), of("advertise")),
         ),
-        ("is", standing.to_owned()),
-        (
-            "since",
-            status["uptime_ms"].as_u64().map_or_else(String::new, span),
-        ),
-        ("members", members.join(", ")),
-        (
-            "offers",
-            format!("{} instances of its own", text(status, "offers")),
-        ),
-        (
-            "services",
-            format!(
-                "{} in the mesh, {} can be called",
-                text(status, "services"),
-                text(status, "upstreams")
-            ),
-        ),
+        ("is", standing(status).to_owned()),
+        ("since", since),
+        ("members", members(status)),
+        ("offers", format!("{} instances of its own", of("offers"))),
+        ("services", format!("{} in the mesh", of("services"))),
+        ("calls", format!("{} upstreams", of("upstreams"))),
         (
             "version",
-            format!(
-                "{}, process {}",
-                text(status, "version"),
-                text(status, "pid")
-            ),
+            format!("{}, process {}", of("version"), of("pid")),
         ),
     ];
     lines
         .iter()
         .map(|(name, value)| format!("{name:<9} {value}\n"))
         .collect()
+}
+
+fn standing(status: &Value) -> &'static str {
+    match (status["ready"] == true, status["joined"] == true) {
+        (true, _) if status["isolated"] == true => {
+            "ready, but nothing is heard of others: what is known may be stale"
+        }
+        (true, _) => "ready",
+        (_, false) => "not ready: not joined yet",
+        _ => "not ready: starting, or on the way out",
+    }
+}
+
+fn members(status: &Value) -> String {
+    let states = status["members"].as_object();
+    let some = states
+        .into_iter()
+        .flatten()
+        .filter(|(_, count)| count.as_u64() != Some(0));
+    let words: Vec<String> = some
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    words.join(", ")
 }

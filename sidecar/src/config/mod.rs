@@ -1,6 +1,6 @@
 //! The configuration, checked: what every other room reads.
 //!
-//! Not here: the file as written (`raw.rs`), how it becomes this (`check.rs`), where values came from (`print.rs`).
+//! Not here: the file as written (`raw.rs`), how it becomes this (`check/`), where values came from (`print.rs`).
 
 use std::{
     net::{IpAddr, SocketAddr},

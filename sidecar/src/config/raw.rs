@@ -1,6 +1,6 @@
 //! The file as written: a tree of values that know their place, several files merged by table name.
 //!
-//! Not here: what the values mean (`value.rs`, `check/`).
+//! Not here: what the values mean (`value/`, `check/`).
 
 use std::{
     path::{Path, PathBuf},

@@ -1,6 +1,6 @@
 //! Takes keys out of a raw table one by one: each is read, its origin noted, and what is left over is a fault.
 //!
-//! Not here: what single values may say (`value.rs`) and what they may say together (`check/`).
+//! Not here: what single values may say (`value/`) and what they may say together (`check/`).
 
 use std::{
     cell::RefCell,

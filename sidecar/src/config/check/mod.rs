@@ -1,6 +1,6 @@
 //! Raw tables → the checked configuration; every fault is noted, none ends the reading.
 //!
-//! Not here: how single values are read (`value.rs`). Each table has its file; `rules.rs` holds what spans tables.
+//! Not here: how single values are read (`value/`). Each table has its file; `rules.rs` holds what spans tables.
 
 use std::time::Duration;
 
@@ -25,6 +25,57 @@ const TABLES_LATER: [&str; 2] = ["inbound", "chaos"];
 /// Most tables of one kind: each upstream holds figures and maybe ports, each service is a record in gossip.
 const TABLES_MAX: usize = 1024;
 
+/// Every table with its keys, for rules that look at several.
+struct Tables<'a> {
+    node: Keys<'a>,
+    gossip: Keys<'a>,
+    admin: Keys<'a>,
+    outbound: Keys<'a>,
+    drain: Keys<'a>,
+    services: Vec<(&'a str, Keys<'a>)>,
+    upstreams: Vec<(&'a str, Keys<'a>)>,
+}
+
+impl<'a> Tables<'a> {
+    fn of(top: &Keys<'a>) -> Tables<'a> {
+        let named = |key: &'static str, later: &'static [&'static str]| {
+            let tables = top.named(key, later);
+            if tables.len() > TABLES_MAX {
+                top.wrong(
+                    key,
+                    format!("{} tables are more than {TABLES_MAX}", tables.len()),
+                    "split them over several sidecars",
+                );
+            }
+            tables
+        };
+        Tables {
+            node: top.inner("node", &[]),
+            gossip: top.inner("gossip", &[]),
+            admin: top.inner("admin", &[]),
+            outbound: top.inner("outbound", &["external_allow"]),
+            drain: top.inner("drain", &[]),
+            services: named("service", &["allow"]),
+            upstreams: named("upstream", &upstream::KEYS_LATER),
+        }
+    }
+
+    /// Complains of every key that nobody asked for.
+    fn done(self) {
+        let named = self.services.into_iter().chain(self.upstreams);
+        [
+            self.node,
+            self.gossip,
+            self.admin,
+            self.outbound,
+            self.drain,
+        ]
+        .into_iter()
+        .chain(named.map(|(_, keys)| keys))
+        .for_each(Keys::done);
+    }
+}
+
 /// Reads every table; what is wrong is in the sheet, and then the result must not be used.
 pub fn check(files: &Files, sheet: &Sheet<'_>) -> Config {
     let start = Place {
@@ -33,85 +84,30 @@ pub fn check(files: &Files, sheet: &Sheet<'_>) -> Config {
         column: 1,
     };
     let top = Keys::new(sheet, Vec::new(), &files.table, start, &TABLES_LATER);
-    let node_keys = top.inner("node", &[]);
-    let gossip_keys = top.inner("gossip", &[]);
-    let admin_keys = top.inner("admin", &[]);
-    let outbound_keys = top.inner("outbound", &["external_allow"]);
-    let drain_keys = top.inner("drain", &[]);
-
-    let bind = host::gossip_bind(&gossip_keys, top.has("gossip"));
-    let node = host::node(&node_keys, bind);
-    let gossip = host::gossip(&gossip_keys, bind, &node, node_keys.has("advertise"));
-    let admin = host::admin(&admin_keys);
-    let outbound = outbound::outbound(&outbound_keys);
-    let drain = Drain {
-        grace: drain_keys.or("grace", Duration::from_secs(3)),
-        timeout: drain_keys.or("timeout", Duration::from_secs(30)),
-    };
-    let service_tables = top.named("service", &["allow"]);
-    let upstream_tables = top.named("upstream", &upstream::KEYS_LATER);
-    for (key, count) in [
-        ("service", service_tables.len()),
-        ("upstream", upstream_tables.len()),
-    ] {
-        if count > TABLES_MAX {
-            top.wrong(
-                key,
-                format!("{count} tables are more than {TABLES_MAX}"),
-                "split them over several sidecars",
-            );
-        }
-    }
-    let services: Vec<_> = service_tables
-        .iter()
-        .map(|(name, keys)| service::service(name, keys, &node))
-        .collect();
-    let upstreams: Vec<_> = upstream_tables
-        .iter()
-        .map(|(name, keys)| upstream::upstream(name, keys))
-        .collect();
-
+    let tables = Tables::of(&top);
+    let bind = host::gossip_bind(&tables.gossip, top.has("gossip"));
+    let node = host::node(&tables.node, bind);
+    let services = tables.services.iter();
+    let upstreams = tables.upstreams.iter();
     let config = Config {
-        services: services.into_iter().flatten().collect(),
-        upstreams,
+        gossip: host::gossip(&tables.gossip, bind, &node, tables.node.has("advertise")),
+        admin: host::admin(&tables.admin),
+        outbound: outbound::outbound(&tables.outbound),
+        drain: Drain {
+            grace: tables.drain.or("grace", Duration::from_secs(3)),
+            timeout: tables.drain.or("timeout", Duration::from_secs(30)),
+        },
+        services: services
+            .filter_map(|(name, keys)| service::service(name, keys, &node))
+            .collect(),
+        upstreams: upstreams
+            .map(|(name, keys)| upstream::upstream(name, keys))
+            .collect(),
         node,
-        gossip,
-        admin,
-        outbound,
-        drain,
     };
-    rules::security(
-        &config,
-        &gossip_keys,
-        &admin_keys,
-        &outbound_keys,
-        &service_tables,
-        &upstream_tables,
-    );
-    rules::listeners(
-        &gossip_keys,
-        &admin_keys,
-        &outbound_keys,
-        &upstream_tables,
-        &config,
-    );
-    rules::instances(&service_tables, &config);
-    let tables = [
-        node_keys,
-        gossip_keys,
-        admin_keys,
-        outbound_keys,
-        drain_keys,
-    ];
-    let named = service_tables
-        .into_iter()
-        .chain(upstream_tables)
-        .map(|(_, keys)| keys);
-    tables
-        .into_iter()
-        .chain(named)
-        .chain([top])
-        .for_each(Keys::done);
+    rules::judge(&tables, &config);
+    tables.done();
+    top.done();
     config
 }
 

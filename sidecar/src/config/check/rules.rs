@@ -4,91 +4,89 @@ use std::net::SocketAddr;
 
 use mesh_core::policy::Place as EndpointPlace;
 
+use super::Tables;
 use crate::config::{
-    Config, ListenAddress,
-    fault::Place,
-    read::Keys,
-    value::{Setting, Wrong},
+    Config, ListenAddress, Service, Upstream, fault::Place, read::Keys, value::Setting,
 };
 
-type Named<'a> = [(&'a str, Keys<'a>)];
+/// Holds every rule against the configuration; what breaks one is complained of where it is written.
+pub fn judge(tables: &Tables<'_>, config: &Config) {
+    gossip_is_guarded(tables, config);
+    seeds_are_in_reach(tables, config);
+    admin_is_guarded(tables, config);
+    listeners_name_their_clients(tables, config);
+    services_are_in_reach(tables, config);
+    let taken = listeners_are_apart(tables, config);
+    nobody_calls_himself(tables, config, &taken);
+    instances_are_apart(tables, config);
+}
 
-/// What faces the network must be guarded.
-pub fn security(
-    config: &Config,
-    gossip: &Keys<'_>,
-    admin: &Keys<'_>,
-    outbound: &Keys<'_>,
-    services: &Named<'_>,
-    upstreams: &Named<'_>,
-) {
-    let bind = config.gossip.bind;
-    if !bind.ip().is_loopback() && !gossip.has("key") && !gossip.has("keys") {
-        gossip.absent(
+/// Every service with its keys.
+fn services<'t>(
+    tables: &'t Tables<'_>,
+    config: &'t Config,
+) -> impl Iterator<Item = (&'t Keys<'t>, &'t Service)> {
+    tables.services.iter().filter_map(|(name, keys)| {
+        let mut all = config.services.iter();
+        Some((keys, all.find(|service| *service.table == **name)?))
+    })
+}
+
+/// Every upstream with its keys.
+fn upstreams<'t>(
+    tables: &'t Tables<'_>,
+    config: &'t Config,
+) -> impl Iterator<Item = (&'t Keys<'t>, &'t Upstream)> {
+    let keys = tables.upstreams.iter().map(|(_, keys)| keys);
+    keys.zip(&config.upstreams)
+}
+
+fn gossip_is_guarded(tables: &Tables<'_>, config: &Config) {
+    let (keys, bind) = (&tables.gossip, config.gossip.bind);
+    if !bind.ip().is_loopback() && !keys.has("key") && !keys.has("keys") {
+        keys.absent(
             "key",
             format!("gossip on {bind} goes beyond this host, and without a key anybody could join"),
-            "make one with `starling key new > /etc/starling/gossip.key` and write key = \"file:/etc/starling/gossip.key\", \
-             or bind = \"127.0.0.1:7946\"",
+            "make one with `starling key new > /etc/starling/gossip.key` and write \
+             key = \"file:/etc/starling/gossip.key\", or bind = \"127.0.0.1:7946\"",
         );
     }
-    if bind.ip().is_loopback() {
-        let beyond = config.gossip.join.iter().find(|seed| {
-            let address = seed.parse::<SocketAddr>();
-            address.is_ok_and(|address| !address.ip().is_loopback())
-        });
-        if let Some(seed) = beyond {
-            gossip.wrong(
-                "join",
-                format!(
-                    "{seed} cannot be reached from gossip.bind {bind}, which stays on this host"
-                ),
-                "bind gossip to \"0.0.0.0:7946\" or an address of this host",
-            );
-        }
+}
+
+fn seeds_are_in_reach(tables: &Tables<'_>, config: &Config) {
+    let bind = config.gossip.bind;
+    let beyond = config.gossip.join.iter().find(|seed| {
+        let address = seed.parse::<SocketAddr>();
+        address.is_ok_and(|address| !address.ip().is_loopback())
+    });
+    if let Some(seed) = beyond.filter(|_| bind.ip().is_loopback()) {
+        tables.gossip.wrong(
+            "join",
+            format!("{seed} cannot be reached from gossip.bind {bind}, which stays on this host"),
+            "bind gossip to \"0.0.0.0:7946\" or an address of this host",
+        );
     }
+}
+
+fn admin_is_guarded(tables: &Tables<'_>, config: &Config) {
     let bind = config.admin.bind;
-    if !bind.ip().is_loopback() && !admin.has("token") {
-        admin.absent(
+    if !bind.ip().is_loopback() && !tables.admin.has("token") {
+        tables.admin.absent(
             "token",
             format!("admin on {bind} can be reached from other hosts and has no token"),
-            "write token = \"file:/etc/starling/admin.token\" (`starling key new` makes one), or bind = \"127.0.0.1:7070\"",
+            "write token = \"file:/etc/starling/admin.token\" (`starling key new` makes one), \
+             or bind = \"127.0.0.1:7070\"",
         );
     }
-    if config.outbound.clients.is_empty() && !outbound.has("clients") {
-        open_without_clients(outbound, "http", &config.outbound.http);
-        for (name, keys) in upstreams {
-            if let Some(upstream) = config
-                .upstreams
-                .iter()
-                .find(|upstream| *upstream.policy.name == **name)
-            {
-                open_without_clients(keys, "listen", &upstream.listen);
-            }
-        }
+}
+
+fn listeners_name_their_clients(tables: &Tables<'_>, config: &Config) {
+    if tables.outbound.has("clients") {
+        return;
     }
-    if !config.gossip.bind.ip().is_loopback() {
-        for (name, keys) in services {
-            let own = config
-                .services
-                .iter()
-                .find(|service| *service.table == **name);
-            if let Some(service) = own.filter(|service| service.advertise.ip().is_loopback()) {
-                let key = if keys.has("advertise") {
-                    "advertise"
-                } else {
-                    "address"
-                };
-                keys.wrong(
-                    key,
-                    format!(
-                        "other hosts would be sent to {}, which is themselves",
-                        service.advertise
-                    ),
-                    "let the application listen on the host's address and write port = …, \
-                     or keep gossip on loopback (an [inbound] door is not in this version)",
-                );
-            }
-        }
+    open_without_clients(&tables.outbound, "http", &config.outbound.http);
+    for (keys, upstream) in upstreams(tables, config) {
+        open_without_clients(keys, "listen", &upstream.listen);
     }
 }
 
@@ -108,26 +106,39 @@ fn open_without_clients(keys: &Keys<'_>, key: &'static str, listen: &[ListenAddr
     }
 }
 
+fn services_are_in_reach(tables: &Tables<'_>, config: &Config) {
+    if config.gossip.bind.ip().is_loopback() {
+        return;
+    }
+    for (keys, service) in services(tables, config) {
+        if service.advertise.ip().is_loopback() {
+            let written = keys.has("advertise");
+            keys.wrong(
+                if written { "advertise" } else { "address" },
+                format!(
+                    "other hosts would be sent to {}, which is themselves",
+                    service.advertise
+                ),
+                "let the application listen on the host's address and write port = …, \
+                 or keep gossip on loopback (an [inbound] door is not in this version)",
+            );
+        }
+    }
+}
+
 /// A socket somebody listens on.
 struct Taken {
     address: ListenAddress,
     key: String,
 }
 
-/// No two listeners share an address, and nothing this sidecar calls is its own listener.
-pub fn listeners(
-    gossip: &Keys<'_>,
-    admin: &Keys<'_>,
-    outbound: &Keys<'_>,
-    upstreams: &Named<'_>,
-    config: &Config,
-) {
+fn listeners_are_apart(tables: &Tables<'_>, config: &Config) -> Vec<Taken> {
     let mut taken: Vec<Taken> = Vec::new();
     let mut take = |keys: &Keys<'_>, key: &'static str, address: ListenAddress| {
-        if let Some(before) = taken
+        let before = taken
             .iter()
-            .find(|before| collide(&before.address, &address))
-        {
+            .find(|before| collide(&before.address, &address));
+        if let Some(before) = before {
             keys.wrong(
                 key,
                 format!("{} is taken by {} already", address.show(), before.key),
@@ -135,49 +146,61 @@ pub fn listeners(
             );
             return;
         }
-        taken.push(Taken {
-            address,
-            key: keys.path(key),
-        });
+        let key = keys.path(key);
+        taken.push(Taken { address, key });
     };
-    take(gossip, "bind", ListenAddress::Tcp(config.gossip.bind));
-    take(admin, "bind", ListenAddress::Tcp(config.admin.bind));
+    take(
+        &tables.gossip,
+        "bind",
+        ListenAddress::Tcp(config.gossip.bind),
+    );
+    take(&tables.admin, "bind", ListenAddress::Tcp(config.admin.bind));
     if let Some(socket) = &config.admin.socket {
-        take(admin, "socket", ListenAddress::Unix(socket.clone()));
+        take(&tables.admin, "socket", ListenAddress::Unix(socket.clone()));
     }
     for address in &config.outbound.http {
-        take(outbound, "http", address.clone());
+        take(&tables.outbound, "http", address.clone());
     }
-    for (name, keys) in upstreams {
-        let upstream = config
-            .upstreams
-            .iter()
-            .find(|upstream| *upstream.policy.name == **name);
-        for address in upstream.iter().flat_map(|upstream| &upstream.listen) {
+    for (keys, upstream) in upstreams(tables, config) {
+        for address in &upstream.listen {
             take(keys, "listen", address.clone());
         }
     }
-    for (name, keys) in upstreams {
-        let upstream = config
-            .upstreams
-            .iter()
-            .find(|upstream| *upstream.policy.name == **name);
-        for endpoint in upstream
-            .iter()
-            .flat_map(|upstream| &upstream.policy.endpoints)
-        {
+    taken
+}
+
+fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {
+    let circle = |address: SocketAddr, own: &Taken| {
+        format!(
+            "{address} is this sidecar's own {}: calls would go round in a circle",
+            own.key
+        )
+    };
+    for (keys, upstream) in upstreams(tables, config) {
+        for endpoint in &upstream.policy.endpoints {
             if let EndpointPlace::Address(address) = endpoint.place
-                && let Some(own) = listener_at(&taken, address)
+                && let Some(own) = listener_at(taken, address)
             {
                 keys.wrong(
                     "endpoints",
-                    format!(
-                        "{address} is this sidecar's own {}: calls would go round in a circle",
-                        own.key
-                    ),
+                    circle(address, own),
                     "write the server's own address",
                 );
             }
+        }
+    }
+    for (keys, service) in services(tables, config) {
+        if let Some(own) = listener_at(taken, service.address) {
+            let key = if keys.has("address") {
+                "address"
+            } else {
+                "port"
+            };
+            keys.wrong(
+                key,
+                circle(service.address, own),
+                "write the application's own port",
+            );
         }
     }
 }
@@ -207,60 +230,19 @@ fn collide(a: &ListenAddress, b: &ListenAddress) -> bool {
     }
 }
 
-/// No two instances of a service share a name, and no application stands where this sidecar listens.
-pub fn instances(services: &Named<'_>, config: &Config) {
-    let own: Vec<SocketAddr> = config
-        .outbound
-        .http
-        .iter()
-        .chain(
-            config
-                .upstreams
-                .iter()
-                .flat_map(|upstream| &upstream.listen),
-        )
-        .filter_map(|address| match address {
-            ListenAddress::Tcp(address) => Some(*address),
-            ListenAddress::Unix(_) => None,
-        })
-        .chain([config.admin.bind])
-        .collect();
+/// No two instances of a service share a name.
+fn instances_are_apart(tables: &Tables<'_>, config: &Config) {
     let mut seen: Vec<(&str, &str, Place)> = Vec::new();
-    for (name, keys) in services {
-        let Some(service) = config
-            .services
-            .iter()
-            .find(|service| *service.table == **name)
-        else {
-            continue;
-        };
-        let key = if keys.has("address") {
-            "address"
-        } else {
-            "port"
-        };
-        if own.contains(&service.address) {
-            keys.wrong(
-                key,
-                format!("{} is where this sidecar listens itself", service.address),
-                "write the application's own port",
-            );
-        }
-        let twice = seen.iter().find(|(known, instance, _)| {
-            (*known, *instance) == (&service.service, &service.instance)
-        });
-        if let Some((_, _, first)) = twice {
-            let what = format!(
-                "the instance {} of {} stands at {first} already",
-                service.instance, service.service
-            );
-            keys.wrong_at(
-                keys.place("instance"),
+    for (keys, service) in services(tables, config) {
+        let (name, instance) = (&*service.service, &*service.instance);
+        let place = keys.place("instance");
+        match seen.iter().find(|(n, i, _)| (*n, *i) == (name, instance)) {
+            None => seen.push((name, instance, place)),
+            Some((.., first)) => keys.wrong(
                 "instance",
-                Wrong::new(what, "give each instance its own name or port"),
-            );
-        } else {
-            seen.push((&service.service, &service.instance, keys.place("instance")));
+                format!("the instance {instance} of {name} stands at {first} already"),
+                "give each instance its own name or port",
+            ),
         }
     }
 }

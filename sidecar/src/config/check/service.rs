@@ -18,6 +18,38 @@ const TAGS_BYTES_MAX: usize = 192;
 /// One service table; `None` if it does not say where the application is.
 pub fn service(table: &str, keys: &Keys<'_>, node: &Node) -> Option<Service> {
     let service = service_name(table, keys);
+    let address = address(keys, node);
+    let known_address = address.unwrap_or(SocketAddr::new(node.advertise, 0));
+
+    let instance = format!("{}-{}", node.id, known_address.port());
+    let Label(instance) = keys.or("instance", Label(instance.into()));
+    let advertise: SocketAddr = keys.or("advertise", known_address);
+    if keys.has("advertise")
+        && let Err(wrong) = super::callable(advertise)
+    {
+        keys.wrong("advertise", wrong.what, wrong.fix);
+    }
+    let capacity = capacity(keys);
+    let tags = tags(keys);
+    let protocol = keys.or("protocol", WireProtocol::Http);
+    let weight = keys.or("weight", Weight::DEFAULT);
+    let check = super::active_check(keys);
+    Some(Service {
+        table: table.into(),
+        service,
+        instance,
+        address: address?,
+        advertise,
+        protocol,
+        weight,
+        capacity,
+        tags,
+        check,
+    })
+}
+
+/// Where this sidecar reaches the application; `None` if nothing says so.
+fn address(keys: &Keys<'_>, node: &Node) -> Option<SocketAddr> {
     let port = keys.optional("port").map(|Port(port)| port);
     let written: Option<SocketAddr> = keys.optional("address");
     if let Some(address) = written {
@@ -38,55 +70,37 @@ pub fn service(table: &str, keys: &Keys<'_>, node: &Node) -> Option<Service> {
             "add port = 8080, or address = \"10.0.0.5:8080\"",
         );
     }
-    let address = written.or(port.map(|port| SocketAddr::new(node.advertise, port)));
-    let known_address = address.unwrap_or(SocketAddr::new(node.advertise, 0));
+    written.or(port.map(|port| SocketAddr::new(node.advertise, port)))
+}
 
-    let instance = format!("{}-{}", node.id, known_address.port());
-    let Label(instance) = keys.or("instance", Label(instance.into()));
-    let advertise: SocketAddr = keys.or("advertise", known_address);
-    if keys.has("advertise")
-        && let Err(wrong) = super::callable(advertise)
-    {
-        keys.wrong("advertise", wrong.what, wrong.fix);
+/// Whole requests per second.
+fn capacity(keys: &Keys<'_>) -> Option<u32> {
+    let Rate(rate) = keys.optional("capacity")?;
+    let whole = rate.round();
+    if !(1.0..=f64::from(u32::MAX)).contains(&whole) {
+        keys.wrong(
+            "capacity",
+            "a capacity is at least one request per second",
+            "write it like \"500/s\", or drop the line",
+        );
     }
-    let capacity = keys.optional::<Rate>("capacity").map(|Rate(rate)| {
-        let whole = rate.round();
-        if !(1.0..=f64::from(u32::MAX)).contains(&whole) {
-            keys.wrong(
-                "capacity",
-                "a capacity is at least one request per second",
-                "write it like \"500/s\", or drop the line",
-            );
-        }
-        whole as u32
-    });
+    Some(whole as u32)
+}
+
+fn tags(keys: &Keys<'_>) -> Vec<(Box<str>, Box<str>)> {
     let tags = keys.words("tags");
-    let tag_bytes: usize = tags
+    let bytes: usize = tags
         .iter()
         .map(|(name, word)| name.len() + word.len() + 2)
         .sum();
-    if tag_bytes > TAGS_BYTES_MAX {
+    if bytes > TAGS_BYTES_MAX {
         keys.wrong(
             "tags",
-            format!("{tag_bytes} bytes of tags do not fit into a record"),
+            format!("{bytes} bytes of tags do not fit into a record"),
             format!("keep what callers select by: at most {TAGS_BYTES_MAX} bytes"),
         );
     }
-    let protocol = keys.or("protocol", WireProtocol::Http);
-    let weight = keys.or("weight", Weight::DEFAULT);
-    let check = super::active_check(keys);
-    Some(Service {
-        table: table.into(),
-        service,
-        instance,
-        address: address?,
-        advertise,
-        protocol,
-        weight,
-        capacity,
-        tags,
-        check,
-    })
+    tags
 }
 
 /// `service`, or the table's name where that is a service's name.

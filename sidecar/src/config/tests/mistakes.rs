@@ -44,7 +44,7 @@ const MISTAKES: &[Mistake] = &[
     ("[service.s]\nport = 8080\ncheck = { exec = [\"/bin/true\"] }", 3, "service.s.check.exec", "not in this version", ""),
     ("[service.s]\nport = 8080\ncheck = { http = \"healthz\" }", 3, "service.s.check.http", "not a path", "\"/healthz\""),
     ("[service.a]\nservice = \"x\"\nport = 1\n[service.b]\nservice = \"x\"\nport = 1", 4, "service.b.instance", "stands at starling.toml:1:10 already", "its own name"),
-    ("[service.s]\nport = 7070", 2, "service.s.port", "this sidecar listens itself", "application's own port"),
+    ("[service.s]\nport = 7070", 2, "service.s.port", "this sidecar's own admin.bind", "application's own port"),
     ("[service.s]\naddress = \"127.0.0.1:80\"\n[gossip]\nkey = \"${env:KEY}\"", 2, "service.s.address", "which is themselves", "[inbound]"),
     ("[gossip]\njoin = [\"10.0.0.1\"]", 1, "gossip.key", "anybody could join", "starling key new"),
     ("[gossip]\nbind = \"127.0.0.1:7946\"\njoin = [\"10.0.0.1\"]", 3, "gossip.join", "10.0.0.1:7946 cannot be reached", "0.0.0.0:7946"),
