@@ -27,6 +27,8 @@ use crate::cli::{Exit, Failure, print};
 const REDRAW: Duration = Duration::from_millis(200);
 /// The stretch that rates, shares and quantiles are of.
 const WINDOW: Duration = Duration::from_secs(2);
+/// How long the load waits for the sidecars to meet.
+const MEET_MAX: Duration = Duration::from_secs(15);
 /// Keys pressed and not yet obeyed; more are dropped.
 const KEYS_MAX: usize = 8;
 /// Lines of what happened.
@@ -56,6 +58,12 @@ pub async fn run(rate: u32) -> Result<(), Failure> {
     };
     eprintln!("starting {MEMBERS} sidecars and {ENDPOINTS} backends …");
     let mut world = World::start().await?;
+    if !world.until_whole(MEET_MAX).await? {
+        view.tell(
+            Duration::ZERO,
+            "the sidecars have not all met yet".to_owned(),
+        );
+    }
     let load = Load::start(world.outbound(), AUTHORITY, rate);
     let _terminal = Terminal::raw()?;
     let mut keys = keys();
@@ -73,7 +81,9 @@ pub async fn run(rate: u32) -> Result<(), Failure> {
                 view.watch(&world, &load).await;
                 let path = format!("/v1/endpoints/{SERVICE}");
                 // A sidecar that does not answer yet shows as endpoints unknown.
-                let endpoints: Vec<Endpoint> = ask::json(world.client_admin(), &path).await.unwrap_or_default();
+                let asked = ask::json(world.client_admin(), &path).await;
+                let mut endpoints: Vec<Endpoint> = asked.unwrap_or_default();
+                endpoints.sort_by(|one, other| one.instance.cmp(&other.instance));
                 print(&view.frame(&world, &load, &endpoints))?;
             }
         }
@@ -156,12 +166,12 @@ impl View {
 
     fn frame(&self, world: &World, load: &Load, endpoints: &[Endpoint]) -> String {
         let now = load.now();
-        let (recent, all, faults) = {
+        let (recent, faults) = {
             let ledger = load.ledger();
             let recent = ledger.between(now.saturating_sub(WINDOW), now);
-            let faults: u64 = ledger.faults().values().sum();
-            (recent, now, faults)
+            (recent, ledger.faults().clone())
         };
+        let failed: u64 = faults.values().sum();
         let mut text = String::new();
         let mut line = |content: &str| {
             // Writing into a String cannot fail.
@@ -170,7 +180,7 @@ impl View {
         line(&format!(
             "{BOLD}Starling demo{PLAIN}  {ZONES} zones, {ENDPOINTS} backends, a client in zone {}, {:.0} s",
             ZONE_NAMES[0],
-            all.as_secs_f64()
+            now.as_secs_f64()
         ));
         line("keys: 1 2 3 kill or revive a zone, q quits");
         line("");
@@ -179,15 +189,18 @@ impl View {
         }
         line("");
         let span = WINDOW.min(now).as_secs_f64().max(0.001);
-        let colour = if faults == 0 { GREEN } else { RED };
+        let colour = if failed == 0 { GREEN } else { RED };
         line(&format!(
-            "rate {:.0}/s   failed {} ({colour}{faults} in all{PLAIN})   p50 {:.2} ms   p99 {:.2} ms   of the last {:.0} s",
+            "rate {:.0}/s   failed {} ({colour}{failed} in all{PLAIN})   p50 {:.2} ms   p99 {:.2} ms   of the last {:.0} s",
             recent.requests as f64 / span,
             recent.failed,
             recent.quantile_ms(0.5),
             recent.quantile_ms(0.99),
             WINDOW.as_secs_f64()
         ));
+        for (fault, times) in &faults {
+            line(&format!("  {RED}{times} × {fault}{PLAIN}"));
+        }
         line("");
         for event in &self.events {
             line(event);

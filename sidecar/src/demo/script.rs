@@ -11,7 +11,7 @@ use super::{
     AUTHORITY, ZONE_NAMES, ZONES, ask,
     ledger::{Figures, Ledger},
     load::Load,
-    world::{ENDPOINTS, MEMBERS, World},
+    world::{ENDPOINTS, LOOK, MEMBERS, World},
 };
 use crate::cli::Failure;
 
@@ -27,8 +27,6 @@ const PHASE_MAX: Duration = Duration::from_secs(15);
 const RETURN_MAX: Duration = Duration::from_secs(60);
 /// Of load after the share is back.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Between two looks at the sidecars.
-const LOOK: Duration = Duration::from_millis(50);
 
 // What is claimed.
 const CONVERGED_MS_MAX: f64 = 3_000.0;
@@ -66,7 +64,7 @@ struct Times {
 pub async fn run(rate: u32) -> Result<Report, Failure> {
     let began = Instant::now();
     let mut world = World::start().await?;
-    let converged = until_whole(&mut world).await?.then(|| began.elapsed());
+    let converged = world.until_whole(PHASE_MAX).await?.then(|| began.elapsed());
     match converged {
         Some(took) => eprintln!(
             "converged in {} ms: {MEMBERS} members, {ENDPOINTS} endpoints",
@@ -107,7 +105,7 @@ async fn phases(world: &mut World, load: &Load) -> Result<Times, Failure> {
 
     world.revive(KILLED).await?;
     eprintln!("revived zone {}", ZONE_NAMES[KILLED]);
-    times.whole = until_whole(world).await?.then(|| load.now());
+    times.whole = world.until_whole(PHASE_MAX).await?.then(|| load.now());
     until(load, RETURN_MAX, async || {
         let now = load.now();
         let last = now.saturating_sub(Duration::from_secs(1));
@@ -266,17 +264,6 @@ async fn until(
         sleep(LOOK).await;
     }
     None
-}
-
-async fn until_whole(world: &mut World) -> Result<bool, Failure> {
-    let give_up = Instant::now() + PHASE_MAX;
-    while Instant::now() < give_up {
-        if world.is_whole().await? {
-            return Ok(true);
-        }
-        sleep(LOOK).await;
-    }
-    Ok(false)
 }
 
 /// The retries that the client's sidecar has counted; `None` if it does not say.

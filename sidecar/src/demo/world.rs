@@ -28,6 +28,9 @@ pub const MEMBERS: usize = ZONES * BACKENDS_PER_ZONE + 1;
 /// Instances on offer when all is well.
 pub const ENDPOINTS: usize = ZONES * BACKENDS_PER_ZONE;
 
+/// Between two looks at the sidecars.
+pub const LOOK: Duration = Duration::from_millis(50);
+
 /// How long a backend may take to say where it listens.
 const BACKEND_START_MAX: Duration = Duration::from_secs(10);
 /// Tries to find one port number that is free for UDP and TCP.
@@ -173,11 +176,23 @@ impl World {
         Ok(())
     }
 
-    /// Whether every living sidecar sees all living ones alive and may use all their instances.
+    /// Waits until the mesh is whole; false if it is not within `limit`.
     ///
     /// # Errors
     /// A sidecar of the demo ended by itself: its last words.
-    pub async fn is_whole(&mut self) -> Result<bool, Failure> {
+    pub async fn until_whole(&mut self, limit: Duration) -> Result<bool, Failure> {
+        let give_up = Instant::now() + limit;
+        while Instant::now() < give_up {
+            if self.is_whole().await? {
+                return Ok(true);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(false)
+    }
+
+    /// Whether every living sidecar sees all living ones alive and may use all their instances.
+    async fn is_whole(&mut self) -> Result<bool, Failure> {
         self.none_ended()?;
         let alive = (0..ZONES).filter(|zone| self.is_alive(*zone)).count();
         let endpoints = alive * BACKENDS_PER_ZONE;
