@@ -30,8 +30,11 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 /// Nor before it was silent for this many times its usual latency.
 const SILENT_TIMES: f64 = 20.0;
 
-/// Nor while fewer attempts wait: one may be a slow question.
-const SILENT_WAITING_MIN: u32 = 2;
+/// Nor while fewer attempts wait or have given up: one may be a slow question.
+const SILENT_ATTEMPTS_MIN: u32 = 2;
+
+/// Attempts that gave up before a rest of this long say nothing of what comes after it.
+const SILENCE_FORGOTTEN: Duration = Duration::from_secs(5);
 
 /// The live figures of one endpoint. Every method may be called by every worker at any time.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub struct Load {
     success: AtomicU32,
     in_flight: AtomicU32,
     waiting: AtomicU32,
+    /// Attempts that gave up since the last answer head.
+    unanswered: AtomicU32,
     quiet_since: AtomicU64,
     begun: AtomicU64,
     answered: AtomicBool,
@@ -54,6 +59,7 @@ impl Load {
             success: AtomicU32::new(1_f32.to_bits()),
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            unanswered: AtomicU32::new(0),
             quiet_since: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicBool::new(false),
@@ -62,19 +68,29 @@ impl Load {
 
     pub(crate) fn begin(&self, now: Moment) {
         self.in_flight.fetch_add(1, Relaxed);
-        if self.waiting.fetch_add(1, Relaxed) == 0 {
-            self.quiet_since.store(now.as_nanos(), Relaxed);
+        let before = self.begun.swap(now.as_nanos(), Relaxed);
+        // Attempts that gave up without an answer belong to the same silence, unless it was left alone since.
+        let rested = now.since(Moment::from_nanos(before)) >= SILENCE_FORGOTTEN;
+        if self.waiting.load(Relaxed) == 0 && (rested || self.unanswered.load(Relaxed) == 0) {
+            // Before it counts as waiting, or another worker would see a silence as long as the rest before it.
+            self.break_silence(now);
         }
-        self.begun.store(now.as_nanos(), Relaxed);
+        self.waiting.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn head_came(&self, now: Moment) {
         decrement(&self.waiting);
-        self.quiet_since.store(now.as_nanos(), Relaxed);
+        self.break_silence(now);
     }
 
     pub(crate) fn gave_up(&self) {
+        self.unanswered.fetch_add(1, Relaxed);
         decrement(&self.waiting);
+    }
+
+    fn break_silence(&self, now: Moment) {
+        self.quiet_since.store(now.as_nanos(), Relaxed);
+        self.unanswered.store(0, Relaxed);
     }
 
     pub(crate) fn end(&self) {
@@ -119,7 +135,7 @@ impl Load {
         Some(mean + (seen - mean) * decay(idle, REGRESSION_TAU))
     }
 
-    /// How long attempts have been waiting without any answer head coming back; zero when none waits.
+    /// How long no answer head has come back although attempts were made; zero when none waits now.
     pub fn silence(&self, now: Moment) -> Duration {
         if self.waiting.load(Relaxed) == 0 {
             return Duration::ZERO;
@@ -127,12 +143,12 @@ impl Load {
         now.since(Moment::from_nanos(self.quiet_since.load(Relaxed)))
     }
 
-    /// Whether several attempts wait and nothing has come back for so long that the endpoint, or the way to it,
+    /// Whether several attempts wait or gave up and nothing has come back for so long that the endpoint, or the way to it,
     /// must be dead: a second, and twenty times what it usually takes.
     pub fn is_silent(&self, now: Moment) -> bool {
         let silence = self.silence(now);
         silence >= SILENT_MIN
-            && self.waiting.load(Relaxed) >= SILENT_WAITING_MIN
+            && self.waiting.load(Relaxed) + self.unanswered.load(Relaxed) >= SILENT_ATTEMPTS_MIN
             && self
                 .latency()
                 .is_some_and(|usual| nanos(silence) > usual * SILENT_TIMES)
@@ -296,9 +312,16 @@ mod tests {
         assert_eq!(load.silence(at(250)), 30 * MS);
         load.gave_up();
         assert_eq!(load.silence(at(900)), Duration::ZERO);
-        load.end();
-        load.end();
-        load.end();
+        load.begin(at(900));
+        assert_eq!(
+            load.silence(at(920)),
+            700 * MS,
+            "nothing has come since 220"
+        );
+        load.gave_up();
+        load.begin(at(6_000));
+        assert_eq!(load.silence(at(6_001)), MS, "left alone in between");
+        (0..5).for_each(|_| load.end());
         assert_eq!(load.in_flight(), 0);
     }
 }

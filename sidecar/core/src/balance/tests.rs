@@ -562,6 +562,37 @@ fn a_zone_that_falls_silent_is_left_after_a_second() {
 }
 
 #[test]
+fn clients_that_lose_patience_do_not_hide_a_silence() {
+    let upstream = Stage::new(&["a1", "b1"]).build(at(0));
+    for i in 0..2 {
+        report(&upstream, i, Outcome::Success, 1, at(0));
+    }
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let mut local = Vec::new();
+    for i in 0..60 {
+        // One request at a time, given up after 200 ms.
+        let (began, over) = (at(i * 250), at(i * 250 + 200));
+        let pick = picker
+            .pick(&REPEATABLE, began, &mut rng)
+            .expect("both are in");
+        pick.endpoint.begin(began);
+        picker.pick(&REPEATABLE, over, &mut rng);
+        if pick.tier == 0 {
+            local.push(i);
+            pick.endpoint.gave_up(over);
+            upstream.cancelled(&pick.endpoint, 200 * MS, over);
+        } else {
+            pick.endpoint.head_came(began);
+        }
+        pick.endpoint.end(over);
+    }
+    // Given up, they raise the latency to 200 ms, and 20 times that is a silence; then one in a while finds out.
+    let late = local.iter().filter(|i| **i >= 20).count();
+    assert!(local.len() <= 30 && late <= 8, "{local:?}");
+}
+
+#[test]
 fn picks_against_swims_word_are_flagged() {
     let mut stage = Stage::new(&["a1", "a1"]);
     stage.build(at(0));
