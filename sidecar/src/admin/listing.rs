@@ -108,7 +108,7 @@ pub struct Status {
     pub drain_timeout_ms: u64,
 }
 
-/// Everybody known, this node first.
+/// Everybody known, this node first and the others by name.
 pub fn members(mesh: &Mesh, now: Moment, unix_ms: u64) -> Vec<Member> {
     let row = |node: &Arc<Node>| Member {
         id: id(node),
@@ -120,7 +120,11 @@ pub fn members(mesh: &Mesh, now: Moment, unix_ms: u64) -> Vec<Member> {
         since_ms: unix_ms.saturating_sub(millis(now.since(node.since))),
         incarnation: node.incarnation,
     };
-    mesh.nodes.iter().map(row).collect()
+    let mut rows: Vec<Member> = mesh.nodes.iter().map(row).collect();
+    if let Some((_, others)) = rows.split_first_mut() {
+        others.sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
+    }
+    rows
 }
 
 /// Every instance on offer, sorted by service, instance and node.

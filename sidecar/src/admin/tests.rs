@@ -268,3 +268,16 @@ async fn more_connections_than_the_limit_are_closed_unheard() {
     assert!(answer.is_empty());
     drop(held);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_or_not_enough_is_cut_off() {
+    let stage = stage("").await;
+    for said in [&b""[..], b"GET /live HTTP/1.1\r\nHos"] {
+        let mut stream = TcpStream::connect(stage.serving.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let ended = tokio::time::timeout(Duration::from_secs(60), read).await;
+        assert!(ended.is_ok(), "still open after a minute");
+    }
+}

@@ -89,7 +89,7 @@ fn told(answer: &Value) -> String {
         text(request, "route"),
     );
     story += &format!(
-        "  service {}, balance {}, zones {}, timeout {} ms\n  repeated at most {} times once an endpoint may have seen it; a failed connection is tried elsewhere at once\n",
+        "  service {}, balance {}, zones {}, timeout {} ms\n  repeats once an endpoint may have seen it: {}; a failed connection is tried elsewhere at once\n",
         text(answer, "service"),
         text(answer, "balance"),
         text(answer, "zones"),
