@@ -19,6 +19,8 @@ pub(super) struct RoundRobin {
     turns: BinaryHeap<Reverse<Turn>>,
     /// A random number of each place, so that sidecars differ in who comes first.
     phase: Vec<f64>,
+    /// Who has a turn ahead; kept so that a refresh allocates nothing.
+    queued: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,7 @@ impl RoundRobin {
             clock: 0.0,
             turns: BinaryHeap::with_capacity(n),
             phase: ids.iter().map(|id| fraction(salt ^ id)).collect(),
+            queued: vec![false; n],
         }
     }
 
@@ -96,12 +99,12 @@ impl RoundRobin {
             self.turns.clear();
             return;
         }
-        let mut queued = vec![false; weights.len()];
+        self.queued.fill(false);
         for Reverse(turn) in &self.turns {
-            queued[turn.place] = true;
+            self.queued[turn.place] = true;
         }
         for (place, weight) in weights.iter().enumerate() {
-            if *weight > 0.0 && !queued[place] {
+            if *weight > 0.0 && !self.queued[place] {
                 let step = 1.0 / f64::from(*weight);
                 let at = self.clock + step * self.phase[place];
                 self.turns.push(Reverse(Turn { at, step, place }));
