@@ -358,7 +358,7 @@ fn a_secret_file_is_read_unless_others_could_read_it_too() {
 
 #[test]
 fn every_key_is_documented() {
-    let text = include_str!("../../../docs/configuration.md");
+    let text = include_str!("../../../deploy/configuration.md");
     let loaded = read(EVERY_KEY).unwrap();
     for line in &loaded.lines {
         let keys: Vec<&str> = line.path.iter().map(String::as_str).collect();
