@@ -122,6 +122,7 @@ struct WireStanding {
     member: WireMember,
     incarnation: u16,
     state: u8,
+    down_for_s: u32,
 }
 
 impl From<&Standing> for WireStanding {
@@ -134,6 +135,7 @@ impl From<&Standing> for WireStanding {
                 State::Suspect => 1,
                 State::Down => 2,
             },
+            down_for_s: standing.down_for_s,
         }
     }
 }
@@ -151,6 +153,7 @@ impl TryFrom<WireStanding> for Standing {
                 2 => State::Down,
                 _ => return Err(CodecError::Malformed),
             },
+            down_for_s: wire.down_for_s,
         })
     }
 }
@@ -302,6 +305,7 @@ impl foca::Codec<Member> for MemberCodec {
             member: *member.id(),
             incarnation: member.incarnation(),
             state: member.state(),
+            down_for_s: 0,
         };
         put_prefixed(&WireStanding::from(&standing), buf)
     }

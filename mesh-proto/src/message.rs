@@ -12,9 +12,9 @@ pub const BUCKETS: usize = 64;
 pub enum Item<'a> {
     /// A packet of foca's, unread.
     Foca(&'a [u8]),
-    /// The sender's catalogue hash.
+    /// Hash of what the sender knows: living members and records.
     Hash(u64),
-    /// Asks for an answer with the receiver's catalogue hash.
+    /// Asks for an answer with the receiver's hash.
     Ask,
     /// One encoded record ([`crate::codec::decode_record`] reads it).
     Record(&'a [u8]),
@@ -67,7 +67,7 @@ pub enum Purpose {
 /// Hashes that are equal where knowledge is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Digest {
-    /// Of the members and their states.
+    /// Of the living members.
     pub members: u64,
     /// Of each bucket of owners.
     pub buckets: [u64; BUCKETS],
@@ -82,6 +82,8 @@ pub struct Standing {
     pub incarnation: u16,
     /// SWIM state.
     pub state: foca::State,
+    /// For how long it has been down, in seconds: all are to forget it at about the same time.
+    pub down_for_s: u32,
 }
 
 /// One owner's records, hashed.

@@ -135,7 +135,7 @@ proptest! {
             Item::Welcome { from: member },
             Item::Refused { cluster: "test".into() },
             Item::Digest(Box::new(Digest { members: set, buckets: std::array::from_fn(|i| i as u64) })),
-            Item::Standing(Standing { member, incarnation: 3, state: State::Down }),
+            Item::Standing(Standing { member, incarnation: 3, state: State::Down, down_for_s: 9 }),
             Item::Buckets(set),
             Item::Owner(OwnerDigest { id: owner.0, epoch: owner.1, hash: owner.2 }),
             Item::Want(set),

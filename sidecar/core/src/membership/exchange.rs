@@ -8,7 +8,12 @@
 //!
 //! Both sides name themselves in turns 3 and 4, since either may have learned in between that it was taken for dead.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_proto::{
     FRAME_BYTES_MAX,
@@ -20,7 +25,9 @@ use rand::seq::IteratorRandom;
 
 use super::{
     BACKSTOP, BACKSTOP_IN_TROUBLE, CallEnd, CallId, DIFFERENCE_TIME, EXCHANGE_GAP, Effect,
-    Membership, Notice, RETRY_DOWN, TROUBLE_TIME, peers::Evidence,
+    Membership, Notice, RETRY_DOWN, TROUBLE_TIME,
+    peers::{Evidence, Peer},
+    swim::FORGET_AFTER,
 };
 use crate::{
     catalogue::{OWNERS_MAX, mix},
@@ -312,14 +319,13 @@ impl Membership {
     fn on_probe_answered(&mut self, from: Member, now: Moment) {
         self.swim.answered(&from, now);
         self.settle(now);
-        let is_deaf = self.is_deaf(now);
         if let Some(peer) = self.peers.get_mut(from.id) {
-            let is_first = is_deaf && peer.evidence != Some(Evidence::Answered);
             peer.evidence = Some(Evidence::Answered);
-            if is_first {
-                self.effects
-                    .push_back(Effect::Notice(Notice::DatagramsLost { id: from.id }));
-            }
+        }
+        if self.is_deaf(now) && !self.loss_told {
+            self.loss_told = true;
+            self.effects
+                .push_back(Effect::Notice(Notice::DatagramsLost { id: from.id }));
         }
         self.set_isolated(false);
     }
@@ -446,6 +452,7 @@ impl Membership {
             member: self.me(),
             incarnation: 0,
             state: foca::State::Alive,
+            down_for_s: 0,
         }
     }
 
@@ -453,12 +460,23 @@ impl Membership {
     fn standings(&self, now: Moment) -> impl Iterator<Item = Standing> + '_ {
         let others = (self.swim.members())
             .filter(move |member| self.peers.is_told(member.id().id, now))
-            .map(|member| Standing {
+            .map(move |member| Standing {
                 member: *member.id(),
                 incarnation: member.incarnation(),
                 state: member.state(),
+                down_for_s: self.down_for_s(member, now),
             });
         others.chain([self.own_standing()])
+    }
+
+    fn down_for_s(&self, member: &foca::Member<Member>, now: Moment) -> u32 {
+        let peer = self
+            .peers
+            .get(member.id().id)
+            .filter(|peer| !peer.is_active());
+        peer.map_or(0, |peer| {
+            u32::try_from(peer.lasts(now).as_secs()).unwrap_or(u32::MAX)
+        })
     }
 
     fn records(&self, owner: u64) -> Vec<Arc<[u8]>> {
@@ -471,20 +489,24 @@ impl Membership {
         })
     }
 
-    /// Suspects count as alive: suspicions come and go without an exchange.
     fn digest(&self) -> Digest {
-        let me = self.me();
-        let others =
-            (self.swim.members()).map(|member| (*member.id(), member.state() == foca::State::Down));
-        let members = others
-            .chain([(me, false)])
-            .fold(0u64, |sum, (member, is_down)| {
-                sum.wrapping_add(mix(mix(member.id ^ mix(member.bump)) ^ u64::from(is_down)))
-            });
         Digest {
-            members,
+            members: self.members_hash,
             buckets: self.catalogue.buckets(),
         }
+    }
+
+    /// Of the living only: who is down is forgotten by each at a time of its own. Suspects count as alive, for
+    /// suspicions come and go without an exchange.
+    pub(super) fn hash_members(&self) -> u64 {
+        let living = self
+            .swim
+            .members()
+            .filter(|member| member.state() != foca::State::Down);
+        let living = living.map(|member| *member.id()).chain([self.me()]);
+        living.fold(0, |sum: u64, member| {
+            sum.wrapping_add(mix(member.id ^ mix(member.bump)))
+        })
     }
 
     /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
@@ -516,15 +538,29 @@ impl Membership {
                 state,
             ));
         }
+        let before: BTreeSet<u64> = self.peers.iter().map(|(id, _)| id).collect();
         self.swim.apply(updates, spread, now);
         self.settle(now);
+        // Whom we meet as dead was dead before: that is how all forget it at about the same time.
+        for standing in standings
+            .iter()
+            .filter(|standing| !before.contains(&standing.member.id))
+        {
+            if let Some(peer) = self
+                .peers
+                .get_mut(standing.member.id)
+                .filter(|peer| !peer.is_active())
+            {
+                peer.before = Duration::from_secs(standing.down_for_s.into());
+            }
+        }
     }
 
     // ---- when exchanges are begun ----
 
     /// Notes a peer's catalogue hash; one that differs for a second is asked again, and then called.
     pub(super) fn compare(&mut self, id: u64, hash: u64, now: Moment) {
-        let ours = self.catalogue.hash();
+        let ours = self.hash();
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -558,24 +594,21 @@ impl Membership {
                 (is_lasting, peer.asked, peer.is_active(), peer.member)
             {
                 peer.asked = true;
-                questions.push(member.address);
+                questions.push(member);
             }
             if !is_lasting {
                 peer.asked = false;
             }
         }
         for to in questions.into_iter().take(super::FANOUT) {
-            self.send(to, None, true);
+            self.send(&to, None, true);
         }
     }
 
     fn is_in_trouble(&self, now: Moment) -> bool {
-        let is_fresh = |since: Moment| now.since(since) < TROUBLE_TIME;
-        !self.has_company()
-            || self
-                .peers
-                .iter()
-                .any(|(_, peer)| peer.state == NodeState::Down && is_fresh(peer.since))
+        let is_fresh =
+            |peer: &Peer| peer.state == NodeState::Down && peer.lasts(now) < TROUBLE_TIME;
+        !self.has_company() || self.peers.iter().any(|(_, peer)| is_fresh(peer))
     }
 
     fn backstop(&mut self, now: Moment) -> Duration {
@@ -608,7 +641,7 @@ impl Membership {
                 .map(|(member, _)| member.address)
                 .collect();
             let down = (self.peers.iter())
-                .filter(|(_, peer)| peer.state == NodeState::Down)
+                .filter(|(_, peer)| peer.state == NodeState::Down && peer.lasts(now) < FORGET_AFTER)
                 .filter_map(|(_, peer)| peer.member)
                 .filter(|member| !taken.contains(&member.address));
             for member in down.sample(&mut self.rng, 2) {

@@ -4,8 +4,8 @@
 //! Not here: sockets, sealing and files (`sidecar/src/gossip`). The same machine runs in the simulator of the tests.
 //!
 //! Members are found and lost by SWIM (`swim.rs`). Records spread as rumours beside it (`rumours.rs`), and whatever
-//! rumours miss is repaired by exchanges over streams (`exchange.rs`): every datagram carries a hash of the sender's
-//! catalogue, and two peers that differ for a second compare.
+//! rumours miss is repaired by exchanges over streams (`exchange.rs`): every datagram carries a hash of what the
+//! sender knows, and two peers that differ for a second compare.
 
 mod exchange;
 mod offers;
@@ -24,10 +24,10 @@ use mesh_proto::{
     codec::{CodecError, ITEM_HEAD_BYTES, decode_record, items, put_item},
     frame::PAYLOAD_BYTES_MAX,
     member::Member,
-    message::Item,
+    message::{Item, Standing},
     record::{Head, NodeRecord, ServiceRecord},
 };
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
 
 pub use self::swim::Pace;
 use self::{
@@ -38,7 +38,7 @@ use self::{
     swim::{FANOUT, Swim, Trust, transmissions},
 };
 use crate::{
-    catalogue::{Applied, Catalogue, is_urgent},
+    catalogue::{Applied, Catalogue, is_urgent, mix},
     mesh::{Mesh, NodeState},
     moment::Moment,
 };
@@ -46,7 +46,7 @@ use crate::{
 /// News is told, and everything regular looked after, this often.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// A difference of catalogues that lasts so long is not on its way to be healed by rumours.
+/// A difference that lasts so long is not on its way to be healed by rumours.
 const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
 
 /// Between two exchanges that we begin with the same peer, or over a difference with anyone.
@@ -67,6 +67,12 @@ const TROUBLE_TIME: Duration = Duration::from_secs(600);
 /// Goodbye is told for so long before SWIM hears of it, and for [`LEAVE_TIME`] in all.
 const GOODBYE_TIME: Duration = Duration::from_millis(200);
 const LEAVE_TIME: Duration = Duration::from_millis(1_200);
+
+/// Between two words to those suspected.
+const NUDGE: Duration = Duration::from_millis(500);
+
+/// Bytes of a member's standing as an item, at the most.
+const STANDING_BYTES_MAX: usize = 64;
 
 /// Between two looks for what may be forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -225,6 +231,7 @@ pub struct Membership {
     swim: Swim,
     peers: Peers,
     catalogue: Catalogue,
+    members_hash: u64,
     offers: Offers,
     rumours: Rumours,
     calls: BTreeMap<CallId, Call>,
@@ -242,6 +249,9 @@ pub struct Membership {
     leaving: Option<Moment>,
     tick_at: Moment,
     told_at: Moment,
+    nudge_at: Moment,
+    /// It was said that only streams get through.
+    loss_told: bool,
     exchange_at: Moment,
     retry_at: Moment,
     sweep_at: Moment,
@@ -266,6 +276,7 @@ impl Membership {
             swim: Swim::new(me, settings.pace, StdRng::from_rng(rng)),
             peers: Peers::default(),
             catalogue: Catalogue::default(),
+            members_hash: 0,
             offers: Offers::new(me.id, me.bump, node),
             rumours: Rumours::default(),
             calls: BTreeMap::new(),
@@ -280,6 +291,8 @@ impl Membership {
             leaving: None,
             tick_at: now + TICK,
             told_at: now,
+            nudge_at: now,
+            loss_told: false,
             exchange_at: now + BACKSTOP_IN_TROUBLE,
             retry_at: now + RETRY_DOWN,
             sweep_at: now + SWEEP,
@@ -327,9 +340,9 @@ impl Membership {
         self.swim.active() > 0
     }
 
-    /// The hash of everything known of services: equal on nodes that know the same.
-    pub fn catalogue_hash(&self) -> u64 {
-        self.catalogue.hash()
+    /// The hash of everything known, members and services: equal on nodes that know the same.
+    pub fn hash(&self) -> u64 {
+        mix(self.catalogue.hash() ^ self.members_hash)
     }
 
     /// Records held and rumours waiting.
@@ -339,9 +352,9 @@ impl Membership {
 
     /// When [`Membership::on_timer`] wants to be called next.
     pub fn next_timer(&self) -> Moment {
-        self.swim
-            .next_timer()
-            .map_or(self.tick_at, |at| at.min(self.tick_at))
+        // Whoever leaves probes nobody any more.
+        let probes = self.swim.next_timer().filter(|_| self.leaving.is_none());
+        probes.map_or(self.tick_at, |at| at.min(self.tick_at))
     }
 
     /// Takes in the items of a datagram; its seal says that `sender` sent it.
@@ -354,16 +367,12 @@ impl Membership {
         for item in items(payload) {
             match item {
                 Ok(Item::Hash(hash)) => self.compare(sender, hash, now),
-                Ok(Item::Foca(packet)) if self.leaving.is_none() => {
-                    if self.swim.on_packet(packet, now).is_err() {
-                        self.counts.malformed += 1;
-                    }
-                    self.settle(now);
-                }
+                Ok(Item::Foca(packet)) if self.leaving.is_none() => self.on_packet(packet, now),
                 Ok(Item::Record(bytes)) => has_news |= self.take_in(bytes, true),
+                Ok(Item::Standing(standing)) => self.refute(standing, now),
                 Ok(Item::Ask) => {
                     if let Some(member) = self.peers.get(sender).and_then(|peer| peer.member) {
-                        self.send(member.address, None, false);
+                        self.send(&member, None, false);
                     }
                 }
                 // Words of streams.
@@ -372,6 +381,24 @@ impl Membership {
             }
         }
         if has_news {
+            self.refresh(now);
+        }
+    }
+
+    fn on_packet(&mut self, packet: &[u8], now: Moment) {
+        let is_known = |member: &Member, incarnation| {
+            let peer = self.peers.get(member.id);
+            peer.is_some_and(|peer| {
+                (peer.member, peer.incarnation, peer.state)
+                    == (Some(*member), incarnation, NodeState::Alive)
+            })
+        };
+        let is_telling = self.swim.is_telling(packet, is_known);
+        if self.swim.on_packet(packet, now).is_err() {
+            self.counts.malformed += 1;
+        }
+        let has_news = self.carry_packets();
+        if is_telling || has_news {
             self.refresh(now);
         }
     }
@@ -431,11 +458,12 @@ impl Membership {
             self.settle(now);
         }
         self.tell(now);
+        self.nudge_suspects(now);
         self.look_after_differences(now);
         self.look_after_exchanges(now);
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
-            self.changed |= self.peers.sweep(&mut self.catalogue, now);
+            self.changed |= self.peers.sweep(&self.swim, &mut self.catalogue, now);
         }
         self.go_on_leaving(now);
     }
@@ -464,29 +492,81 @@ impl Membership {
         self.told_at = now;
         for member in self.peers.some_active(FANOUT, &mut self.rng) {
             if !self.rumours.is_empty() {
-                self.send(member.address, None, false);
+                self.send(&member, None, false);
             }
         }
     }
 
-    /// One datagram: our hash, what foca says, and as many rumours as fit.
-    fn send(&mut self, to: SocketAddr, packet: Option<&[u8]>, ask: bool) {
+    /// Tells suspects that they are suspected: foca tells it a few times to anybody, and a suspect that missed it would
+    /// stay one for ever.
+    fn nudge_suspects(&mut self, now: Moment) {
+        if now < self.nudge_at {
+            return;
+        }
+        self.nudge_at = now + NUDGE;
+        let suspects = self
+            .peers
+            .active()
+            .filter(|(_, peer)| peer.state == NodeState::Suspect);
+        for member in suspects
+            .map(|(member, _)| member)
+            .sample(&mut self.rng, FANOUT)
+        {
+            self.send(&member, None, false);
+        }
+    }
+
+    /// Somebody suspects us: say that we live.
+    fn refute(&mut self, standing: Standing, now: Moment) {
+        if standing.member == self.me()
+            && standing.state == foca::State::Suspect
+            && self.leaving.is_none()
+        {
+            let suspected =
+                foca::Member::new(standing.member, standing.incarnation, standing.state);
+            self.swim.apply(vec![suspected], true, now);
+            self.settle(now);
+        }
+    }
+
+    /// One datagram: our hash, what foca says, and as many rumours as fit. A suspect hears of it whenever it hears of us.
+    fn send(&mut self, to: &Member, packet: Option<&[u8]>, ask: bool) {
         let mut payload = Vec::with_capacity(PAYLOAD_BYTES_MAX);
-        let mut said = vec![Item::Hash(self.catalogue.hash())];
+        let mut said = vec![Item::Hash(self.hash())];
         said.extend(packet.map(Item::Foca));
         said.extend(ask.then_some(Item::Ask));
+        let peer = self
+            .peers
+            .get(to.id)
+            .filter(|peer| peer.state == NodeState::Suspect);
+        let suspicion = peer.map(|peer| Standing {
+            member: *to,
+            incarnation: peer.incarnation,
+            state: foca::State::Suspect,
+            down_for_s: 0,
+        });
         let times = u32::from(transmissions(self.swim.active() + 1));
         let used: usize = said
             .iter()
             .map(|item| ITEM_HEAD_BYTES + item_bytes(item))
             .sum();
+        let used = used
+            + if suspicion.is_some() {
+                STANDING_BYTES_MAX
+            } else {
+                0
+            };
+        said.extend(suspicion.map(Item::Standing));
         let records = self.rumours.take(PAYLOAD_BYTES_MAX - used, times);
         said.extend(records.iter().map(|bytes| Item::Record(bytes)));
         let fits = said
             .iter()
             .try_for_each(|item| put_item(&mut payload, item));
         debug_assert!(fits.is_ok() && payload.len() <= PAYLOAD_BYTES_MAX);
-        self.effects.push_back(Effect::Send { to, payload });
+        self.effects.push_back(Effect::Send {
+            to: to.address,
+            payload,
+        });
     }
 
     /// Merges a record that somebody told. Yields whether it was news; then a refresh is due.
@@ -527,9 +607,14 @@ impl Membership {
 
     /// After every call of foca: its packets out, its news noted.
     fn settle(&mut self, now: Moment) {
-        let had_company = self.peers.active().next().is_some();
+        self.carry_packets();
+        self.refresh(now);
+    }
+
+    /// Sends what foca wants sent. Yields whether it has news of members.
+    fn carry_packets(&mut self) -> bool {
         let (packets, news) = self.swim.take();
-        for notification in news {
+        for notification in &news {
             if let OwnedNotification::Rejoin(member) = notification {
                 self.counts.renewals += 1;
                 self.effects.push_back(Effect::Bump(member.bump));
@@ -537,16 +622,14 @@ impl Membership {
             }
         }
         for (to, packet) in packets {
-            self.send(to.address, Some(&packet), false);
+            self.send(&to, Some(&packet), false);
         }
-        self.refresh(now);
-        if !had_company {
-            // There was nobody to hear until now.
-            self.heard = self.heard.max(now);
-        }
+        !news.is_empty()
     }
 
     fn refresh(&mut self, now: Moment) {
+        self.members_hash = self.hash_members();
+        let had_company = self.peers.active().next().is_some();
         let me = self.settings.me.id;
         for (id, state) in self.peers.refresh(&self.swim, &self.catalogue, me, now) {
             self.changed = true;
@@ -559,6 +642,10 @@ impl Membership {
                 self.catalogue.set_dormant(id, false);
             }
         }
+        if !had_company {
+            // There was nobody to hear until now.
+            self.heard = self.heard.max(now);
+        }
     }
 
     // ---- hearing ----
@@ -568,6 +655,7 @@ impl Membership {
         self.heard = now;
         if was_deaf {
             self.swim.hear_again(now);
+            self.loss_told = false;
             for (_, peer) in self.peers.iter_mut() {
                 peer.evidence = None;
             }
@@ -639,7 +727,7 @@ impl Membership {
             self.swim.leave(now);
             let (packets, _) = self.swim.take();
             for (to, packet) in packets {
-                self.send(to.address, Some(&packet), false);
+                self.send(&to, Some(&packet), false);
             }
         }
     }
@@ -658,3 +746,8 @@ fn item_bytes(item: &Item<'_>) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;

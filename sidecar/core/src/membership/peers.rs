@@ -35,6 +35,8 @@ pub struct Peer {
     pub state: NodeState,
     /// Since when.
     pub since: Moment,
+    /// How long it had been so when we learned it, where others said so.
+    pub before: Duration,
     /// Its catalogue differs from ours since then.
     pub differs: Option<Moment>,
     /// It was asked whether it still differs.
@@ -63,11 +65,17 @@ impl Peer {
             incarnation: 0,
             state: NodeState::Down,
             since: now,
+            before: Duration::ZERO,
             differs: None,
             asked: false,
             exchanged: None,
             evidence: None,
         }
+    }
+
+    /// How long it has been as it is.
+    pub fn lasts(&self, now: Moment) -> Duration {
+        self.before + now.since(self.since)
     }
 
     /// Whether SWIM counts it among the living.
@@ -138,57 +146,47 @@ impl Peers {
             if peer.state != state || peer.member.is_none() {
                 peer.state = state;
                 peer.since = now;
+                peer.before = Duration::ZERO;
                 changed.push((id, state));
             }
             peer.member = Some(*known.id());
             peer.incarnation = known.incarnation();
         }
-        for (id, _) in catalogue
-            .owners()
-            .filter(|(id, _)| *id != me && !seen.contains(id))
-        {
-            let peer = self.peers.entry(id).or_insert_with(|| {
-                changed.push((id, NodeState::Down));
-                Peer::new(now)
-            });
-            let state = if said_goodbye(catalogue, id) {
-                NodeState::Left
-            } else {
-                NodeState::Down
-            };
-            if peer.state != state {
-                peer.state = state;
-                peer.since = now;
-                changed.push((id, state));
+        // Records alone make nobody alive: a node is told of once SWIM knows it.
+        for (id, _) in catalogue.owners() {
+            if id != me && !seen.contains(&id) {
+                self.peers.entry(id).or_insert_with(|| Peer::new(now));
             }
         }
         changed
     }
 
     /// Forgets whoever is gone for long. Yields whether anybody was.
-    pub fn sweep(&mut self, catalogue: &mut Catalogue, now: Moment) -> bool {
-        let before = self.peers.len();
+    pub fn sweep(&mut self, swim: &Swim, catalogue: &mut Catalogue, now: Moment) -> bool {
+        let known: BTreeSet<u64> = swim.members().map(|member| member.id().id).collect();
+        let mut is_changed = false;
         self.peers.retain(|id, peer| {
             if peer.is_active() {
                 return true;
             }
-            let gone_for = now.since(peer.since);
-            if gone_for >= FORGET_AFTER {
-                catalogue.forget(*id);
-                return false;
-            }
+            let gone_for = peer.lasts(now);
             if gone_for >= DORMANT_AFTER {
                 catalogue.set_dormant(*id, true);
             }
-            true
+            if gone_for >= FORGET_AFTER && catalogue.owner(*id).is_some() {
+                catalogue.forget(*id);
+                is_changed = true;
+            }
+            // SWIM forgets by a clock of its own; until then we remember that it is old.
+            gone_for < FORGET_AFTER || known.contains(id)
         });
-        self.peers.len() != before
+        is_changed
     }
 
     /// Whether others are still told of this one.
     pub fn is_told(&self, id: u64, now: Moment) -> bool {
         self.get(id)
-            .is_none_or(|peer| peer.is_active() || now.since(peer.since) < DORMANT_AFTER)
+            .is_none_or(|peer| peer.is_active() || peer.lasts(now) < DORMANT_AFTER)
     }
 
     /// Everything known, as the snapshot wants it.

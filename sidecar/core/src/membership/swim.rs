@@ -22,8 +22,8 @@ use rand::rngs::StdRng;
 
 use crate::moment::Moment;
 
-/// What foca may put into one datagram: the catalogue hash, a question and two item heads go beside it.
-const FOCA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 32;
+/// What foca may put into one datagram: our hash, a question, a suspicion and item heads go beside it.
+const FOCA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 96;
 
 /// Peers told at once.
 pub const FANOUT: usize = 3;
@@ -212,6 +212,19 @@ impl Swim {
         self.foca
             .iter_membership_state()
             .filter(move |member| member.id().id != me)
+    }
+
+    /// Whether a packet may say something of members that is not known yet: it does not if it comes from a living
+    /// member in its known incarnation and carries no updates, as nearly all do.
+    pub fn is_telling(&self, packet: &[u8], known: impl Fn(&Member, u16) -> bool) -> bool {
+        let mut rest = packet;
+        let Ok(header) = MemberCodec.decode_header(&mut rest) else {
+            return true;
+        };
+        let has_updates = rest.first_chunk().is_some_and(|count| *count != [0, 0]);
+        has_updates
+            || header.message == Message::TurnUndead
+            || !known(&header.src, header.src_incarnation)
     }
 
     /// Reads a packet. A packet that cannot be read changes nothing.
@@ -409,5 +422,111 @@ impl Swim {
             // Only the number of transmissions changes, which foca allows at any time.
             let _ = self.foca.set_config(self.pace.config(members));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    const NOW: Moment = Moment::from_millis(1_000);
+
+    fn member(id: u64) -> Member {
+        Member {
+            id,
+            address: ([10, 0, 0, id as u8], 7946).into(),
+            bump: 1,
+        }
+    }
+
+    fn swim() -> Swim {
+        Swim::new(member(1), Pace::FAST, StdRng::seed_from_u64(1))
+    }
+
+    fn suspicion_ends(incarnation: u16) -> Timer<Member> {
+        Timer::ChangeSuspectToDown {
+            member_id: member(2),
+            incarnation,
+            token: 0,
+        }
+    }
+
+    #[test]
+    fn a_suspect_that_refuted_is_not_told_that_it_is_dead() {
+        let mut swim = swim();
+        swim.apply(
+            vec![foca::Member::new(member(2), 0, State::Suspect)],
+            false,
+            NOW,
+        );
+        swim.schedule(suspicion_ends(0), NOW);
+        swim.apply(
+            vec![foca::Member::new(member(2), 1, State::Alive)],
+            false,
+            NOW,
+        );
+        swim.take();
+        swim.on_timer(Trust::Judge, NOW);
+        let (packets, news) = swim.take();
+        assert!(packets.is_empty() && news.is_empty());
+        assert_eq!(swim.active(), 1);
+    }
+
+    #[test]
+    fn a_suspect_that_stays_silent_is_declared_down_unless_we_hear_nothing() {
+        for (trust, active) in [(Trust::Judge, 0), (Trust::Withhold, 1)] {
+            let mut swim = swim();
+            swim.apply(
+                vec![foca::Member::new(member(2), 0, State::Suspect)],
+                false,
+                NOW,
+            );
+            swim.schedule(suspicion_ends(0), NOW);
+            swim.on_timer(trust, NOW);
+            assert_eq!(swim.active(), active);
+        }
+    }
+
+    #[test]
+    fn nobody_is_judged_right_after_our_own_loop_stood_still() {
+        let mut swim = swim();
+        swim.apply(
+            vec![foca::Member::new(member(2), 0, State::Suspect)],
+            false,
+            NOW,
+        );
+        swim.schedule(suspicion_ends(0), NOW);
+        let late = NOW + Pace::FAST.period * 3;
+        swim.on_timer(Trust::Judge, late);
+        assert_eq!(swim.active(), 1);
+        while let Some(at) = swim.next_timer().filter(|_| swim.active() > 0) {
+            assert!(at <= late + Pace::FAST.suspicion);
+            swim.on_timer(Trust::Judge, at);
+        }
+        assert_eq!(swim.active(), 0);
+    }
+
+    #[test]
+    fn timers_leave_by_time_and_then_by_focas_own_order() {
+        let mut swim = swim();
+        let later = NOW + Duration::from_millis(1);
+        swim.schedule(Timer::ProbeRandomMember(7), later);
+        swim.schedule(suspicion_ends(0), NOW);
+        swim.schedule(Timer::ProbeRandomMember(7), NOW);
+        let indirect = Timer::SendIndirectProbe {
+            probed_id: member(2),
+            token: 7,
+        };
+        swim.schedule(indirect.clone(), NOW);
+        let order: Vec<_> =
+            std::iter::from_fn(|| swim.pop_due(later).map(|due| (due.at, due.timer))).collect();
+        let wanted = [
+            (NOW, indirect),
+            (NOW, Timer::ProbeRandomMember(7)),
+            (NOW, suspicion_ends(0)),
+            (later, Timer::ProbeRandomMember(7)),
+        ];
+        assert_eq!(order, wanted);
     }
 }

@@ -1,0 +1,401 @@
+use std::time::Duration;
+
+use mesh_proto::record::{Health, InstanceState};
+
+use super::{Change, Notice, sim::*};
+use crate::mesh::{Mesh, NodeState};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Median and maximum.
+fn spread(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort();
+    (times[times.len() / 2], times[times.len() - 1])
+}
+
+fn mesh(sim: &Sim, index: usize) -> Mesh {
+    sim.nodes[index].machine.as_ref().expect("lives").mesh()
+}
+
+#[test]
+fn nodes_that_join_one_all_find_each_other() {
+    for count in [2, 3, 6, 64] {
+        let mut sim = Sim::started(1, count);
+        let took = sim.until(SECOND * 3, "all know all", Sim::is_whole);
+        println!("{count} nodes: whole {took:?} after the last start");
+        let mesh = mesh(&sim, 0);
+        assert_eq!((mesh.nodes.len(), mesh.instances.len()), (count, count));
+        assert!(mesh.joined && !mesh.isolated);
+        assert_eq!(mesh.nodes[0].id, 1_000, "this node first");
+    }
+}
+
+#[test]
+fn the_same_seed_runs_the_same() {
+    let run = |seed| {
+        let mut sim = Sim::settled(seed, 8);
+        sim.loss = 0.1;
+        sim.kill(3);
+        sim.run(SECOND * 10);
+        sim.trace
+    };
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7), run(8));
+}
+
+#[test]
+fn a_crash_is_known_to_all_in_time() {
+    for count in [3, 4, 5, 6, 16, 64] {
+        let seeds = if count < 10 { 40 } else { 3 };
+        let times = (0..seeds).map(|seed| {
+            let mut sim = Sim::settled(seed, count);
+            sim.refuses = seed % 2 == 0;
+            sim.kill(1);
+            let took = sim.until(SECOND * 20, "the crash is known", |sim| {
+                sim.all_see(1, NodeState::Down)
+            });
+            sim.run(SECOND * 5);
+            assert_eq!(sim.wronged(), 0, "seed {seed}");
+            took
+        });
+        let (median, max) = spread(times.collect());
+        println!("{count} nodes: crash known to all: median {median:?}, max {max:?}");
+        assert!(median <= ms(3_500) && max <= ms(5_500));
+    }
+}
+
+#[test]
+fn a_zone_that_dies_at_once_is_known_in_time() {
+    let times = (0..20).map(|seed| {
+        let mut sim = Sim::settled(seed, 6);
+        sim.kill(4);
+        sim.kill(5);
+        sim.until(SECOND * 20, "both crashes are known", |sim| {
+            sim.all_see(4, NodeState::Down) && sim.all_see(5, NodeState::Down)
+        })
+    });
+    let (median, max) = spread(times.collect());
+    println!("2 of 6: median {median:?}, max {max:?}");
+    assert!(max <= ms(5_500));
+}
+
+#[test]
+fn the_last_of_two_declares_the_other_down() {
+    for (refuses, within) in [(true, 5), (false, 9)] {
+        let mut sim = Sim::settled(3, 2);
+        sim.refuses = refuses;
+        sim.kill(0);
+        let took = sim.until(SECOND * within, "the survivor knows", |sim| {
+            sim.all_see(0, NodeState::Down)
+        });
+        println!("the last of two, refuses = {refuses}: {took:?}");
+    }
+}
+
+#[test]
+fn the_last_of_three_declares_the_others_down_if_their_hosts_refuse() {
+    let mut sim = Sim::settled(3, 3);
+    sim.kill(0);
+    sim.kill(1);
+    sim.until(SECOND * 8, "the survivor knows", |sim| {
+        sim.all_see(0, NodeState::Down) && sim.all_see(1, NodeState::Down)
+    });
+}
+
+#[test]
+fn a_member_cut_off_from_all_says_so_and_wrongs_nobody() {
+    let mut sim = Sim::settled(4, 8);
+    sim.cut = |a, b| (a == 2) != (b == 2);
+    sim.until(SECOND * 3, "it knows that it is cut off", |sim| {
+        mesh(sim, 2).isolated
+    });
+    sim.run(SECOND * 30);
+    assert!(
+        (0..8)
+            .filter(|other| *other != 2)
+            .all(|other| sim.view(other, 2) != Some(NodeState::Down))
+    );
+    assert_eq!(sim.view(2, 0), Some(NodeState::Down));
+    sim.cut = |_, _| false;
+    let took = sim.until(SECOND * 12, "all are whole again", Sim::is_whole);
+    println!("one of 8 back after 30 s: whole in {took:?}");
+    assert!(!mesh(&sim, 2).isolated);
+}
+
+#[test]
+fn a_deaf_member_wrongs_nobody() {
+    for count in [3, 8, 32] {
+        let mut sim = Sim::settled(5, count);
+        sim.nodes[1].deaf = true;
+        sim.run(SECOND * 60);
+        let wronged = sim.nodes.iter().enumerate().flat_map(|(by, node)| {
+            (node.told.iter()).filter(move |(_, _, state)| by == 1 && *state == NodeState::Down)
+        });
+        assert_eq!(wronged.count(), 0, "{count} nodes");
+        // Streams still reach it, so nobody takes it for dead either.
+        assert_eq!(sim.wronged(), 0, "{count} nodes");
+        let noticed = |notice: &Notice| matches!(notice, Notice::DatagramsLost { .. });
+        assert!(sim.nodes[1].notices.iter().any(noticed));
+    }
+}
+
+#[test]
+fn loss_wrongs_nobody_and_stops_no_news() {
+    for (loss, count, streamless) in [(0.1, 32, false), (0.25, 32, false), (0.1, 64, true)] {
+        let mut sim = Sim::settled(6, count);
+        sim.loss = loss;
+        sim.streamless = streamless;
+        sim.run(SECOND * 60);
+        let renewals: u64 = sim
+            .alive()
+            .map(|(_, machine)| machine.counts.renewals)
+            .sum();
+        let suspicions: u64 = sim
+            .alive()
+            .map(|(_, machine)| machine.counts.suspicions)
+            .sum();
+        println!(
+            "{loss} lost among {count}, streamless = {streamless}: {suspicions} suspicions, {renewals} renewals"
+        );
+        assert_eq!((renewals, sim.wronged()), (0, 0));
+        sim.change(1, Change::Offer(service(1, InstanceState::Draining)));
+        sim.until(SECOND * 5, "the change is known", |sim| {
+            sim.is_known(1, InstanceState::Draining)
+        });
+    }
+}
+
+#[test]
+fn stalled_members_wrong_nobody_when_they_wake() {
+    let mut sim = Sim::settled(7, 64);
+    for round in 0..2 {
+        for index in 1..5 {
+            sim.nodes[index].stalled_until = sim.now + SECOND * 16;
+        }
+        let before: Vec<usize> = sim.nodes.iter().map(|node| node.told.len()).collect();
+        sim.run(SECOND * 32);
+        for (by, node) in sim.nodes.iter().enumerate() {
+            let healthy = |id: u64| !(1_001..1_005).contains(&id);
+            let wronged = node.told[before[by]..]
+                .iter()
+                .filter(|(_, id, state)| *state == NodeState::Down && healthy(*id));
+            assert_eq!(wronged.count(), 0, "by {by} in round {round}");
+        }
+        sim.until(SECOND * 12, "the sleepers are back", Sim::is_whole);
+    }
+}
+
+impl Sim {
+    /// Whether all see this state of a node's service.
+    fn is_known(&self, index: usize, state: InstanceState) -> bool {
+        let id = self.nodes[index].member.id;
+        self.alive().all(|(_, machine)| {
+            let mesh = machine.mesh();
+            let mut of_node = mesh
+                .instances
+                .iter()
+                .filter(|instance| instance.node.id == id);
+            of_node.any(|instance| instance.record.state == state)
+        })
+    }
+}
+
+#[test]
+fn a_change_reaches_everybody_at_once() {
+    for (count, seeds) in [(3, 20), (64, 4)] {
+        let times = (0..seeds).map(|seed| {
+            let mut sim = Sim::settled(seed, count);
+            sim.change(2, Change::Offer(service(2, InstanceState::Draining)));
+            sim.until(SECOND * 5, "draining is known", |sim| {
+                sim.is_known(2, InstanceState::Draining)
+            })
+        });
+        let (median, max) = spread(times.collect());
+        println!("{count} nodes: change known to all: median {median:?}, max {max:?}");
+        assert!(median <= ms(300) && max <= ms(1_000));
+    }
+}
+
+#[test]
+fn who_leaves_is_seen_as_left_and_not_as_down() {
+    for count in [2, 6, 64] {
+        let mut sim = Sim::settled(8, count);
+        sim.change(1, Change::Leave);
+        let took = sim.until(SECOND, "the goodbye is known", |sim| {
+            sim.all_see(1, NodeState::Left)
+        });
+        println!("{count} nodes: goodbye known to all: {took:?}");
+        sim.until(SECOND * 2, "it is gone", |sim| sim.nodes[1].left);
+        sim.run(SECOND * 10);
+        assert!(sim.all_see(1, NodeState::Left));
+        let told = sim.nodes.iter().flat_map(|node| &node.told);
+        assert_eq!(
+            told.filter(|(_, _, state)| *state == NodeState::Down)
+                .count(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_restarted_node_replaces_its_old_records() {
+    let mut sim = Sim::settled(9, 6);
+    sim.change(2, Change::Offer(service(77, InstanceState::Up)));
+    sim.run(SECOND);
+    assert_eq!(mesh(&sim, 0).instances.len(), 7);
+    sim.kill(2);
+    sim.run(SECOND / 2);
+    sim.start(2, 50);
+    sim.until(SECOND, "it is back", |sim| {
+        let epochs = |index| {
+            mesh(sim, index)
+                .instances
+                .iter()
+                .any(|instance| instance.epoch == 50)
+        };
+        (0..6).all(epochs) && sim.is_whole()
+    });
+    let mesh = mesh(&sim, 0);
+    let of_node: Vec<_> = mesh
+        .instances
+        .iter()
+        .filter(|instance| instance.node.id == 1_002)
+        .collect();
+    assert_eq!(of_node.len(), 1);
+    assert_eq!(
+        (&*of_node[0].record.instance, of_node[0].epoch),
+        ("web-2", 50)
+    );
+}
+
+#[test]
+fn a_node_that_lost_its_clock_rises_above_its_old_self() {
+    let mut sim = Sim::settled(10, 4);
+    sim.kill(2);
+    sim.run(SECOND * 6);
+    sim.start(2, 0);
+    sim.until(SECOND * 5, "it is back", Sim::is_whole);
+    let mesh = mesh(&sim, 0);
+    let instance = mesh
+        .instances
+        .iter()
+        .find(|instance| instance.node.id == 1_002);
+    assert!(instance.is_some_and(|instance| instance.epoch > 1));
+}
+
+#[test]
+fn the_records_of_a_dead_node_are_masked_and_not_lost() {
+    let mut sim = Sim::settled(11, 3);
+    sim.kill(1);
+    sim.until(SECOND * 6, "the crash is known", |sim| {
+        sim.all_see(1, NodeState::Down)
+    });
+    let mesh = mesh(&sim, 0);
+    let instance = mesh
+        .instances
+        .iter()
+        .find(|instance| instance.node.id == 1_001)
+        .expect("kept");
+    assert_eq!(instance.node.state, NodeState::Down);
+}
+
+#[test]
+fn a_partition_heals_in_time() {
+    for (count, cut_for, seeds) in [(2, 10, 5), (3, 20, 5), (6, 20, 5), (64, 60, 1)] {
+        let times = (0..seeds).map(|seed| {
+            let mut sim = Sim::settled(seed, count);
+            sim.cut = |a, b| a % 2 != b % 2;
+            sim.run(SECOND * cut_for);
+            if count >= 6 {
+                assert_eq!(sim.view(1, 0), Some(NodeState::Down));
+            }
+            sim.change(0, Change::Offer(service(0, InstanceState::Draining)));
+            sim.run(SECOND);
+            sim.cut = |_, _| false;
+            let took = sim.until(SECOND * 30, "all are whole again", Sim::is_whole);
+            assert!(sim.is_known(0, InstanceState::Draining));
+            took
+        });
+        let (median, max) = spread(times.collect());
+        println!(
+            "{count} nodes cut in half for {cut_for} s: whole after median {median:?}, max {max:?}"
+        );
+        assert!(max <= SECOND * 12);
+    }
+}
+
+#[test]
+fn another_cluster_is_refused_with_a_clear_word() {
+    let mut sim = Sim::settled(12, 2);
+    sim.start(2, 1);
+    sim.nodes[2]
+        .machine
+        .as_mut()
+        .expect("lives")
+        .settings
+        .cluster = "test".into();
+    sim.with(2, |machine, now| machine.join(address(1), now));
+    sim.run(SECOND * 2);
+    let refused = |notice: &Notice| matches!(notice, Notice::OtherCluster { cluster, .. } if &**cluster == "prod");
+    assert!(sim.nodes[2].notices.iter().any(refused));
+}
+
+#[test]
+fn an_idle_mesh_is_quiet() {
+    let mut sim = Sim::settled(13, 64);
+    sim.run(SECOND * 10);
+    let before: usize = sim.nodes.iter().map(|node| node.bytes_sent).sum();
+    sim.run(SECOND * 60);
+    let after: usize = sim.nodes.iter().map(|node| node.bytes_sent).sum();
+    let each = (after - before) / 64 / 60;
+    println!("64 idle nodes: {each} B/s each in datagrams");
+    assert!(each <= 600);
+    assert_eq!(sim.wronged(), 0);
+}
+
+#[test]
+fn garbage_changes_nothing() {
+    use rand::{Rng, SeedableRng};
+    let mut sim = Sim::settled(14, 3);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(14);
+    let hash = sim.nodes[0].machine.as_ref().expect("lives").hash();
+    for length in 0..1_149 {
+        let mut bytes = vec![0; length];
+        rng.fill_bytes(&mut bytes);
+        if let Some(kind) = bytes.first_mut() {
+            *kind %= 32;
+        }
+        sim.with(0, |machine, now| machine.on_datagram(&bytes, 4_242, now));
+        sim.with(0, |machine, now| machine.on_call(&bytes, now));
+    }
+    let machine = sim.nodes[0].machine.as_ref().expect("lives");
+    assert_eq!(machine.hash(), hash);
+    assert!(machine.counts.malformed > 500);
+    assert!(sim.is_whole());
+}
+
+#[test]
+fn failing_news_goes_through_a_flood() {
+    let mut sim = Sim::settled(15, 16);
+    for index in 100..1_000 {
+        sim.change(1, Change::Offer(service(index, InstanceState::Up)));
+    }
+    sim.run(ms(200));
+    let mut failing = service(2, InstanceState::Up);
+    failing.health = Health::Failing;
+    sim.change(2, Change::Offer(failing));
+    let took = sim.until(SECOND, "failing is known", |sim| {
+        sim.alive().all(|(_, machine)| {
+            let mesh = machine.mesh();
+            mesh.instances
+                .iter()
+                .any(|instance| instance.record.health == Health::Failing)
+        })
+    });
+    println!("failing news through a flood of 900 records: {took:?}");
+    sim.until(SECOND * 10, "the flood is through", Sim::is_whole);
+}
