@@ -11,6 +11,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::{HeaderValue, Request, Response};
@@ -23,7 +24,11 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use metrics::counter;
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
@@ -47,6 +52,10 @@ const H2_STREAMS_MAX: u32 = 100;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// What all streams of a client connection may send ahead, in bytes.
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// How long a connection that asked for nothing yet is listened to once the sidecar ends: its request may be on
+/// the way, and was promised an answer when the connection was accepted.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What every request of one client connection has in common.
 #[derive(Clone)]
@@ -138,9 +147,9 @@ async fn first_bytes(
     loop {
         let patience = if length == 0 { CLIENT_IDLE } else { HEAD_READ };
         let read = tokio::select! {
+            biased;
             read = timeout(patience, transport.read(&mut first[length..])) => read??,
-            // A connection that asked for nothing yet loses nothing.
-            _ = phase.wait_for(|phase| *phase == Phase::Ending), if length == 0 => 0,
+            () = last_words(&mut phase), if length == 0 => 0,
         };
         length += read;
         match detect(&first[..length]) {
@@ -152,6 +161,12 @@ async fn first_bytes(
             told => return Ok((first, length, told)),
         }
     }
+}
+
+/// Over when the sidecar ends and whoever connected has had the time to say what for.
+async fn last_words(phase: &mut watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+    sleep(LAST_WORDS).await;
 }
 
 /// A hyper connection that can be asked to end after what is in flight.
@@ -189,6 +204,8 @@ async fn run(worker: &Worker, patience: &Patience, connection: impl Graceful) ->
     let mut connection = std::pin::pin!(connection);
     let mut phase = worker.common.phase.clone();
     tokio::select! {
+        // The connection first: hyper closes one that is told to end before it has read what is there already.
+        biased;
         ended = connection.as_mut() => return ended,
         _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
         ran_out = patience.run_out() => if ran_out == RanOut::Head {

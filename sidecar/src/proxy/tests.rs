@@ -106,7 +106,7 @@ async fn echo(mut stream: DuplexStream) {
 struct World {
     worker: Rc<Worker>,
     dialled: Rc<RefCell<Vec<SocketAddr>>>,
-    _phase: watch::Sender<Phase>,
+    phase: watch::Sender<Phase>,
 }
 
 fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Policy)) -> World {
@@ -162,7 +162,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
     World {
         worker,
         dialled,
-        _phase: phase,
+        phase,
     }
 }
 
@@ -541,5 +541,38 @@ fn garbage_gets_an_answer_or_an_end_and_harms_nobody() {
             assert!(!answer.starts_with(b"HTTP/1.1 2"), "{garbage:?}");
         }
         assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+    });
+}
+
+#[test]
+fn a_caller_that_has_connected_is_heard_though_the_sidecar_ends() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let get = "GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n";
+        // Whether its request is here already or still on the way must not matter; by chance it once did.
+        for on_the_way in [false, true].repeat(16) {
+            world.phase.send_replace(Phase::Open);
+            let mut client = world.client();
+            if on_the_way {
+                tokio::task::yield_now().await;
+            } else {
+                client.write_all(get.as_bytes()).await.unwrap();
+            }
+            world.phase.send_replace(Phase::Ending);
+            if on_the_way {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                client.write_all(get.as_bytes()).await.unwrap();
+            }
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            let answer = answer.to_lowercase();
+            assert!(answer.starts_with("http/1.1 200"), "{answer:?}");
+            assert!(answer.contains("connection: close"), "{answer}");
+        }
+        // One that stays silent is not waited for.
+        let mut silent = world.client();
+        let mut nothing = String::new();
+        silent.read_to_string(&mut nothing).await.unwrap();
+        assert_eq!(nothing, "");
     });
 }
