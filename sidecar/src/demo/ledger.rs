@@ -19,6 +19,8 @@ const FAULT_KINDS_MAX: usize = 16;
 pub struct Sample {
     /// When it should have been sent.
     pub due: Duration,
+    /// When the client came to send it: later than due on a machine that is too busy.
+    pub sent: Duration,
     /// When its answer was whole, or it failed.
     pub done: Duration,
     /// The index of the zone that answered well; `None`: it failed.
@@ -43,6 +45,8 @@ pub struct Figures {
     pub answered: [u64; ZONES],
     /// Latencies of good answers, sorted.
     latencies: Vec<Duration>,
+    /// How late the client was with each request, sorted.
+    lateness: Vec<Duration>,
 }
 
 impl Ledger {
@@ -72,6 +76,9 @@ impl Ledger {
                 continue;
             }
             figures.requests += 1;
+            figures
+                .lateness
+                .push(sample.sent.saturating_sub(sample.due));
             match sample.zone {
                 Some(zone) => {
                     figures.answered[zone] += 1;
@@ -83,6 +90,7 @@ impl Ledger {
             }
         }
         figures.latencies.sort_unstable();
+        figures.lateness.sort_unstable();
         figures
     }
 
@@ -119,10 +127,19 @@ impl Figures {
 
     /// The latency, in milliseconds, that `share` (0 to 1) of the good answers stayed within; 0 without any.
     pub fn quantile_ms(&self, share: f64) -> f64 {
-        let rank = (self.latencies.len() as f64 * share).ceil() as usize;
-        let latency = self.latencies.get(rank.saturating_sub(1));
-        latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        quantile_ms(&self.latencies, share)
     }
+
+    /// How late, in milliseconds, the client sent all but the latest `1 − share` of the requests; 0 without any.
+    pub fn late_ms(&self, share: f64) -> f64 {
+        quantile_ms(&self.lateness, share)
+    }
+}
+
+fn quantile_ms(sorted: &[Duration], share: f64) -> f64 {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    let at = sorted.get(rank.saturating_sub(1));
+    at.map_or(0.0, |span| span.as_secs_f64() * 1e3)
 }
 
 #[cfg(test)]
@@ -138,6 +155,7 @@ mod tests {
         for (due, done, zone) in samples {
             let sample = Sample {
                 due: ms(*due),
+                sent: ms(*due),
                 done: ms(*done),
                 zone: *zone,
             };

@@ -31,8 +31,10 @@ use super::{
     ledger::{Ledger, Sample},
 };
 
-/// Requests in flight; one more that falls due counts as failed, as nobody could have sent it.
-const IN_FLIGHT_MAX: u32 = 1024;
+/// Requests due and not ended; one more counts as failed. A second's stall at the highest rate fits.
+const IN_FLIGHT_MAX: u32 = 32_768;
+/// Connections to the sidecar; a request that finds all of them busy waits for one, and its latency with it.
+const CONNECTIONS_MAX: usize = 512;
 /// For one request; longer than any of the sidecar's own limits that the demo touches.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest answer body that counts as an answer.
@@ -56,6 +58,7 @@ impl Load {
             began: Instant::now(),
             through,
             authority: authority.to_owned(),
+            connections: Semaphore::new(CONNECTIONS_MAX),
             idle: Mutex::new(Vec::new()),
             ledger: ledger.clone(),
         });
@@ -95,7 +98,9 @@ struct Client {
     began: Instant,
     through: SocketAddr,
     authority: String,
-    /// Open connections without a request, the newest last. Never more than were once in flight.
+    /// Leaves to use a connection.
+    connections: Semaphore,
+    /// Open connections without a request, the newest last. Never more than were once in use.
     idle: Mutex<Vec<SendRequest<Empty<Bytes>>>>,
     ledger: Arc<Mutex<Ledger>>,
 }
@@ -111,14 +116,19 @@ impl Client {
                 () = tokio::time::sleep_until(self.began + due) => {}
             }
             let Ok(place) = places.clone().try_acquire_owned() else {
-                self.record(due, Err("too many requests in flight".to_owned()));
+                self.record(
+                    due,
+                    self.began.elapsed(),
+                    Err("too many requests in flight".to_owned()),
+                );
                 continue;
             };
             let client = self.clone();
             tokio::spawn(async move {
+                let sent = client.began.elapsed();
                 let answer = tokio::time::timeout(REQUEST_TIMEOUT, client.get()).await;
                 let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-                client.record(due, answer);
+                client.record(due, sent, answer);
                 drop(place);
             });
         }
@@ -126,7 +136,7 @@ impl Client {
         let _ = places.acquire_many(IN_FLIGHT_MAX).await;
     }
 
-    fn record(&self, due: Duration, answer: Result<usize, String>) {
+    fn record(&self, due: Duration, sent: Duration, answer: Result<usize, String>) {
         let (zone, fault) = match answer {
             Ok(zone) => (Some(zone), None),
             Err(fault) => (None, Some(fault)),
@@ -134,11 +144,22 @@ impl Client {
         let mut ledger = locked(&self.ledger);
         // Read under the lock, so that samples stand in the order in which they ended.
         let done = self.began.elapsed();
-        ledger.record(Sample { due, done, zone }, fault);
+        let sample = Sample {
+            due,
+            sent,
+            done,
+            zone,
+        };
+        ledger.record(sample, fault);
     }
 
     /// One GET; the index of the zone that answered.
     async fn get(&self) -> Result<usize, String> {
+        let _leave = self
+            .connections
+            .acquire()
+            .await
+            .map_err(|e| e.to_string())?;
         let mut sender = self.connection().await.map_err(|e| e.to_string())?;
         let answer = match sender.send_request(self.request()).await {
             // The sidecar had closed the idle connection before anything was sent: nothing is lost with it.

@@ -120,8 +120,14 @@ impl World {
         for zone in 0..ZONES {
             world.revive(zone).await?;
         }
-        world.client.start_sidecar(&world.dir.0, &seeds, None)?;
+        world.client.start_sidecar(&world.dir.path, &seeds, None)?;
         Ok(world)
+    }
+
+    /// Leaves configurations and logs where they are; gives their directory.
+    pub fn keep(&mut self) -> PathBuf {
+        self.dir.kept = true;
+        self.dir.path.clone()
     }
 
     /// Where the client calls the mesh.
@@ -169,8 +175,8 @@ impl World {
         let seeds = self.seeds();
         for host in &mut self.zones[zone] {
             if host.sidecar.is_none() {
-                let application = host.start_backend(&self.dir.0).await?;
-                host.start_sidecar(&self.dir.0, &seeds, Some(application))?;
+                let application = host.start_backend(&self.dir.path).await?;
+                host.start_sidecar(&self.dir.path, &seeds, Some(application))?;
             }
         }
         Ok(())
@@ -234,7 +240,7 @@ impl World {
 
     /// The last lines of a host's sidecar log.
     fn last_words(&self, name: &str) -> String {
-        let log = std::fs::read(self.dir.0.join(format!("{name}.log"))).unwrap_or_default();
+        let log = std::fs::read(self.dir.path.join(format!("{name}.log"))).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let mut lines: Vec<&str> = log.lines().rev().take(5).collect();
         lines.reverse();
@@ -419,22 +425,27 @@ fn failed(what: &str, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, format!("{what}: {why}"), "")
 }
 
-/// The demo's own directory, removed when dropped.
+/// The demo's own directory, removed when dropped unless it is kept.
 #[derive(Debug)]
-struct Directory(PathBuf);
+struct Directory {
+    path: PathBuf,
+    kept: bool,
+}
 
 impl Directory {
     fn new() -> io::Result<Directory> {
         let name = format!("starling-demo-{:016x}", rand::random::<u64>());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path)?;
-        Ok(Directory(path))
+        Ok(Directory { path, kept: false })
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         // Left behind it harms nobody, and there is nobody to tell at this point.
-        let _ = std::fs::remove_dir_all(&self.0);
+        if !self.kept {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
 }
