@@ -31,7 +31,7 @@ use super::{
     counters::Meters,
     seeds::{FOUND_MAX, Seeker},
     state::State,
-    stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX},
+    stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX, STRANGERS_MAX},
 };
 use crate::{
     clock::Clock,
@@ -74,7 +74,8 @@ pub struct Agent {
     found: mpsc::Receiver<Vec<SocketAddr>>,
     events: mpsc::Receiver<Event>,
     events_in: mpsc::Sender<Event>,
-    inbound: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
     calls: BTreeMap<CallId, mpsc::Sender<Vec<u8>>>,
     tasks: JoinSet<()>,
     state: State,
@@ -163,7 +164,8 @@ impl Agent {
             found,
             events,
             events_in,
-            inbound: Arc::new(Semaphore::new(INBOUND_MAX)),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            turns: Arc::new(Semaphore::new(INBOUND_MAX)),
             calls: BTreeMap::new(),
             tasks,
             state,
@@ -277,15 +279,16 @@ impl Agent {
     }
 
     fn on_caller(&mut self, caller: TcpStream) {
-        let Ok(permit) = Arc::clone(&self.inbound).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.strangers).try_acquire_owned() else {
             self.counters
                 .streams_refused
                 .fetch_add(1, Ordering::Relaxed);
             return;
         };
         let (ring, events) = (self.ring.clone(), self.events_in.clone());
+        let turns = Arc::clone(&self.turns);
         self.tasks.spawn(async move {
-            stream::answer(caller, ring, events).await;
+            stream::answer(caller, ring, turns, events).await;
             drop(permit);
         });
     }

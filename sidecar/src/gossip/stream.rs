@@ -2,7 +2,7 @@
 //!
 //! Not here: what the frames say (`mesh_core::membership`).
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_core::membership::{CallEnd, CallId};
 use mesh_proto::{
@@ -15,7 +15,7 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
@@ -25,14 +25,20 @@ pub const FRAMES_MAX: usize = EXCHANGE_BYTES_MAX / mesh_proto::FRAME_BYTES_MAX +
 /// What streams tell the gossip task, waiting.
 pub const EVENTS_MAX: usize = 64;
 
-/// Streams that others have open here; more are closed at once.
+/// Streams of others that are served at once; those who showed a key wait their turn.
 pub const INBOUND_MAX: usize = 8;
+
+/// Streams that strangers may have open while they show their key; more are closed at once.
+pub const STRANGERS_MAX: usize = 128;
 
 /// The first frame of a stream is a name and a digest.
 const HELLO_BYTES_MAX: usize = 4_096;
 
 /// For whoever opens a stream here to say who he is.
 const HELLO_TIME: Duration = Duration::from_secs(3);
+
+/// For whoever showed a key to be served.
+const TURN_TIME: Duration = Duration::from_secs(5);
 
 /// For each frame to arrive, and each to be taken.
 const FRAME_TIME: Duration = Duration::from_secs(5);
@@ -139,11 +145,21 @@ async fn open(
 }
 
 /// Answers a stream that somebody opened here. Noise is closed without a word.
-pub async fn answer(mut stream: TcpStream, ring: KeyRing, events: mpsc::Sender<Event>) {
+///
+/// `turns` lets [`INBOUND_MAX`] be served at once.
+pub async fn answer(
+    mut stream: TcpStream,
+    ring: KeyRing,
+    turns: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+) {
     let greeted = timeout(HELLO_TIME, greet(&mut stream, &ring)).await;
     let (hello, preamble, out, back) = match greeted.map_err(Broken::from) {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(broken)) | Err(broken) => return tell_rejected(&events, broken).await,
+    };
+    let Ok(Ok(_turn)) = timeout(TURN_TIME, turns.acquire_owned()).await else {
+        return;
     };
     let (sender, named) = oneshot::channel();
     let event = Event::Hello {

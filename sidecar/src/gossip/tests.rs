@@ -225,6 +225,39 @@ async fn three_nodes_meet_and_hear_of_every_change() {
 }
 
 #[tokio::test]
+async fn sixteen_nodes_started_at_once_find_each_other() {
+    let clock = Clock::new();
+    let first = start(
+        Wanted {
+            name: "n0",
+            ..Wanted::default()
+        },
+        clock,
+    )
+    .await;
+    let seeds = [first.address];
+    let mut nodes = vec![first];
+    for number in 1..16 {
+        let name = format!("n{number}");
+        let wanted = Wanted {
+            name: &name,
+            join: &seeds,
+            ..Wanted::default()
+        };
+        nodes.push(start(wanted, clock).await);
+    }
+    let began = Instant::now();
+    for node in &nodes {
+        node.until(SOON, "all are there", |mesh| alive(mesh) == 16)
+            .await;
+    }
+    println!(
+        "16 started at once: all know all after {:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test]
 async fn a_killed_node_is_seen_down_and_its_records_are_kept() {
     let [a, b, c] = three(Clock::new()).await;
     c.order(Order::Offer(service("web-1", InstanceState::Up)))

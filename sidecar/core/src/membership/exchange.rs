@@ -21,31 +21,41 @@ use mesh_proto::{
     member::Member,
     message::{BUCKETS, Digest, Hello, Item, OwnerDigest, Purpose, Standing},
 };
-use rand::seq::IteratorRandom;
 
-use super::{
-    BACKSTOP, BACKSTOP_IN_TROUBLE, CallEnd, CallId, DIFFERENCE_TIME, EXCHANGE_GAP, Effect,
-    Membership, Notice, RETRY_DOWN, TROUBLE_TIME,
-    peers::{Evidence, Peer},
-    swim::FORGET_AFTER,
-};
+use super::{CallEnd, CallId, Effect, Membership, Notice, peers::Evidence};
 use crate::{
     catalogue::{OWNERS_MAX, mix},
-    mesh::NodeState,
     moment::Moment,
 };
 
-/// Exchanges that we have begun and that are not over.
-const EXCHANGES_OUT_MAX: usize = 4;
+/// What an exchange is begun for. Each has a bound of its own, so that hosts that swallow every call (dead ones, old
+/// seeds) leave room for repairs among the living.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    /// To meet whoever is at an address.
+    Join,
+    /// To become alike with a living peer.
+    Repair,
+    /// To see whether a peer that is down is back.
+    Retry,
+}
+
+impl Reason {
+    /// How many may be under way, and how long each may take.
+    fn bounds(self) -> (usize, Duration) {
+        match self {
+            Reason::Join => (16, Duration::from_secs(10)),
+            Reason::Repair => (4, Duration::from_secs(10)),
+            Reason::Retry => (3, Duration::from_secs(3)),
+        }
+    }
+}
 
 /// Probes by stream under way.
 const PROBES_OUT_MAX: usize = 8;
 
 /// Exchanges that others have begun and that are not over; the shell refuses more streams than that anyway.
 const CALLS_IN_MAX: usize = 16;
-
-/// An exchange that takes longer is given up.
-const EXCHANGE_TIME: Duration = Duration::from_secs(10);
 
 /// A probe that takes longer is taken for silence.
 const PROBE_TIME: Duration = Duration::from_secs(1);
@@ -54,6 +64,8 @@ const PROBE_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Call {
     side: Side,
+    /// Why we began it, if it is an exchange that we began.
+    reason: Option<Reason>,
     /// Who is at the other end, once known.
     peer: Option<Member>,
     at: Option<SocketAddr>,
@@ -96,9 +108,8 @@ impl Membership {
     /// Joins whoever is at this address, if nobody known is.
     pub fn join(&mut self, at: SocketAddr, now: Moment) {
         let is_known = self.peers.active().any(|(member, _)| member.address == at);
-        let is_called = self.calls.values().any(|call| call.at == Some(at));
-        if !is_known && !is_called && at != self.me().address {
-            self.dial_exchange(at, None, now);
+        if !is_known && at != self.me().address {
+            self.dial_exchange(Reason::Join, at, None, now);
         }
     }
 
@@ -107,6 +118,7 @@ impl Membership {
         let id = CallId(self.calls_made);
         let call = Call {
             side,
+            reason: None,
             peer,
             at,
             spread: self.joined,
@@ -117,8 +129,18 @@ impl Membership {
         id
     }
 
-    fn dial(&mut self, side: Side, at: SocketAddr, peer: Option<Member>, within: Duration) {
+    fn dial(
+        &mut self,
+        side: Side,
+        reason: Option<Reason>,
+        at: SocketAddr,
+        peer: Option<Member>,
+        within: Duration,
+    ) {
         let call = self.new_call(side, peer, Some(at));
+        if let Some(call) = self.calls.get_mut(&call) {
+            call.reason = reason;
+        }
         let purpose = if side == Side::Probing {
             Purpose::Probe
         } else {
@@ -145,18 +167,27 @@ impl Membership {
         }
     }
 
-    fn dial_exchange(&mut self, at: SocketAddr, peer: Option<Member>, now: Moment) {
-        let under_way = |call: &&Call| matches!(call.side, Side::Asking | Side::Wanting);
-        if self.leaving.is_some()
-            || self.calls.values().filter(under_way).count() >= EXCHANGES_OUT_MAX
-        {
+    pub(super) fn dial_exchange(
+        &mut self,
+        reason: Reason,
+        at: SocketAddr,
+        peer: Option<Member>,
+        now: Moment,
+    ) {
+        let (most, within) = reason.bounds();
+        let alike = self
+            .calls
+            .values()
+            .filter(|call| call.reason == Some(reason));
+        let is_called = |call: &Call| call.reason.is_some() && call.at == Some(at);
+        if self.leaving.is_some() || alike.count() >= most || self.calls.values().any(is_called) {
             return;
         }
         if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer.id)) {
             peer.exchanged = Some(now);
         }
         self.counts.exchanges_begun += 1;
-        self.dial(Side::Asking, at, peer, EXCHANGE_TIME);
+        self.dial(Side::Asking, Some(reason), at, peer, within);
     }
 
     /// Calls a member that did not answer a datagram.
@@ -167,7 +198,7 @@ impl Membership {
                 .filter(|call| call.side == Side::Probing)
         };
         if probes().count() < PROBES_OUT_MAX && !probes().any(|call| call.peer == Some(peer)) {
-            self.dial(Side::Probing, peer.address, Some(peer), PROBE_TIME);
+            self.dial(Side::Probing, None, peer.address, Some(peer), PROBE_TIME);
         }
     }
 
@@ -552,100 +583,6 @@ impl Membership {
                 .filter(|peer| !peer.is_active())
             {
                 peer.before = Duration::from_secs(standing.down_for_s.into());
-            }
-        }
-    }
-
-    // ---- when exchanges are begun ----
-
-    /// Notes a peer's catalogue hash; one that differs for a second is asked again, and then called.
-    pub(super) fn compare(&mut self, id: u64, hash: u64, now: Moment) {
-        let ours = self.hash();
-        let Some(peer) = self.peers.get_mut(id) else {
-            return;
-        };
-        if hash == ours {
-            peer.differs = None;
-            peer.asked = false;
-            return;
-        }
-        let since = *peer.differs.get_or_insert(now);
-        let is_lasting = now.since(since) >= DIFFERENCE_TIME;
-        let is_free = peer
-            .exchanged
-            .is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
-        if let (true, true, true, Some(member)) =
-            (is_lasting, is_free, peer.is_active(), peer.member)
-        {
-            peer.differs = None;
-            peer.asked = false;
-            self.dial_exchange(member.address, Some(member), now);
-        }
-    }
-
-    /// Asks peers whose hash differed a second ago for their hash now.
-    pub(super) fn look_after_differences(&mut self, now: Moment) {
-        let mut questions = Vec::new();
-        for (_, peer) in self.peers.iter_mut() {
-            let is_lasting = peer
-                .differs
-                .is_some_and(|since| now.since(since) >= DIFFERENCE_TIME);
-            if let (true, false, true, Some(member)) =
-                (is_lasting, peer.asked, peer.is_active(), peer.member)
-            {
-                peer.asked = true;
-                questions.push(member);
-            }
-            if !is_lasting {
-                peer.asked = false;
-            }
-        }
-        for to in questions.into_iter().take(super::FANOUT) {
-            self.send(&to, None, true);
-        }
-    }
-
-    fn is_in_trouble(&self, now: Moment) -> bool {
-        let is_fresh =
-            |peer: &Peer| peer.state == NodeState::Down && peer.lasts(now) < TROUBLE_TIME;
-        !self.has_company() || self.peers.iter().any(|(_, peer)| is_fresh(peer))
-    }
-
-    fn backstop(&mut self, now: Moment) -> Duration {
-        let span = if self.is_in_trouble(now) {
-            BACKSTOP_IN_TROUBLE
-        } else {
-            BACKSTOP
-        };
-        span + self.jitter(span)
-    }
-
-    /// The exchange without a reason, and another try at those who are down: this is what heals a partition.
-    pub(super) fn look_after_exchanges(&mut self, now: Moment) {
-        if now >= self.exchange_at {
-            self.exchange_at = now + self.backstop(now);
-            if let [member] = self.peers.some_active(1, &mut self.rng)[..] {
-                self.dial_exchange(member.address, Some(member), now);
-            }
-        }
-        if now >= self.retry_at {
-            let pause = if self.is_in_trouble(now) {
-                RETRY_DOWN
-            } else {
-                BACKSTOP_IN_TROUBLE
-            };
-            self.retry_at = now + pause + self.jitter(pause);
-            let taken: Vec<_> = self
-                .peers
-                .active()
-                .map(|(member, _)| member.address)
-                .collect();
-            let down = (self.peers.iter())
-                .filter(|(_, peer)| peer.state == NodeState::Down && peer.lasts(now) < FORGET_AFTER)
-                .filter_map(|(_, peer)| peer.member)
-                .filter(|member| !taken.contains(&member.address));
-            for member in down.sample(&mut self.rng, 2) {
-                self.dial_exchange(member.address, Some(member), now);
             }
         }
     }

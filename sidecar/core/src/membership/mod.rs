@@ -8,10 +8,13 @@
 //! sender knows, and two peers that differ for a second compare.
 
 mod exchange;
+mod hearing;
 mod offers;
 mod peers;
+mod repair;
 mod rumours;
 mod swim;
+mod telling;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,24 +24,24 @@ use std::{
 
 use foca::OwnedNotification;
 use mesh_proto::{
-    codec::{CodecError, ITEM_HEAD_BYTES, decode_record, items, put_item},
-    frame::PAYLOAD_BYTES_MAX,
+    codec::{CodecError, decode_record, items},
     member::Member,
-    message::{Item, Standing},
+    message::Item,
     record::{Head, NodeRecord, ServiceRecord},
 };
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 pub use self::swim::Pace;
 use self::{
     exchange::Call,
     offers::Offers,
-    peers::{Evidence, Peers},
+    peers::Peers,
+    repair::{BACKSTOP_IN_TROUBLE, RETRY_DOWN},
     rumours::Rumours,
-    swim::{FANOUT, Swim, Trust, transmissions},
+    swim::Swim,
 };
 use crate::{
-    catalogue::{Applied, Catalogue, is_urgent, mix},
+    catalogue::{Applied, Catalogue, mix},
     mesh::{Mesh, NodeState},
     moment::Moment,
 };
@@ -46,33 +49,9 @@ use crate::{
 /// News is told, and everything regular looked after, this often.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// A difference that lasts so long is not on its way to be healed by rumours.
-const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
-
-/// Between two exchanges that we begin with the same peer, or over a difference with anyone.
-const EXCHANGE_GAP: Duration = Duration::from_secs(2);
-
-/// An exchange without any sign of a difference.
-const BACKSTOP: Duration = Duration::from_secs(60);
-
-/// The same while somebody is down or we are alone.
-const BACKSTOP_IN_TROUBLE: Duration = Duration::from_secs(10);
-
-/// Whoever is down is called again this often ...
-const RETRY_DOWN: Duration = Duration::from_secs(2);
-
-/// ... and, after this time, as often as [`BACKSTOP_IN_TROUBLE`].
-const TROUBLE_TIME: Duration = Duration::from_secs(600);
-
 /// Goodbye is told for so long before SWIM hears of it, and for [`LEAVE_TIME`] in all.
 const GOODBYE_TIME: Duration = Duration::from_millis(200);
 const LEAVE_TIME: Duration = Duration::from_millis(1_200);
-
-/// Between two words to those suspected.
-const NUDGE: Duration = Duration::from_millis(500);
-
-/// Bytes of a member's standing as an item, at the most.
-const STANDING_BYTES_MAX: usize = 64;
 
 /// Between two looks for what may be forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -107,7 +86,7 @@ pub enum Effect {
     Send {
         /// Where to.
         to: SocketAddr,
-        /// Its items, at most [`PAYLOAD_BYTES_MAX`] bytes.
+        /// Its items, at most [`mesh_proto::frame::PAYLOAD_BYTES_MAX`] bytes.
         payload: Vec<u8>,
     },
     /// Open a stream and send these items first. Its end must be told by [`Membership::on_call_end`].
@@ -468,107 +447,6 @@ impl Membership {
         self.go_on_leaving(now);
     }
 
-    /// Writes what is unsaid of ourselves into the catalogue and among the rumours.
-    fn say(&mut self, now: Moment) {
-        if !self.offers.is_unsaid() {
-            return;
-        }
-        for (head, body) in self.offers.flush() {
-            let urgent = is_urgent(&body);
-            // Offers are refused before they come here if they are too long.
-            if let Ok(bytes) = self.catalogue.write(head, body) {
-                self.rumours.push(&head, bytes, urgent);
-            }
-        }
-        self.refresh(now);
-        self.changed = true;
-    }
-
-    /// Tells a few peers the news.
-    fn tell(&mut self, now: Moment) {
-        if self.rumours.is_empty() {
-            return;
-        }
-        self.told_at = now;
-        for member in self.peers.some_active(FANOUT, &mut self.rng) {
-            if !self.rumours.is_empty() {
-                self.send(&member, None, false);
-            }
-        }
-    }
-
-    /// Tells suspects that they are suspected: foca tells it a few times to anybody, and a suspect that missed it would
-    /// stay one for ever.
-    fn nudge_suspects(&mut self, now: Moment) {
-        if now < self.nudge_at {
-            return;
-        }
-        self.nudge_at = now + NUDGE;
-        let suspects = self
-            .peers
-            .active()
-            .filter(|(_, peer)| peer.state == NodeState::Suspect);
-        for member in suspects
-            .map(|(member, _)| member)
-            .sample(&mut self.rng, FANOUT)
-        {
-            self.send(&member, None, false);
-        }
-    }
-
-    /// Somebody suspects us: say that we live.
-    fn refute(&mut self, standing: Standing, now: Moment) {
-        if standing.member == self.me()
-            && standing.state == foca::State::Suspect
-            && self.leaving.is_none()
-        {
-            let suspected =
-                foca::Member::new(standing.member, standing.incarnation, standing.state);
-            self.swim.apply(vec![suspected], true, now);
-            self.settle(now);
-        }
-    }
-
-    /// One datagram: our hash, what foca says, and as many rumours as fit. A suspect hears of it whenever it hears of us.
-    fn send(&mut self, to: &Member, packet: Option<&[u8]>, ask: bool) {
-        let mut payload = Vec::with_capacity(PAYLOAD_BYTES_MAX);
-        let mut said = vec![Item::Hash(self.hash())];
-        said.extend(packet.map(Item::Foca));
-        said.extend(ask.then_some(Item::Ask));
-        let peer = self
-            .peers
-            .get(to.id)
-            .filter(|peer| peer.state == NodeState::Suspect);
-        let suspicion = peer.map(|peer| Standing {
-            member: *to,
-            incarnation: peer.incarnation,
-            state: foca::State::Suspect,
-            down_for_s: 0,
-        });
-        let times = u32::from(transmissions(self.swim.active() + 1));
-        let used: usize = said
-            .iter()
-            .map(|item| ITEM_HEAD_BYTES + item_bytes(item))
-            .sum();
-        let used = used
-            + if suspicion.is_some() {
-                STANDING_BYTES_MAX
-            } else {
-                0
-            };
-        said.extend(suspicion.map(Item::Standing));
-        let records = self.rumours.take(PAYLOAD_BYTES_MAX - used, times);
-        said.extend(records.iter().map(|bytes| Item::Record(bytes)));
-        let fits = said
-            .iter()
-            .try_for_each(|item| put_item(&mut payload, item));
-        debug_assert!(fits.is_ok() && payload.len() <= PAYLOAD_BYTES_MAX);
-        self.effects.push_back(Effect::Send {
-            to: to.address,
-            payload,
-        });
-    }
-
     /// Merges a record that somebody told. Yields whether it was news; then a refresh is due.
     fn take_in(&mut self, bytes: &[u8], spread: bool) -> bool {
         match self.merge(bytes) {
@@ -648,71 +526,6 @@ impl Membership {
         }
     }
 
-    // ---- hearing ----
-
-    fn hear(&mut self, now: Moment) {
-        let was_deaf = self.is_deaf(now);
-        self.heard = now;
-        if was_deaf {
-            self.swim.hear_again(now);
-            self.loss_told = false;
-            for (_, peer) in self.peers.iter_mut() {
-                peer.evidence = None;
-            }
-        }
-        self.set_isolated(false);
-    }
-
-    /// Nothing came in for three probe periods although somebody is there.
-    fn is_deaf(&self, now: Moment) -> bool {
-        self.swim.active() > 0 && now.since(self.heard) >= self.settings.pace.deaf_after()
-    }
-
-    /// Whether suspicions may start and end here.
-    fn trust(&self, now: Moment) -> Trust {
-        if !self.is_deaf(now) {
-            return Trust::Judge;
-        }
-        // Hosts that refuse connections prove that our network is well and their sidecars are gone. Of mere silence a
-        // single peer can be the cause, several at once hardly.
-        let waited = now.since(self.heard) >= self.settings.pace.calm;
-        let is_only_one = self.peers.active().count() == 1;
-        let is_gone = |evidence| match evidence {
-            Some(Evidence::Refused) => true,
-            Some(Evidence::Silent) => is_only_one && waited,
-            Some(Evidence::Answered) | None => false,
-        };
-        if self.peers.active().all(|(_, peer)| is_gone(peer.evidence)) {
-            Trust::Judge
-        } else {
-            Trust::Withhold
-        }
-    }
-
-    fn check_hearing(&mut self, now: Moment) {
-        if !self.is_deaf(now) {
-            return;
-        }
-        if now.since(self.heard_on_stream) >= self.settings.pace.deaf_after() {
-            self.set_isolated(true);
-        }
-        if now >= self.evidence_at {
-            self.evidence_at = now + self.settings.pace.period;
-            for member in self.peers.some_active(FANOUT, &mut self.rng) {
-                self.dial_probe(member, now);
-            }
-        }
-    }
-
-    fn set_isolated(&mut self, isolated: bool) {
-        if self.isolated != isolated {
-            self.isolated = isolated;
-            self.changed = true;
-            self.effects
-                .push_back(Effect::Notice(Notice::Isolated(isolated)));
-        }
-    }
-
     // ---- leaving ----
 
     fn go_on_leaving(&mut self, now: Moment) {
@@ -735,15 +548,6 @@ impl Membership {
     /// A random span of up to a tenth of `span`, so that nodes started together do not act together.
     fn jitter(&mut self, span: Duration) -> Duration {
         span.mul_f64(self.rng.random_range(0.0..0.1))
-    }
-}
-
-/// Bytes of an item's body, for those that go into datagrams.
-fn item_bytes(item: &Item<'_>) -> usize {
-    match item {
-        Item::Foca(bytes) | Item::Record(bytes) => bytes.len(),
-        Item::Hash(_) => 8,
-        _ => 0,
     }
 }
 

@@ -145,7 +145,7 @@ fn a_deaf_member_wrongs_nobody() {
 
 #[test]
 fn loss_wrongs_nobody_and_stops_no_news() {
-    for (loss, count, streamless) in [(0.1, 32, false), (0.25, 32, false), (0.1, 64, true)] {
+    for (loss, count, streamless) in [(0.1, 32, false), (0.25, 32, false), (0.1, 32, true)] {
         let mut sim = Sim::settled(6, count);
         sim.loss = loss;
         sim.streamless = streamless;
@@ -171,7 +171,7 @@ fn loss_wrongs_nobody_and_stops_no_news() {
 
 #[test]
 fn stalled_members_wrong_nobody_when_they_wake() {
-    let mut sim = Sim::settled(7, 64);
+    let mut sim = Sim::settled(7, 32);
     for round in 0..2 {
         for index in 1..5 {
             sim.nodes[index].stalled_until = sim.now + SECOND * 16;
@@ -349,9 +349,9 @@ fn an_idle_mesh_is_quiet() {
     let mut sim = Sim::settled(13, 64);
     sim.run(SECOND * 10);
     let before: usize = sim.nodes.iter().map(|node| node.bytes_sent).sum();
-    sim.run(SECOND * 60);
+    sim.run(SECOND * 30);
     let after: usize = sim.nodes.iter().map(|node| node.bytes_sent).sum();
-    let each = (after - before) / 64 / 60;
+    let each = (after - before) / 64 / 30;
     println!("64 idle nodes: {each} B/s each in datagrams");
     assert!(each <= 600);
     assert_eq!(sim.wronged(), 0);

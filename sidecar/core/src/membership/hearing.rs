@@ -1,0 +1,75 @@
+//! Whether we hear anybody: a member that hears nothing must not judge others.
+//!
+//! Not here: how judgement is withheld (`swim.rs`).
+
+use super::{
+    Effect, Membership, Notice,
+    peers::Evidence,
+    swim::{FANOUT, Trust},
+};
+use crate::moment::Moment;
+
+impl Membership {
+    pub(super) fn hear(&mut self, now: Moment) {
+        let was_deaf = self.is_deaf(now);
+        self.heard = now;
+        if was_deaf {
+            self.swim.hear_again(now);
+            self.loss_told = false;
+            for (_, peer) in self.peers.iter_mut() {
+                peer.evidence = None;
+            }
+        }
+        self.set_isolated(false);
+    }
+
+    /// Nothing came in for three probe periods although somebody is there.
+    pub(super) fn is_deaf(&self, now: Moment) -> bool {
+        self.swim.active() > 0 && now.since(self.heard) >= self.settings.pace.deaf_after()
+    }
+
+    /// Whether suspicions may start and end here.
+    pub(super) fn trust(&self, now: Moment) -> Trust {
+        if !self.is_deaf(now) {
+            return Trust::Judge;
+        }
+        // Hosts that refuse connections prove that our network is well and their sidecars are gone. Of mere silence a
+        // single peer can be the cause, several at once hardly.
+        let waited = now.since(self.heard) >= self.settings.pace.calm;
+        let is_only_one = self.peers.active().count() == 1;
+        let is_gone = |evidence| match evidence {
+            Some(Evidence::Refused) => true,
+            Some(Evidence::Silent) => is_only_one && waited,
+            Some(Evidence::Answered) | None => false,
+        };
+        if self.peers.active().all(|(_, peer)| is_gone(peer.evidence)) {
+            Trust::Judge
+        } else {
+            Trust::Withhold
+        }
+    }
+
+    pub(super) fn check_hearing(&mut self, now: Moment) {
+        if !self.is_deaf(now) {
+            return;
+        }
+        if now.since(self.heard_on_stream) >= self.settings.pace.deaf_after() {
+            self.set_isolated(true);
+        }
+        if now >= self.evidence_at {
+            self.evidence_at = now + self.settings.pace.period;
+            for member in self.peers.some_active(FANOUT, &mut self.rng) {
+                self.dial_probe(member, now);
+            }
+        }
+    }
+
+    pub(super) fn set_isolated(&mut self, isolated: bool) {
+        if self.isolated != isolated {
+            self.isolated = isolated;
+            self.changed = true;
+            self.effects
+                .push_back(Effect::Notice(Notice::Isolated(isolated)));
+        }
+    }
+}
