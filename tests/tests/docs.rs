@@ -9,7 +9,10 @@ use std::{
     process::{Command, Output},
 };
 
-use mesh_tests::{binary, scratch::Scratch};
+use mesh_tests::{
+    PATIENCE, binary, http::Call, process::Process, scratch::Scratch, sidecar::own_address,
+    until::until,
+};
 
 const PAPERS: [&str; 3] = [
     "README.md",
@@ -96,6 +99,50 @@ fn every_example_configuration_is_valid() {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_three_zones_of_the_example_meet_and_serve_one_another() {
+    // The example's addresses are fixed so that a reader can type them; a test takes some that nobody has.
+    let own = [own_address(), own_address(), own_address()].map(|address| address.to_string());
+    let scratch = Scratch::new();
+    let mut running = Vec::new();
+    for (index, zone) in ["a", "b", "c"].into_iter().enumerate() {
+        let file = top().join(format!("examples/three-zones/zone-{zone}.toml"));
+        let mut text = fs::read_to_string(file).expect("it is there");
+        for (number, address) in own.iter().enumerate() {
+            text = text.replace(&format!("127.0.0.1{}", number + 1), address);
+        }
+        let file = scratch.write(&format!("zone-{zone}.toml"), &text);
+        let mut agent = Command::new(binary::starling());
+        agent.arg("agent").arg("--config").arg(file);
+        running.push(Process::start("agent", agent, &scratch.path().join(zone)));
+        let mut backend = Command::new(binary::backend());
+        backend.args(["--listen", &format!("{}:9001", own[index])]);
+        backend.args([
+            "--name",
+            &format!("shop-{zone}"),
+            "--zone",
+            &format!("eu-1{zone}"),
+        ]);
+        running.push(Process::start(
+            "backend",
+            backend,
+            &scratch.path().join(format!("shop-{zone}")),
+        ));
+    }
+    for (address, zone) in own.iter().zip(["a", "b", "c"]) {
+        let outbound = format!("{address}:7080").parse().expect("an address");
+        let what = format!("zone {zone} answers its own callers");
+        until(PATIENCE * 2, &what, || async {
+            let answer = Call::get("shop.mesh", "/").to(outbound).await?;
+            match answer.header("x-backend") {
+                name if name == format!("shop-{zone}") => Ok(()),
+                other => Err(format!("{} from {other:?}", answer.status)),
+            }
+        })
+        .await;
     }
 }
 
