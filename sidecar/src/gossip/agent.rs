@@ -42,7 +42,7 @@ use crate::{
 const COALESCE: Duration = Duration::from_millis(20);
 
 /// Datagrams read before anything else gets its turn.
-const BATCH_MAX: usize = 512;
+const BATCH_MAX: usize = 4_096;
 
 /// A turn longer than this delays answers to probes: peers may suspect us.
 const TURN_SLOW: Duration = Duration::from_millis(100);
@@ -343,11 +343,16 @@ impl Agent {
 
     fn on_found(&mut self, found: &[SocketAddr]) {
         let now = self.clock.now();
-        if found.iter().all(|address| self.own.contains(address)) {
+        let is_own =
+            |address: &SocketAddr| self.own.contains(address) || self.membership.is_self(*address);
+        let others: Vec<SocketAddr> = (found.iter().copied())
+            .filter(|address| !is_own(address))
+            .collect();
+        if others.is_empty() {
             self.membership.on_local_change(Change::Alone, now);
         }
-        for address in found.iter().filter(|address| !self.own.contains(address)) {
-            self.membership.join(*address, now);
+        for address in others {
+            self.membership.join(address, now);
         }
     }
 
@@ -455,6 +460,10 @@ impl Agent {
                 at = at.map(|at| at.to_string()),
                 "a node of the cluster \"{cluster}\" was met and left alone: this one belongs to \"{}\"; mind gossip.cluster and gossip.join",
                 self.cluster
+            ),
+            Notice::Unanswered { at } => warn!(
+                %at,
+                "a seed closed the stream without a word: it holds another gossip key, is about to leave, or is no sidecar"
             ),
             Notice::TooLong { service, instance } => error!(
                 %service, %instance,

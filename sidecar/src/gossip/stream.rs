@@ -117,6 +117,8 @@ pub async fn call(
         Ok(Err(Broken::Io(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Some(CallEnd::Refused)
         }
+        // Whoever does not know our key says nothing.
+        Ok(Err(Broken::Io(error))) if is_cut(&error) => Some(CallEnd::Closed),
         Ok(Err(broken)) => {
             tell_rejected(&events, broken).await;
             Some(CallEnd::Failed)
@@ -127,6 +129,11 @@ pub async fn call(
         // The gossip task is gone: there is nobody left to tell.
         let _ = events.send(Event::End { call, end }).await;
     }
+}
+
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 async fn open(

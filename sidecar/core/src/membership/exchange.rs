@@ -54,6 +54,9 @@ impl Reason {
 /// Probes by stream under way.
 const PROBES_OUT_MAX: usize = 8;
 
+/// Addresses remembered as our own.
+const MIRRORS_MAX: usize = 16;
+
 /// Exchanges that others have begun and that are not over; the shell refuses more streams than that anyway.
 const CALLS_IN_MAX: usize = 16;
 
@@ -111,6 +114,11 @@ impl Membership {
         if !is_known && at != self.me().address {
             self.dial_exchange(Reason::Join, at, None, now);
         }
+    }
+
+    /// Whether we met ourselves at this address.
+    pub fn is_self(&self, at: SocketAddr) -> bool {
+        self.mirrors.contains(&at)
     }
 
     fn new_call(&mut self, side: Side, peer: Option<Member>, at: Option<SocketAddr>) -> CallId {
@@ -218,7 +226,7 @@ impl Membership {
             self.counts.malformed += 1;
             return None;
         };
-        if hello.from.id == self.settings.me.id {
+        if hello.from.id == self.settings.me.id && hello.from != self.me() {
             return None;
         }
         let call = self.new_call(Side::Answering, Some(hello.from), None);
@@ -235,6 +243,11 @@ impl Membership {
         }
         self.heard_on_stream = now;
         let welcome = Item::Welcome { from: self.me() };
+        if hello.from == self.me() {
+            self.frames(call, [welcome]);
+            self.hang(call);
+            return Some(call);
+        }
         let theirs = said.find_map(|item| match item {
             Ok(Item::Digest(digest)) => Some(digest),
             _ => None,
@@ -303,6 +316,12 @@ impl Membership {
         let Some(call) = self.calls.remove(&id) else {
             return;
         };
+        if let (Some(Reason::Join), CallEnd::Closed, Some(at), None) =
+            (call.reason, end, call.at, call.peer)
+        {
+            self.effects
+                .push_back(Effect::Notice(Notice::Unanswered { at }));
+        }
         if call.side == Side::Probing && self.is_deaf(now) {
             let evidence = match end {
                 CallEnd::Refused => Evidence::Refused,
@@ -322,6 +341,12 @@ impl Membership {
         match item {
             Item::Welcome { from } if call.side == Side::Probing => {
                 self.on_probe_answered(from, now);
+                self.hang(id);
+            }
+            Item::Welcome { from } if from.id == self.settings.me.id => {
+                // We called ourselves by an address that we did not know for ours.
+                let at = call.at.filter(|_| self.mirrors.len() < MIRRORS_MAX);
+                self.mirrors.extend(at);
                 self.hang(id);
             }
             Item::Welcome { from } if call.side == Side::Asking => call.peer = Some(from),

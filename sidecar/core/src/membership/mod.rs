@@ -146,6 +146,11 @@ pub enum Notice {
         /// What it calls itself.
         cluster: Box<str>,
     },
+    /// A stream was opened to a seed, which closed it without a word.
+    Unanswered {
+        /// Where it is.
+        at: SocketAddr,
+    },
     /// A record is over the bound and was not offered.
     TooLong {
         /// Its service.
@@ -214,6 +219,8 @@ pub struct Membership {
     offers: Offers,
     rumours: Rumours,
     calls: BTreeMap<CallId, Call>,
+    /// Addresses at which we met ourselves.
+    mirrors: Vec<SocketAddr>,
     calls_made: u64,
     rng: StdRng,
     effects: VecDeque<Effect>,
@@ -259,6 +266,7 @@ impl Membership {
             offers: Offers::new(me.id, me.bump, node),
             rumours: Rumours::default(),
             calls: BTreeMap::new(),
+            mirrors: Vec::new(),
             calls_made: 0,
             rng: StdRng::from_rng(rng),
             effects: VecDeque::new(),

@@ -46,6 +46,8 @@ pub struct SimNode {
     pub notices: Vec<Notice>,
     pub left: bool,
     pub bytes_sent: usize,
+    /// Streams opened to where no node is.
+    pub dialled: Vec<(CallId, Vec<u8>)>,
     wake: Moment,
     calls: BTreeMap<CallId, (usize, CallId)>,
 }
@@ -167,6 +169,7 @@ impl Sim {
             notices: Vec::new(),
             left: false,
             bytes_sent: 0,
+            dialled: Vec::new(),
             wake: Moment::from_nanos(u64::MAX),
             calls: BTreeMap::new(),
         };
@@ -293,7 +296,10 @@ impl Sim {
                         },
                     );
                 }
-                _ => {
+                found => {
+                    if found.is_none() {
+                        self.nodes[index].dialled.push((call, hello));
+                    }
                     let end = CallEnd::Failed;
                     self.after(
                         within,

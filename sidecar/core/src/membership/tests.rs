@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use mesh_proto::record::{Health, InstanceState};
 
-use super::{Change, Notice, sim::*};
+use super::{Change, Effect, Notice, sim::*};
 use crate::mesh::{Mesh, NodeState};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -342,6 +342,24 @@ fn another_cluster_is_refused_with_a_clear_word() {
     sim.run(SECOND * 2);
     let refused = |notice: &Notice| matches!(notice, Notice::OtherCluster { cluster, .. } if &**cluster == "prod");
     assert!(sim.nodes[2].notices.iter().any(refused));
+}
+
+#[test]
+fn a_node_that_calls_itself_notices() {
+    let mut sim = Sim::settled(16, 2);
+    let other_name = ([192, 0, 2, 1], 7946).into();
+    sim.with(0, |machine, now| machine.join(other_name, now));
+    let (call, hello) = sim.nodes[0].dialled.pop().expect("it called");
+    sim.with(0, |machine, now| {
+        machine.on_call(&hello, now).expect("answered");
+        let welcome = std::iter::from_fn(|| machine.poll()).find_map(|effect| match effect {
+            Effect::Frame { payload, .. } => Some(payload),
+            _ => None,
+        });
+        machine.on_stream_message(call, &welcome.expect("said"), now);
+        assert!(machine.is_self(other_name));
+    });
+    assert!(sim.is_whole());
 }
 
 #[test]
