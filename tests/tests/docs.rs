@@ -14,9 +14,10 @@ use mesh_tests::{
     until::until,
 };
 
-const PAPERS: [&str; 3] = [
+const PAPERS: [&str; 4] = [
     "README.md",
     "deploy/README.md",
+    "deploy/configuration.md",
     "examples/three-zones/README.md",
 ];
 
