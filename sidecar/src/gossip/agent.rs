@@ -3,7 +3,7 @@
 //! Not here: every decision (`mesh_core::membership`) and the bytes of a stream (`stream.rs`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -506,7 +506,7 @@ impl Agent {
     }
 
     fn forget_senders(&mut self) {
-        let known: Vec<u64> = self
+        let known: BTreeSet<u64> = self
             .membership
             .peers()
             .map(|(member, _)| member.id)
