@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     process::{self, Command, Output},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -29,6 +30,7 @@ impl Network {
                 return Err(format!("{program} is not installed"));
             }
         }
+        sweep();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let network = Network {
             prefix: format!("st{}n{number}", process::id()),
@@ -80,13 +82,32 @@ impl Network {
 
     /// Drops every packet between the hosts of `namespaces` and `others`, both ways, until healed.
     pub fn cut(&self, namespaces: &[&str], others: &[IpAddr]) -> Result<(), String> {
+        self.drop_packets(namespaces, others, "")
+    }
+
+    /// The same, but only for TCP to `port` of `others`: everything else, gossip included, goes on.
+    pub fn cut_port(
+        &self,
+        namespaces: &[&str],
+        others: &[IpAddr],
+        port: u16,
+    ) -> Result<(), String> {
+        self.drop_packets(namespaces, others, &format!("tcp dport {port}"))
+    }
+
+    fn drop_packets(
+        &self,
+        namespaces: &[&str],
+        others: &[IpAddr],
+        only: &str,
+    ) -> Result<(), String> {
         let others: Vec<String> = others.iter().map(IpAddr::to_string).collect();
         let others = others.join(", ");
         for namespace in namespaces {
             let rules = format!(
                 "table inet cut {{
-                    chain in {{ type filter hook input priority 0; ip saddr {{ {others} }} drop; }}
-                    chain out {{ type filter hook output priority 0; ip daddr {{ {others} }} drop; }}
+                    chain in {{ type filter hook input priority 0; ip saddr {{ {others} }} {only} drop; }}
+                    chain out {{ type filter hook output priority 0; ip daddr {{ {others} }} {only} drop; }}
                 }}"
             );
             inside(namespace, &["nft", &rules])?;
@@ -113,6 +134,25 @@ impl Drop for Network {
             let _ = ip(&["netns", "del", host]);
         }
         let _ = ip(&["netns", "del", &self.middle()]);
+    }
+}
+
+/// Takes away what test processes that were killed have left behind.
+fn sweep() {
+    let listed = ip(&["netns", "list"]).unwrap_or_default();
+    for name in listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
+        let process = name
+            .strip_prefix("st")
+            .and_then(|rest| rest.split_once('n'));
+        let gone = process.is_some_and(|(id, _)| {
+            id.parse::<u32>().is_ok() && !Path::new("/proc").join(id).exists()
+        });
+        if gone {
+            let _ = ip(&["netns", "del", name]);
+        }
     }
 }
 

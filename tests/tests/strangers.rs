@@ -32,7 +32,7 @@ struct World {
 }
 
 impl World {
-    async fn start(story: &str) -> Option<World> {
+    async fn start(story: &str, tables: &str) -> Option<World> {
         for program in ["nginx", "python3", "curl"] {
             if !installed(program) {
                 skipped(story, &format!("{program} is not installed"));
@@ -58,7 +58,9 @@ impl World {
             let setup = network
                 .setup(name, zone, KEY)
                 .expect("more namespaces can be made");
-            let setup = setup.with(&format!("[service.{service}]\nport = 80\n{CHECKED}"));
+            let setup = setup.with(&format!(
+                "[service.{service}]\nport = 80\n{CHECKED}{tables}"
+            ));
             let setup = match setups.first() {
                 Some(first) => setup.joining(first),
                 None => setup,
@@ -194,7 +196,7 @@ fn kill_nginx(process: &mut Process) {
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_call_strangers_by_name_and_a_killed_nginx_costs_no_get() {
     let story = "nginx, http.server, curl, requests and h2load through sidecars";
-    let Some(mut world) = World::start(story).await else {
+    let Some(mut world) = World::start(story, "").await else {
         return;
     };
     curl(&world).await;
@@ -327,7 +329,7 @@ fn h2load(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_between_two_zones_heals_within_15_seconds() {
-    let Some(world) = World::start("a partition between two zones").await else {
+    let Some(world) = World::start("a partition between two zones", "").await else {
         return;
     };
     let address = |host: usize| -> IpAddr { world.sidecars[host].setup.address };
@@ -360,6 +362,41 @@ async fn a_partition_between_two_zones_heals_within_15_seconds() {
     }
     world.network.heal(&zone_a).expect("nft takes rules");
     world.until_whole(WHOLE_AGAIN_WITHIN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_falls_silent_is_left_though_gossip_says_it_is_well() {
+    // What a silent server holds already is freed by the time of one try, if the operator gave it one.
+    let tables = "[upstream.web]\nretry = { retries = 1, per_try_timeout = \"500ms\" }\n";
+    let Some(world) = World::start("a server that falls silent", tables).await else {
+        return;
+    };
+    // Host 1 calls the nginx of its own zone on host 0; suddenly its packets to it vanish, and nothing says no.
+    let load = world.load(1, "web.mesh", 100, 8);
+    until(PATIENCE, "the load has begun", || async {
+        match world.sidecars[1].metric("starling_requests_total").await {
+            count if count > 100.0 => Ok(()),
+            count => Err(format!("{count} requests")),
+        }
+    })
+    .await;
+    let silent = [world.sidecars[0].setup.address];
+    let caller = [world.namespace(1)];
+    world
+        .network
+        .cut_port(&caller, &silent, 80)
+        .expect("nft takes rules");
+    let figures = load.figures().await;
+    println!("{figures}");
+    world.network.heal(&caller).expect("nft takes rules");
+    let members = world.sidecars[1].members().await.expect("a listing");
+    assert!(
+        members.iter().all(|(_, state)| state == "alive"),
+        "{members:?}"
+    );
+    let far = figures["zone_share"]["web-b"].as_f64().unwrap_or(0.0);
+    assert!(far > 0.4, "the silent one was not left: {figures}");
+    assert_eq!(figures["failed"], 0, "{figures}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
