@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use mesh_core::snapshot::Snapshot;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
+    time::{Instant, sleep},
 };
 
 use crate::{
@@ -35,6 +37,11 @@ use crate::{
 
 /// Connections open at once on the listeners routed by authority.
 const OUTBOUND_CONNECTIONS_MAX: u32 = 10_000;
+
+/// The publisher takes a changed configuration over within its 20 ms; this much later something is wrong with it.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const PUBLISHED_LOOK: Duration = Duration::from_millis(5);
 
 /// Why a sidecar could not start, or a reload was refused: what was tried, and the next step.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -144,6 +151,7 @@ impl Sidecar {
             threads,
             gossip_task,
         };
+        sidecar.until_published().await;
         for opening in bound {
             sidecar.listen(opening).await;
         }
@@ -187,17 +195,17 @@ impl Sidecar {
         self.resolver.follow(&config.upstreams);
         self.checks.follow(&config.upstreams).await;
         self.config.send_replace(Arc::clone(&loaded));
-        let gone: Vec<ListenAddress> = self
+        self.until_published().await;
+        let changed: Vec<(String, ListenAddress)> = self
             .open
             .iter()
             .filter(|(key, open)| wanted.get(*key) != Some(open))
-            .map(|(_, (address, ..))| address.clone())
+            .map(|(key, (address, ..))| (key.clone(), address.clone()))
             .collect();
-        for address in gone {
-            self.close(&address).await;
-            // Same address, other door: it is free now.
-            if let Some((address, door, connections_max)) = wanted.get(&key(&address)) {
-                bound.push(bind(address, door, *connections_max)?);
+        for (key, address) in changed {
+            match wanted.get(&key) {
+                Some(open) => self.redoor(key, open.clone()).await,
+                None => self.close(&address).await,
             }
         }
         for opening in bound {
@@ -284,6 +292,39 @@ impl Sidecar {
                 .is_ok()
         {
             self.open.insert(key, open);
+        }
+    }
+
+    /// Same socket, another door: nobody is turned away meanwhile.
+    async fn redoor(&mut self, key: String, open: (ListenAddress, Door, u32)) {
+        let (address, door, connections_max) = open.clone();
+        tracing::info!(address = key, ?door, "listening for something else");
+        let order = listen::Order::Redoor {
+            address,
+            door,
+            connections_max,
+        };
+        if let Some(hand) = self.workers.hands.first()
+            && hand.orders.send(order).await.is_ok()
+        {
+            self.open.insert(key, open);
+        }
+    }
+
+    /// Waits until the snapshot knows the configuration's upstreams: a listener that opened before would refuse its
+    /// first callers.
+    async fn until_published(&self) {
+        let loaded = self.loaded();
+        let deadline = Instant::now() + PUBLISHED_WITHIN;
+        let is_published = || {
+            let snapshot = self.snapshot.load();
+            loaded.config.upstreams.iter().all(|upstream| {
+                let known = snapshot.upstream(&upstream.policy.name);
+                known.is_some_and(|known| *known.policy == *upstream.policy)
+            })
+        };
+        while !is_published() && Instant::now() < deadline {
+            sleep(PUBLISHED_LOOK).await;
         }
     }
 

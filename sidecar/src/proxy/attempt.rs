@@ -63,6 +63,11 @@ impl Attempt {
         &self.worker
     }
 
+    /// Whether it has a connection yet.
+    pub fn is_connected(&self) -> bool {
+        self.connection != 0
+    }
+
     /// Which connection it goes over.
     pub fn on_connection(&mut self, number: u64) {
         self.connection = number;
@@ -109,8 +114,11 @@ impl Attempt {
             latency,
             connection: self.connection,
         };
-        let rng = &mut *self.worker.rng.borrow_mut();
-        if let Some(ejected) = self.upstream.report(&self.endpoint, &report, now, rng) {
+        let ejected = {
+            let rng = &mut *self.worker.rng.borrow_mut();
+            self.upstream.report(&self.endpoint, &report, now, rng)
+        };
+        if let Some(ejected) = ejected {
             self.worker
                 .ejected(&self.upstream, &self.endpoint, &ejected);
         }

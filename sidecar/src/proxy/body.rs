@@ -36,6 +36,10 @@ pub enum BodyError {
     TimedOut,
     /// Bytes already sent cannot be sent again: a mistake of this crate if it is ever seen.
     NotKept,
+    /// Another try sends the body now.
+    Superseded,
+    /// The client broke off its body during an earlier try.
+    ClientGone,
 }
 
 impl fmt::Display for BodyError {
@@ -44,6 +48,8 @@ impl fmt::Display for BodyError {
             BodyError::Hyper(error) => error.fmt(f),
             BodyError::TimedOut => f.write_str("no byte of the body came in time"),
             BodyError::NotKept => f.write_str("the body was too long to be sent again"),
+            BodyError::Superseded => f.write_str("another try sends the body now"),
+            BodyError::ClientGone => f.write_str("the client broke off its body"),
         }
     }
 }
@@ -52,7 +58,10 @@ impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             BodyError::Hyper(error) => Some(error),
-            BodyError::TimedOut | BodyError::NotKept => None,
+            BodyError::TimedOut
+            | BodyError::NotKept
+            | BodyError::Superseded
+            | BodyError::ClientGone => None,
         }
     }
 }
@@ -68,6 +77,10 @@ struct SourceState {
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    /// Data frames read from the client so far.
+    frames: usize,
+    /// Which try may read on; an earlier one may still hold its body while its answer is looked at.
+    turn: u64,
     trailers: Option<HeaderMap>,
     over: bool,
     lost: bool,
@@ -86,6 +99,8 @@ impl Source {
             hint,
             kept: Vec::new(),
             kept_bytes: 0,
+            frames: 0,
+            turn: 0,
             trailers: None,
             over: false,
             lost: false,
@@ -99,6 +114,11 @@ impl Source {
     /// Whether another try can still send the whole body.
     pub fn is_replayable(&self) -> bool {
         !self.state.borrow().lost
+    }
+
+    /// Takes the body away from every try so far: from now on only a new one reads it.
+    pub fn supersede(&self) {
+        self.state.borrow_mut().turn += 1;
     }
 
     /// Whether the client itself broke off its body.
@@ -119,6 +139,8 @@ pub enum RequestBody {
         sent_frames: usize,
         /// Bytes already sent by this try.
         sent_bytes: u64,
+        /// Whose turn it was when this try began.
+        turn: u64,
         /// Trailers sent.
         done: bool,
     },
@@ -133,6 +155,7 @@ impl RequestBody {
                 source: source.clone(),
                 sent_frames: 0,
                 sent_bytes: 0,
+                turn: source.state.borrow().turn,
                 done: false,
             },
         }
@@ -151,6 +174,7 @@ impl Body for RequestBody {
             source,
             sent_frames,
             sent_bytes,
+            turn,
             done,
         } = &mut *self
         else {
@@ -162,7 +186,13 @@ impl Body for RequestBody {
             *sent_bytes += bytes.len() as u64;
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
         }
-        if state.lost && *sent_bytes == 0 {
+        if *turn != state.turn {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if state.client_failed {
+            return Poll::Ready(Some(Err(BodyError::ClientGone)));
+        }
+        if state.lost && *sent_frames < state.frames {
             return Poll::Ready(Some(Err(BodyError::NotKept)));
         }
         if !state.over
@@ -222,6 +252,7 @@ impl SourceState {
             })?;
             match frame.into_data() {
                 Ok(bytes) => {
+                    self.frames += 1;
                     self.keep(&bytes);
                     return Poll::Ready(Ok(Some(Frame::data(bytes))));
                 }
@@ -386,9 +417,14 @@ impl Body for ReplyBody {
             Kind::Stream(streaming) => ready!(streaming.poll(cx)),
         };
         match &frame {
-            Some(Err(_)) => {
+            Some(Err(error)) => {
+                let flag = if matches!(error, BodyError::TimedOut) {
+                    "UT"
+                } else {
+                    "UC"
+                };
                 if let Some(tally) = &mut self.tally {
-                    tally.broke();
+                    tally.broke(flag);
                 }
                 self.ended();
             }
@@ -418,8 +454,8 @@ impl Body for ReplyBody {
 
 impl Drop for ReplyBody {
     fn drop(&mut self) {
-        // hyper does not poll a body that says at once that it is over.
-        if self.is_end_stream() {
+        // hyper does not poll a body that says at once that it is over, nor one that answers HEAD.
+        if self.is_end_stream() || matches!(self.kind, Kind::Full(_)) {
             self.ended();
         }
     }
@@ -474,6 +510,10 @@ impl Streaming {
             return Poll::Pending;
         };
         let clock = settle.attempt.worker().clock;
+        if self.timer.is_none() {
+            // Until now it never had to wait.
+            self.progress = clock.now();
+        }
         loop {
             let silence_ends = self.progress + self.idle;
             let due = self

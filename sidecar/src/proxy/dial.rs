@@ -8,6 +8,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::{
@@ -24,6 +25,11 @@ use super::{body::RequestBody, transport::Transport};
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Flow-control window of one HTTP/2 connection towards an endpoint, in bytes.
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// A connection with streams that hears nothing for this long is asked whether it is still there ...
+const H2_PING_AFTER: Duration = Duration::from_secs(5);
+/// ... and given up after this: packets may vanish without a word.
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where to connect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +118,8 @@ pub async fn http2(
 ) -> hyper::Result<http2::SendRequest<RequestBody>> {
     let (sender, connection) = http2::Builder::new(OnThisThread)
         .timer(TokioTimer::new())
+        .keep_alive_interval(H2_PING_AFTER)
+        .keep_alive_timeout(H2_PING_TIMEOUT)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))

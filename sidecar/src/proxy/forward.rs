@@ -13,7 +13,7 @@ use mesh_core::{
     moment::Moment,
     outcome::{Outcome, Unreachable},
     policy::Protocol,
-    retry::{Tries, Verdict},
+    retry::{Sent, Tries, Verdict},
     route::{Target, target},
     snapshot::Upstream,
 };
@@ -23,7 +23,7 @@ use super::{
     front::Caller,
     headers,
     reply::{Cause, reply},
-    send::{self, Answer, Failure},
+    send::{self, Answer, Failure, Terms},
     tally::{Meters, Tally},
     tunnel,
     worker::{Admission, Worker},
@@ -50,8 +50,7 @@ pub struct Call {
     pub upgrade: Option<OnUpgrade>,
     id: HeaderValue,
     /// The client's own deadline, from `grpc-timeout`.
-    timeout: Option<Duration>,
-    version: Version,
+    pub timeout: Option<Duration>,
 }
 
 /// Carries one request to an endpoint and its answer back.
@@ -75,6 +74,7 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
     };
     let mut tries = start(&upstream, &call, began);
     let mut last: Option<Result<Answer, Failure>> = None;
+    let mut fresh = false;
     loop {
         let now = worker.clock.now();
         let ask = Ask {
@@ -98,8 +98,11 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
         if let (Some(patience), None) = (pick.patience, &call.source) {
             tries.as_canary(patience);
         }
-        let deadline = tries.attempt_deadline(now);
-        let tried = send::once(worker, &upstream, &pick.endpoint, &call, deadline).await;
+        let terms = Terms {
+            deadline: tries.attempt_deadline(now),
+            fresh,
+        };
+        let tried = send::once(worker, &upstream, &pick.endpoint, &call, terms).await;
 
         let (outcome, sent) = match &tried {
             Ok(answer) => (answer.outcome, answer.sent),
@@ -130,6 +133,10 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
             (Verdict::Answer, Err(failure)) => return refuse(tally, cause_of(&failure), &call),
             (Verdict::Again { after }, tried) => {
                 desk.meters.retry();
+                fresh = matches!(sent, Sent::Stale { .. });
+                if let Some(source) = &call.source {
+                    source.supersede();
+                }
                 last = Some(tried);
                 if !after.is_zero() {
                     tokio::time::sleep(after).await;
@@ -141,8 +148,16 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
 
 fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
     upstream.shared.budget.request(began);
-    let already_retry = call.headers.contains_key("x-envoy-attempt-count")
-        || call.headers.contains_key("grpc-previous-rpc-attempts");
+    let count = |name| -> u32 {
+        let value = call
+            .headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok());
+        value.and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    // Envoy counts the first attempt too, gRPC only those before this one.
+    let already_retry =
+        count("x-envoy-attempt-count") > 1 || count("grpc-previous-rpc-attempts") > 0;
     let mut tries = Tries::start(
         &upstream.policy,
         call.method.is_idempotent(),
@@ -190,13 +205,11 @@ fn read(
     let (mut parts, body) = request.into_parts();
     let authority = authority(&parts).ok_or_else(|| refused(Cause::BadRequest))?;
     let text = authority.to_str().map_err(|_| refused(Cause::BadRequest))?;
-    let name = match &caller.upstream {
-        Some(name) => name,
-        None => match target(text, &settings.domain) {
-            Some(Target::Mesh(name)) => name,
-            Some(Target::External(_)) => return Err(refused(Cause::External)),
-            None => return Err(refused(Cause::BadRequest)),
-        },
+    let name = match (&caller.upstream, target(text, &settings.domain)) {
+        (_, None) => return Err(refused(Cause::BadRequest)),
+        (Some(name), Some(_)) => name,
+        (None, Some(Target::Mesh(name))) => name,
+        (None, Some(Target::External(_))) => return Err(refused(Cause::External)),
     };
     let found = upstream(name)
         .filter(|upstream| upstream.policy.protocol == Protocol::Http)
@@ -222,7 +235,6 @@ fn read(
         method: parts.method,
         uri: origin_form(&parts.uri),
         headers: parts.headers,
-        version: parts.version,
         authority,
         source,
         grpc,
@@ -319,6 +331,16 @@ fn pass_on(
     } = answer;
     let status = head.status;
     let switches = status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_some();
+    if status == StatusCode::SWITCHING_PROTOCOLS && !switches {
+        // Nobody asked for it, and nothing but HTTP can follow here.
+        return own_answer(
+            worker,
+            tally,
+            Cause::UpstreamGarbled,
+            call.grpc,
+            Some(&call.id),
+        );
+    }
     headers::strip_hop_by_hop(&mut head.headers, switches);
     headers::add_via(&mut head.headers, head.version, &worker.settings().via);
     tally.answered(status.as_u16(), "-");
@@ -331,7 +353,14 @@ fn pass_on(
         (Some(client), Some(endpoint)) if switches => {
             head.headers
                 .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            tunnel::upgraded(client, endpoint, settle, upstream.policy.timeouts.idle);
+            let place = Rc::clone(&caller.place);
+            tunnel::upgraded(
+                client,
+                endpoint,
+                settle,
+                upstream.policy.timeouts.idle,
+                place,
+            );
             ReplyBody::empty()
         }
         _ => {
@@ -344,9 +373,6 @@ fn pass_on(
             ReplyBody::streaming(body, settle, time)
         }
     };
-    if call.version < Version::HTTP_2 {
-        head.headers.remove("http2-settings");
-    }
     let mut response = Response::new(reply.counted(tally));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;

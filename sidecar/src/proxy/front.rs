@@ -66,6 +66,8 @@ pub struct Caller {
     pub origin: Rc<Origin>,
     /// The upstream its listener belongs to; `None`: the authority tells.
     pub upstream: Option<Rc<str>>,
+    /// Its place under the listener's limit; a tunnel that outlives the HTTP connection keeps it.
+    pub place: Rc<Place>,
 }
 
 /// Serves one client connection until it ends.
@@ -89,6 +91,7 @@ pub async fn serve(
     let caller = Caller {
         origin: Rc::new(Origin::new(peer, trusted)),
         upstream: upstream.map(Rc::from),
+        place: Rc::new(place),
         worker,
     };
     let patience = Patience::new(caller.worker.clock, speaks != Speaks::Http2, length > 0);
@@ -133,7 +136,6 @@ pub async fn serve(
         }
         tracing::debug!(%error, "client connection ended early");
     }
-    drop(place);
 }
 
 /// Reads until it is told what is spoken.
@@ -208,9 +210,9 @@ async fn run(worker: &Worker, patience: &Patience, connection: impl Graceful) ->
         biased;
         ended = connection.as_mut() => return ended,
         _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
-        ran_out = patience.run_out() => if ran_out == RanOut::Head {
+        ran_out = patience.run_out() => if ran_out != RanOut::Idle {
             counter!("starling_client_faults_total").increment(1);
-            tracing::debug!("a request's head took longer than 10 s");
+            tracing::debug!(?ran_out, "a client dawdled too long");
             return Ok(());
         },
     }

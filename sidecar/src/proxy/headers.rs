@@ -17,6 +17,7 @@ use rand::Rng;
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -80,6 +81,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         headers.remove(CONNECTION);
     }
     for name in [
+        HTTP2_SETTINGS,
         KEEP_ALIVE,
         PROXY_CONNECTION,
         PROXY_AUTHORIZATION,
@@ -205,9 +207,19 @@ pub fn request_id(headers: &mut HeaderMap, rng: &mut impl Rng) -> HeaderValue {
     id
 }
 
-/// Whether a request or answer head asks to leave HTTP for another protocol on this connection (RFC 9110, 7.8).
+/// Whether a request head asks to leave HTTP for another protocol on this connection (RFC 9110, 7.8).
+///
+/// `h2c` does not count: it is HTTP still, and RFC 9113 took that upgrade back.
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE)
+    let other = |value: &HeaderValue| {
+        !value.is_empty()
+            && value.to_str().is_ok_and(|names| {
+                !names
+                    .split(',')
+                    .any(|name| name.trim().eq_ignore_ascii_case("h2c"))
+            })
+    };
+    headers.get(UPGRADE).is_some_and(other)
         && headers
             .get_all(CONNECTION)
             .iter()

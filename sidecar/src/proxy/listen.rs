@@ -3,6 +3,7 @@
 //! Not here: what is spoken on a connection (`front.rs`, `tunnel.rs`).
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fs, io,
     net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
@@ -80,6 +81,15 @@ pub enum Bound {
 pub enum Order {
     /// Accept here.
     Listen(Opening),
+    /// Lead those accepted there from now on elsewhere.
+    Redoor {
+        /// Which listener.
+        address: ListenAddress,
+        /// What is behind it now.
+        door: Door,
+        /// Connections open at once.
+        connections_max: u32,
+    },
     /// Accept there no more; what waits in the queue is still served.
     Close(ListenAddress, oneshot::Sender<()>),
     /// Serve a connection that worker 0 accepted.
@@ -174,12 +184,25 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A listener at work.
+struct Listening {
+    stop: Rc<Notify>,
+    task: JoinHandle<()>,
+    sign: Rc<RefCell<Sign>>,
+}
+
+/// What stands over a listener: a reload may change it while the socket stays.
+struct Sign {
+    door: Door,
+    connections_max: usize,
+}
+
 /// One worker's listeners and connections.
 pub struct Floor {
     worker: Rc<Worker>,
     open: Arc<AtomicUsize>,
     peers: Rc<Vec<Hand>>,
-    listeners: HashMap<String, (Rc<Notify>, JoinHandle<()>)>,
+    listeners: HashMap<String, Listening>,
 }
 
 impl Floor {
@@ -198,8 +221,21 @@ impl Floor {
         match order {
             Order::Serve(accepted) => accepted.serve(&self.worker),
             Order::Listen(opening) => self.listen(opening),
+            Order::Redoor {
+                address,
+                door,
+                connections_max,
+            } => {
+                if let Some(listening) = self.listeners.get(&key(&address)) {
+                    let connections_max = connections_max as usize;
+                    *listening.sign.borrow_mut() = Sign {
+                        door,
+                        connections_max,
+                    };
+                }
+            }
             Order::Close(address, done) => {
-                if let Some((stop, task)) = self.listeners.remove(&key(&address)) {
+                if let Some(Listening { stop, task, .. }) = self.listeners.remove(&key(&address)) {
                     stop.notify_one();
                     tokio::task::spawn_local(async move {
                         // A task that panicked has stopped listening too.
@@ -214,13 +250,16 @@ impl Floor {
     fn listen(&mut self, opening: Opening) {
         let stop = Rc::new(Notify::new());
         let key = key(&opening.address);
+        let sign = Rc::new(RefCell::new(Sign {
+            door: opening.door,
+            connections_max: opening.connections_max as usize,
+        }));
         let dealer = Dealer {
             worker: Rc::clone(&self.worker),
             open: Arc::clone(&self.open),
             peers: Rc::clone(&self.peers),
             listener: Arc::default(),
-            door: opening.door,
-            connections_max: opening.connections_max as usize,
+            sign: Rc::clone(&sign),
             refused: counter!("starling_connections_refused_total", "reason" => "limit"),
             foreign: counter!("starling_connections_refused_total", "reason" => "client"),
         };
@@ -232,12 +271,12 @@ impl Floor {
             }
         };
         let task = tokio::task::spawn_local(accept(listener, dealer, Rc::clone(&stop)));
-        self.listeners.insert(key, (stop, task));
+        self.listeners.insert(key, Listening { stop, task, sign });
     }
 
     /// Stops listening, and waits until the worker's last connection is over.
     pub async fn close(self) {
-        for (_, (stop, task)) in self.listeners {
+        for (_, Listening { stop, task, .. }) in self.listeners {
             stop.notify_one();
             let _ = task.await;
         }
@@ -254,40 +293,96 @@ fn key(address: &ListenAddress) -> String {
     }
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+/// A listener that the runtime waits on.
+struct Listener {
+    socket: ListenerSocket,
+    file: Option<SocketFile>,
 }
+
+enum ListenerSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A listener that is closing: its queue is emptied without waiting.
+struct LastCall {
+    socket: LastSocket,
+    _file: Option<SocketFile>,
+}
+
+enum LastSocket {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener),
+}
+
+/// A Unix socket's file, removed when dropped.
+struct SocketFile(PathBuf);
 
 impl Listener {
     fn new(bound: Bound) -> io::Result<Listener> {
         Ok(match bound {
-            Bound::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
-            Bound::Unix(listener, path) => Listener::Unix(UnixListener::from_std(listener)?, path),
+            Bound::Tcp(listener) => Listener {
+                socket: ListenerSocket::Tcp(TcpListener::from_std(listener)?),
+                file: None,
+            },
+            Bound::Unix(listener, path) => Listener {
+                socket: ListenerSocket::Unix(UnixListener::from_std(listener)?),
+                file: Some(SocketFile(path)),
+            },
         })
     }
 
     async fn accept(&self) -> io::Result<(Transport, Option<IpAddr>)> {
-        match self {
-            Listener::Tcp(listener) => {
+        match &self.socket {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Transport::Tcp(stream), Some(peer.ip().to_canonical())))
+                of_tcp(stream, peer)
             }
-            Listener::Unix(listener, _) => {
+            ListenerSocket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Transport::Unix(stream), None))
             }
         }
     }
+
+    fn into_last(self) -> io::Result<LastCall> {
+        let socket = match self.socket {
+            ListenerSocket::Tcp(listener) => LastSocket::Tcp(listener.into_std()?),
+            ListenerSocket::Unix(listener) => LastSocket::Unix(listener.into_std()?),
+        };
+        Ok(LastCall {
+            socket,
+            _file: self.file,
+        })
+    }
 }
 
-impl Drop for Listener {
+impl LastCall {
+    fn accept(&self) -> io::Result<(Transport, Option<IpAddr>)> {
+        match &self.socket {
+            LastSocket::Tcp(listener) => {
+                let (stream, peer) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                of_tcp(TcpStream::from_std(stream)?, peer)
+            }
+            LastSocket::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((Transport::Unix(UnixStream::from_std(stream)?), None))
+            }
+        }
+    }
+}
+
+fn of_tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<(Transport, Option<IpAddr>)> {
+    stream.set_nodelay(true)?;
+    Ok((Transport::Tcp(stream), Some(peer.ip().to_canonical())))
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self
-            && let Err(error) = fs::remove_file(&*path)
-        {
-            tracing::debug!(path = %path.display(), %error, "the socket file was gone already");
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "the socket file was gone already");
         }
     }
 }
@@ -298,8 +393,7 @@ struct Dealer {
     open: Arc<AtomicUsize>,
     peers: Rc<Vec<Hand>>,
     listener: Arc<AtomicUsize>,
-    door: Door,
-    connections_max: usize,
+    sign: Rc<RefCell<Sign>>,
     refused: Counter,
     foreign: Counter,
 }
@@ -320,16 +414,19 @@ async fn accept(listener: Listener, dealer: Dealer, stop: Rc<Notify>) {
             }
         }
     }
-    // Who is in the queue already was promised an answer: closing now would reset them.
-    for _ in 0..LAST_ACCEPTS_MAX {
-        let last = tokio::select! {
-            biased;
-            last = listener.accept() => last,
-            () = std::future::ready(()) => break,
-        };
-        if let Ok((transport, peer)) = last {
-            dealer.deal(transport, peer);
+    // Who is in the queue already was promised an answer: closing now would reset them. The kernel is asked itself,
+    // for the runtime knows only of those it was told of.
+    match listener.into_last() {
+        Ok(last) => {
+            for _ in 0..LAST_ACCEPTS_MAX {
+                match last.accept() {
+                    Ok((transport, peer)) => dealer.deal(transport, peer),
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(_) => break,
+                }
+            }
         }
+        Err(error) => tracing::warn!(%error, "connections waiting to be accepted were lost"),
     }
 }
 
@@ -347,7 +444,7 @@ impl Dealer {
             self.foreign.increment(1);
             return;
         }
-        if self.listener.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
+        if self.listener.fetch_add(1, Ordering::Relaxed) >= self.sign.borrow().connections_max {
             self.listener.fetch_sub(1, Ordering::Relaxed);
             self.refused.increment(1);
             return;
@@ -362,7 +459,13 @@ impl Dealer {
         match other {
             None => {
                 let place = self.place(&self.open);
-                serve(&self.worker, transport, peer, &self.door, place);
+                serve(
+                    &self.worker,
+                    transport,
+                    peer,
+                    &self.sign.borrow().door,
+                    place,
+                );
             }
             Some(hand) => self.hand_over(hand, transport, peer),
         }
@@ -389,7 +492,7 @@ impl Dealer {
                 let accepted = Accepted {
                     stream,
                     peer,
-                    door: self.door.clone(),
+                    door: self.sign.borrow().door.clone(),
                     place,
                 };
                 if hand.orders.try_send(Order::Serve(accepted)).is_err() {

@@ -20,7 +20,7 @@ use crate::clock::Clock;
 
 /// How long a client may take to send a request's head.
 pub const HEAD_READ: Duration = Duration::from_secs(10);
-/// How long a client connection may rest between requests, and before the first.
+/// How long a client connection may rest between requests and before the first, and leave an answer unread.
 pub const CLIENT_IDLE: Duration = Duration::from_secs(300);
 
 /// What one client connection is doing. Shared by its reads, its requests and its watch, all on one thread; atomics
@@ -34,6 +34,8 @@ pub struct Patience {
     /// When the head now being read began; 0: none is.
     head_since: AtomicU64,
     idle_since: AtomicU64,
+    /// Since when the client has taken no byte of what we have for it; 0: it takes them.
+    blocked_since: AtomicU64,
 }
 
 /// Which patience has run out.
@@ -43,6 +45,8 @@ pub enum RanOut {
     Head,
     /// Nothing was asked for too long.
     Idle,
+    /// The client took nothing of its answer for too long.
+    Blocked,
 }
 
 /// One request being answered, until dropped.
@@ -62,6 +66,7 @@ impl Patience {
             answering: AtomicU32::new(0),
             head_since: AtomicU64::new(if heads && begun { now } else { 0 }),
             idle_since: AtomicU64::new(now),
+            blocked_since: AtomicU64::new(0),
         })
     }
 
@@ -69,6 +74,17 @@ impl Patience {
     pub fn read(&self) {
         if self.heads && self.answering.load(Relaxed) == 0 && self.head_since.load(Relaxed) == 0 {
             self.head_since
+                .store(self.clock.now().as_nanos().max(1), Relaxed);
+        }
+    }
+
+    /// A write was taken (`true`) or has to wait for the client.
+    pub fn wrote(&self, taken: bool) {
+        let blocked_since = self.blocked_since.load(Relaxed);
+        if taken && blocked_since != 0 {
+            self.blocked_since.store(0, Relaxed);
+        } else if !taken && blocked_since == 0 {
+            self.blocked_since
                 .store(self.clock.now().as_nanos().max(1), Relaxed);
         }
     }
@@ -98,7 +114,13 @@ impl Patience {
 
     fn due(&self, now: Moment) -> (Moment, RanOut) {
         let head_since = self.head_since.load(Relaxed);
-        if self.answering.load(Relaxed) > 0 {
+        let blocked_since = self.blocked_since.load(Relaxed);
+        if blocked_since > 0 {
+            (
+                Moment::from_nanos(blocked_since) + CLIENT_IDLE,
+                RanOut::Blocked,
+            )
+        } else if self.answering.load(Relaxed) > 0 {
             (now + HEAD_READ, RanOut::Idle)
         } else if head_since > 0 {
             (Moment::from_nanos(head_since) + HEAD_READ, RanOut::Head)
@@ -139,6 +161,18 @@ mod tests {
         let began = Instant::now();
         assert_eq!(patience.run_out().await, RanOut::Head);
         assert_eq!(began.elapsed().as_secs(), HEAD_READ.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_must_be_taken() {
+        let patience = Patience::new(Clock::new(), true, true);
+        let _answering = patience.answer();
+        patience.wrote(false);
+        patience.wrote(true);
+        patience.wrote(false);
+        let began = Instant::now();
+        assert_eq!(patience.run_out().await, RanOut::Blocked);
+        assert_eq!(began.elapsed().as_secs(), CLIENT_IDLE.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

@@ -108,6 +108,13 @@ impl Pool {
         Rc::clone(place)
     }
 
+    /// Takes `endpoint`'s HTTP/2 connection out of use; it closes when its last stream ends.
+    pub fn forget_h2(&mut self, endpoint: u64) {
+        if let Some(shelf) = self.shelves.get_mut(&endpoint) {
+            shelf.h2 = None;
+        }
+    }
+
     /// Closes what rested too long; called once a second.
     pub fn sweep(&mut self, now: Moment) {
         self.shelves.retain(|_, shelf| {

@@ -126,8 +126,8 @@ impl Tally {
     }
 
     /// The answer broke off.
-    pub fn broke(&mut self) {
-        self.flag = "UC";
+    pub fn broke(&mut self, flag: &'static str) {
+        self.flag = flag;
     }
 
     /// The answer's end.

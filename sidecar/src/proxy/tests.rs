@@ -43,6 +43,8 @@ type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;
 struct Endpoints {
     scripts: BTreeMap<SocketAddr, Script>,
     dialled: Rc<RefCell<Vec<SocketAddr>>>,
+    /// Those that swallow connections without a word.
+    silent: Rc<RefCell<Vec<SocketAddr>>>,
 }
 
 impl Service<Target> for Endpoints {
@@ -63,7 +65,11 @@ impl Service<Target> for Endpoints {
             .count();
         self.dialled.borrow_mut().push(target.address);
         let script = self.scripts.get(&target.address).cloned();
+        let is_silent = self.silent.borrow().contains(&target.address);
         Box::pin(async move {
+            if is_silent {
+                return std::future::pending().await;
+            }
             let script = script.ok_or(io::ErrorKind::ConnectionRefused)?;
             let (ours, theirs) = duplex(64 * 1024);
             tokio::task::spawn_local(script(before, theirs));
@@ -106,6 +112,7 @@ async fn echo(mut stream: DuplexStream) {
 struct World {
     worker: Rc<Worker>,
     dialled: Rc<RefCell<Vec<SocketAddr>>>,
+    silent: Rc<RefCell<Vec<SocketAddr>>>,
     phase: watch::Sender<Phase>,
 }
 
@@ -156,12 +163,15 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
             .map(|(port, script)| (address(port), script))
             .collect(),
         dialled: Rc::default(),
+        silent: Rc::default(),
     };
     let dialled = Rc::clone(&endpoints.dialled);
+    let silent = Rc::clone(&endpoints.silent);
     let worker = Worker::with_connector(Arc::new(common), Box::new(endpoints));
     World {
         worker,
         dialled,
+        silent,
         phase,
     }
 }
@@ -466,6 +476,113 @@ fn an_upgrade_becomes_a_tunnel_both_ways() {
         let mut rest = String::new();
         client.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "hiping");
+    });
+}
+
+/// Reads one chunked body.
+async fn chunked(stream: &mut DuplexStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"0\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => bytes.push(byte),
+            Err(_) => break,
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_body_goes_to_one_try_at_a_time() {
+    run(async {
+        // Refuses at once and reads on, as a server does that wants to keep the connection.
+        let early = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let no = b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(no).await.unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        });
+        let whole = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let body = chunked(&mut stream).await;
+            let letters = body.iter().filter(|byte| byte.is_ascii_lowercase()).count();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{letters:05}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        for _ in 0..8 {
+            let scripts = vec![(1, Rc::clone(&early)), (2, Rc::clone(&whole))];
+            let world = world(scripts, &[1, 2], |_| {});
+            let mut client = world.client();
+            let ask = "PUT / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+            client.write_all(ask.as_bytes()).await.unwrap();
+            for _ in 0..50 {
+                client
+                    .write_all(b"10\r\nabcdefghijklmnop\r\n")
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_millis(7)).await;
+            }
+            client.write_all(b"0\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert!(answer.ends_with("00800"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_silent_endpoint_costs_a_post_nothing_but_time() {
+    run(async {
+        let world = world(vec![(2, script(|_, s| echo(s)))], &[1, 2], |policy| {
+            policy.retry.per_try = Some(Duration::from_millis(300));
+            policy.timeouts.connect = Duration::from_secs(1);
+        });
+        world.silent.borrow_mut().push(address(1));
+        let post =
+            "POST / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        for _ in 0..8 {
+            let answer = world.ask(post).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(
+            world.dialled.borrow().contains(&address(1)),
+            "the silent one was never tried"
+        );
+    });
+}
+
+#[test]
+fn a_get_keeps_its_body_of_unknown_length() {
+    run(async {
+        let search = script(|_, mut stream| async move {
+            let asked = head(&mut stream).await.to_lowercase();
+            assert!(asked.contains("transfer-encoding: chunked"), "{asked}");
+            let body = chunked(&mut stream).await;
+            assert!(body.windows(5).any(|part| part == b"query"), "{body:?}");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+        });
+        let world = world(vec![(1, search)], &[1], |_| {});
+        let ask = "GET /_search HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n";
+        let answer = world.ask(ask).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    });
+}
+
+#[test]
+fn an_h2c_upgrade_is_no_way_past_the_rules() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let ask = "GET / HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+        let answer = world.ask(ask).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 200"), "{answer}");
+        assert!(
+            !answer.contains("h2c") && !answer.contains("http2-settings"),
+            "{answer}"
+        );
     });
 }
 

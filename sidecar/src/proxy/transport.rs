@@ -95,8 +95,8 @@ pub struct Rewound {
 }
 
 impl Rewound {
-    /// Hands out `first`, at most the length of the HTTP/2 preface, before anything read from `transport`; reads are
-    /// told to `patience`.
+    /// Hands out `first`, at most the length of the HTTP/2 preface, before anything read from `transport`; what is
+    /// read and written is told to `patience`.
     pub fn new(
         first: [u8; PREFACE.len()],
         length: usize,
@@ -143,7 +143,9 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(cx, buf)
+        let written = Pin::new(&mut self.transport).poll_write(cx, buf);
+        self.patience.wrote(written.is_ready());
+        written
     }
 
     fn poll_write_vectored(
@@ -151,7 +153,9 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
+        self.patience.wrote(written.is_ready());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

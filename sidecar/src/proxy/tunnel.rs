@@ -114,7 +114,13 @@ async fn reach(worker: &Rc<Worker>, upstream: &Arc<Upstream>) -> Option<(Transpo
 }
 
 /// Relays a connection that left HTTP, once both sides have let go of it.
-pub fn upgraded(client: OnUpgrade, endpoint: OnUpgrade, settle: Settle, idle: Duration) {
+pub fn upgraded(
+    client: OnUpgrade,
+    endpoint: OnUpgrade,
+    settle: Settle,
+    idle: Duration,
+    place: Rc<Place>,
+) {
     let worker = Rc::clone(settle.attempt.worker());
     tokio::task::spawn_local(async move {
         let both = async { tokio::try_join!(client, endpoint) };
@@ -128,7 +134,7 @@ pub fn upgraded(client: OnUpgrade, endpoint: OnUpgrade, settle: Settle, idle: Du
             }
             Err(error) => tracing::debug!(%error, "an upgrade was not completed"),
         }
-        drop(settle);
+        drop((settle, place));
     });
 }
 
@@ -193,6 +199,7 @@ async fn one_way(
         to.flush().await?;
         watch.last.set(worker.clock.now());
     }
+    watch.last.set(worker.clock.now());
     watch.limit.set(watch.limit.get().min(HALF_CLOSED));
     to.shutdown().await
 }
