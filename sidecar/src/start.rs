@@ -19,7 +19,7 @@ use mesh_core::snapshot::Snapshot;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -42,6 +42,9 @@ const OUTBOUND_CONNECTIONS_MAX: u32 = 10_000;
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
 const PUBLISHED_LOOK: Duration = Duration::from_millis(5);
+
+/// For a seed to answer before a sidecar is ready without any: the first node of a mesh has nobody to wait for.
+const JOIN_TIME: Duration = Duration::from_secs(10);
 
 /// Why a sidecar could not start, or a reload was refused: what was tried, and the next step.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -343,14 +346,21 @@ impl Sidecar {
         self.open.remove(&key(address));
     }
 
-    /// Ready once joined; a sidecar without seeds is alone on purpose.
+    /// Ready once joined, or after [`JOIN_TIME`]; a sidecar without seeds is alone on purpose.
     fn watch_readiness(&self) {
         let ready = Arc::clone(&self.ready);
         let mut mesh = self.gossip.mesh.clone();
         let phase = self.phase.subscribe();
         tokio::spawn(async move {
-            let joined = mesh.wait_for(|mesh| mesh.joined).await.is_ok();
-            if joined && *phase.borrow() == Phase::Open {
+            let joined = timeout(JOIN_TIME, mesh.wait_for(|mesh| mesh.joined)).await;
+            let is_over = matches!(joined, Ok(Err(_)));
+            if joined.is_err() {
+                tracing::warn!(
+                    "no seed answered within {} s: serving alone, and calling them on",
+                    JOIN_TIME.as_secs()
+                );
+            }
+            if !is_over && *phase.borrow() == Phase::Open {
                 ready.store(true, Ordering::Relaxed);
                 tracing::info!("ready");
                 crate::notify::tell("READY=1");

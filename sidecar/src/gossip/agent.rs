@@ -18,6 +18,7 @@ use mesh_proto::{
     frame::{KeyRing, Opener, Sealer, boot},
     member::Member,
 };
+use rand::seq::SliceRandom;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -29,7 +30,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Counters, Gossip, ORDERS_MAX, Order, Sockets,
     counters::Meters,
-    seeds::{FOUND_MAX, Seeker},
+    seeds::{FOUND_MAX, Found, Seeker},
     state::State,
     stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX, STRANGERS_MAX},
 };
@@ -71,7 +72,7 @@ pub struct Agent {
     mesh: watch::Sender<Arc<Mesh>>,
     names: watch::Sender<Vec<Box<str>>>,
     company: watch::Sender<bool>,
-    found: mpsc::Receiver<Vec<SocketAddr>>,
+    found: mpsc::Receiver<Found>,
     events: mpsc::Receiver<Event>,
     events_in: mpsc::Sender<Event>,
     strangers: Arc<Semaphore>,
@@ -96,7 +97,7 @@ enum Wake {
     Caller(TcpStream),
     Event(Event),
     Order(Order),
-    Found(Vec<SocketAddr>),
+    Found(Found),
     Time,
 }
 
@@ -193,8 +194,12 @@ impl Agent {
         while !self.is_over {
             let wake = self.wait().await;
             let began = self.clock.now();
-            self.turn(wake);
+            let is_flooded = self.turn(wake);
             self.time(self.clock.now().since(began));
+            if is_flooded {
+                // Anybody can send datagrams; streams, checks and the admin API share this thread with us.
+                tokio::task::yield_now().await;
+            }
         }
         for done in self.leaving.drain(..) {
             // Whoever asked may have gone already.
@@ -207,9 +212,8 @@ impl Agent {
         if let Some(at) = self.publish_at {
             until = until.min(at);
         }
-        // Datagrams go before timers: what came during a stall must be known before anybody is judged.
+        // In no fixed order, or a flood of datagrams would starve the rest.
         tokio::select! {
-            biased;
             readable = self.udp.readable() => match readable {
                 Ok(()) => Wake::Datagrams,
                 Err(_) => Wake::Time,
@@ -222,7 +226,8 @@ impl Agent {
         }
     }
 
-    fn turn(&mut self, wake: Wake) {
+    /// Yields whether there are more datagrams than one turn reads.
+    fn turn(&mut self, wake: Wake) -> bool {
         match wake {
             Wake::Datagrams => {}
             Wake::Caller(caller) => self.on_caller(caller),
@@ -231,7 +236,8 @@ impl Agent {
             Wake::Found(found) => self.on_found(&found),
             Wake::Time => {}
         }
-        self.read_datagrams();
+        // Datagrams go before timers: what came during a stall must be known before anybody is judged.
+        let is_flooded = self.read_datagrams();
         let now = self.clock.now();
         if now >= self.membership.next_timer() {
             self.membership.on_timer(now);
@@ -249,16 +255,18 @@ impl Agent {
             self.snapshot_at = now + SNAPSHOT;
             self.keep_peers();
         }
+        is_flooded
     }
 
     // ---- in ----
 
-    fn read_datagrams(&mut self) {
+    /// Yields whether there are more than it read.
+    fn read_datagrams(&mut self) -> bool {
         let mut room = [0; DATAGRAM_ROOM];
         for _ in 0..BATCH_MAX {
             let length = match self.udp.try_recv_from(&mut room) {
                 Ok((length, _)) => length,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
                 // An earlier datagram of ours was not wanted somewhere: nothing to read, but more may follow.
                 Err(_) => continue,
             };
@@ -276,6 +284,7 @@ impl Agent {
             }
             self.carry_out();
         }
+        true
     }
 
     fn on_caller(&mut self, caller: TcpStream) {
@@ -330,27 +339,35 @@ impl Agent {
                 return;
             }
             Order::Seeds(names) => {
+                let is_alone = names.is_empty();
                 self.names.send_if_modified(|held| {
                     let is_new = *held != names;
                     *held = names;
                     is_new
                 });
-                return;
+                if !is_alone {
+                    return;
+                }
+                Change::Alone
             }
         };
         self.membership.on_local_change(change, self.clock.now());
     }
 
-    fn on_found(&mut self, found: &[SocketAddr]) {
+    fn on_found(&mut self, found: &Found) {
         let now = self.clock.now();
         let is_own =
             |address: &SocketAddr| self.own.contains(address) || self.membership.is_self(*address);
-        let others: Vec<SocketAddr> = (found.iter().copied())
+        // Peers of an earlier life say nothing about this: they may be gone for good.
+        let is_alone = !found.seeds.is_empty() && found.seeds.iter().all(is_own);
+        let mut others: Vec<SocketAddr> = (found.seeds.iter().chain(&found.known).copied())
             .filter(|address| !is_own(address))
             .collect();
-        if others.is_empty() {
+        if is_alone {
             self.membership.on_local_change(Change::Alone, now);
         }
+        // Few are called at once: dead seeds must not always come before living acquaintances.
+        others.shuffle(&mut rand::rng());
         for address in others {
             self.membership.join(address, now);
         }
@@ -476,6 +493,10 @@ impl Agent {
     // ---- housekeeping ----
 
     fn keep_bump(&mut self, bump: u64) {
+        // The new identity seals under a boot above the old one, as after a start: whoever met the old one's datagrams
+        // under a later boot would drop these as a replay.
+        let boot = boot(bump, rand::random());
+        self.sealer = Sealer::new(self.ring.clone(), self.membership.me().id, boot);
         self.state.raise_bump(bump);
         let state = self.state.clone();
         self.write(move || state.keep_identity());

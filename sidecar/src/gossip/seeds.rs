@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rand::seq::SliceRandom;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -25,6 +26,15 @@ const ISLAND_CHECK: Duration = Duration::from_secs(60);
 
 const LOOKUP_TIME: Duration = Duration::from_secs(5);
 
+/// Addresses to join.
+#[derive(Debug)]
+pub struct Found {
+    /// What the names of seeds resolved to.
+    pub seeds: Vec<SocketAddr>,
+    /// Whom we knew before the restart.
+    pub known: Vec<SocketAddr>,
+}
+
 /// Tells the gossip task addresses to join, for ever.
 pub struct Seeker {
     /// `host:port` each.
@@ -32,7 +42,7 @@ pub struct Seeker {
     /// Whether somebody else is there.
     pub company: watch::Receiver<bool>,
     /// Where addresses go.
-    pub found: mpsc::Sender<Vec<SocketAddr>>,
+    pub found: mpsc::Sender<Found>,
     /// Whom we knew before the restart.
     pub known: Vec<SocketAddr>,
 }
@@ -45,20 +55,26 @@ impl Seeker {
         loop {
             let has_company = *self.company.borrow_and_update();
             let names = self.names.borrow_and_update().clone();
-            let addresses = if has_company {
+            let found = if has_company {
                 pause = RETRY_FIRST;
                 let one = names.len().checked_sub(1).map(|last| turn % (last + 1));
-                match one {
+                let seeds = match one {
                     Some(at) => resolve(&names[at..=at]).await,
                     None => Vec::new(),
+                };
+                Found {
+                    seeds,
+                    known: Vec::new(),
                 }
             } else {
-                let mut all = resolve(&names).await;
-                all.extend(&self.known);
-                all
+                Found {
+                    seeds: resolve(&names).await,
+                    known: self.known.clone(),
+                }
             };
             turn += 1;
-            if !addresses.is_empty() && self.found.send(addresses).await.is_err() {
+            let is_empty = found.seeds.is_empty() && found.known.is_empty();
+            if !is_empty && self.found.send(found).await.is_err() {
                 return;
             }
             let wait = if has_company { ISLAND_CHECK } else { pause };
@@ -107,6 +123,8 @@ async fn resolve(names: &[Box<str>]) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = lookups.join_all().await.into_iter().flatten().collect();
     addresses.sort();
     addresses.dedup();
+    // Not always the same ones, or what is cut off below would never be tried.
+    addresses.shuffle(&mut rand::rng());
     if addresses.len() > ADDRESSES_MAX {
         debug!(
             found = addresses.len(),

@@ -413,6 +413,33 @@ async fn strangers_and_noise_change_nothing_and_are_counted() {
 }
 
 #[tokio::test]
+async fn a_node_whose_only_seed_is_itself_is_alone_whomever_it_knew() {
+    let directory =
+        std::env::temp_dir().join(format!("starling-gossip-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir_all(&directory).expect("writable");
+    // Port 9 of a network that does not exist: swallowed or refused, never answered.
+    std::fs::write(directory.join("peers.json"), br#"["192.0.2.1:9"]"#).expect("writable");
+    let silent = "192.0.2.2:9".parse().expect("an address");
+    let clock = Clock::new();
+    for is_named in [true, false] {
+        let node = start(
+            Wanted {
+                join: &[silent],
+                state_dir: is_named.then(|| directory.clone()),
+                ..Wanted::default()
+            },
+            clock,
+        )
+        .await;
+        assert!(!node.mesh().joined);
+        let seeds = is_named.then(|| node.address.to_string().into());
+        node.order(Order::Seeds(seeds.into_iter().collect())).await;
+        node.until(SOON, "it is alone", |mesh| mesh.joined).await;
+    }
+    std::fs::remove_dir_all(directory).expect("ours");
+}
+
+#[tokio::test]
 async fn another_cluster_is_left_alone() {
     let clock = Clock::new();
     for keys in [&[KEY][..], &[]] {

@@ -16,8 +16,8 @@ use std::{
 };
 
 use mesh_proto::{
-    FRAME_BYTES_MAX,
-    codec::{items, put_item},
+    EXCHANGE_BYTES_MAX, FRAME_BYTES_MAX,
+    codec::{ITEM_HEAD_BYTES, items, put_item},
     member::Member,
     message::{BUCKETS, Digest, Hello, Item, OwnerDigest, Purpose, Standing},
 };
@@ -60,6 +60,9 @@ const MIRRORS_MAX: usize = 16;
 /// Exchanges that others have begun and that are not over; the shell refuses more streams than that anyway.
 const CALLS_IN_MAX: usize = 16;
 
+/// Records told in one exchange: an eighth of its bytes is left for members, digests and seals.
+const RECORDS_BYTES_MAX: usize = EXCHANGE_BYTES_MAX / 8 * 7;
+
 /// A probe that takes longer is taken for silence.
 const PROBE_TIME: Duration = Duration::from_secs(1);
 
@@ -97,7 +100,7 @@ struct Heard {
     standings: Vec<Standing>,
     buckets: u64,
     owners: Vec<OwnerDigest>,
-    wants: Vec<u64>,
+    wants: BTreeSet<u64>,
 }
 
 /// What one item of a stream means for it.
@@ -241,7 +244,8 @@ impl Membership {
             self.effects.push_back(Effect::Notice(notice));
             return Some(call);
         }
-        self.heard_on_stream = now;
+        // Nothing is learned from a hello: it may be a replay. Whoever says the third turn is there now, for that is
+        // sealed with a number of ours.
         let welcome = Item::Welcome { from: self.me() };
         if hello.from == self.me() {
             self.frames(call, [welcome]);
@@ -257,9 +261,6 @@ impl Membership {
             self.hang(call);
             return Some(call);
         };
-        self.swim
-            .apply(vec![foca::Member::alive(hello.from)], true, now);
-        self.settle(now);
         let ours = self.digest();
         let differing = differing(&ours, &theirs);
         let mut turn = vec![
@@ -364,7 +365,9 @@ impl Membership {
                 heard.standings.push(standing)
             }
             Item::Owner(owner) if heard.owners.len() < OWNERS_MAX => heard.owners.push(owner),
-            Item::Want(owner) if heard.wants.len() < OWNERS_MAX => heard.wants.push(owner),
+            Item::Want(owner) if heard.wants.len() < OWNERS_MAX => {
+                heard.wants.insert(owner);
+            }
             Item::Standing(_) | Item::Owner(_) | Item::Want(_) => return Turn::Breaks,
             Item::End => return Turn::Ends,
             _ => {}
@@ -405,11 +408,7 @@ impl Membership {
             }
             Side::Answering => {
                 let mut turn = vec![Item::Standing(self.own_standing())];
-                let records: Vec<_> = heard
-                    .wants
-                    .iter()
-                    .flat_map(|owner| self.records(*owner))
-                    .collect();
+                let records = self.records(heard.wants.iter().copied());
                 turn.extend(records.iter().map(|bytes| Item::Record(bytes)));
                 turn.push(Item::End);
                 self.frames(id, turn);
@@ -452,16 +451,13 @@ impl Membership {
                 turn.push(Item::Want(owner.id));
             }
         }
-        let offered = (self.catalogue.digests(heard.buckets))
-            .filter(|held| {
-                theirs.get(&held.id).is_none_or(|theirs| {
-                    theirs.epoch < held.epoch
-                        || (theirs.epoch == held.epoch && theirs.hash != held.hash)
-                })
+        let offered = self.catalogue.digests(heard.buckets).filter(|held| {
+            theirs.get(&held.id).is_none_or(|theirs| {
+                theirs.epoch < held.epoch
+                    || (theirs.epoch == held.epoch && theirs.hash != held.hash)
             })
-            .flat_map(|held| self.records(held.id))
-            .collect();
-        (turn, offered)
+        });
+        (turn, self.records(offered.map(|held| held.id)))
     }
 
     fn complete(&mut self, id: CallId, now: Moment) {
@@ -535,14 +531,17 @@ impl Membership {
         })
     }
 
-    fn records(&self, owner: u64) -> Vec<Arc<[u8]>> {
-        let owner = self.catalogue.owner(owner);
-        owner.map_or_else(Vec::new, |owner| {
-            owner
-                .entries()
-                .map(|(_, entry)| entry.bytes.clone())
-                .collect()
-        })
+    /// What these owners say, as far as it fits into one exchange; the next one carries the rest.
+    fn records(&self, owners: impl Iterator<Item = u64>) -> Vec<Arc<[u8]>> {
+        let mut bytes = 0;
+        owners
+            .filter_map(|owner| self.catalogue.owner(owner))
+            .flat_map(|owner| owner.entries().map(|(_, entry)| entry.bytes.clone()))
+            .take_while(|record| {
+                bytes += record.len() + ITEM_HEAD_BYTES;
+                bytes <= RECORDS_BYTES_MAX
+            })
+            .collect()
     }
 
     fn digest(&self) -> Digest {

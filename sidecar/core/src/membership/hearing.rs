@@ -4,7 +4,7 @@
 
 use super::{
     Effect, Membership, Notice,
-    peers::Evidence,
+    peers::{Evidence, Peer},
     swim::{FANOUT, Trust},
 };
 use crate::moment::Moment;
@@ -34,12 +34,14 @@ impl Membership {
             return Trust::Judge;
         }
         // Hosts that refuse connections prove that our network is well and their sidecars are gone. Of mere silence a
-        // single peer can be the cause, several at once hardly.
+        // single peer can be the cause, several at once hardly, unless another one refuses.
         let waited = now.since(self.heard) >= self.settings.pace.calm;
         let is_only_one = self.peers.active().count() == 1;
+        let is_refused = |(_, peer): (_, &Peer)| peer.evidence == Some(Evidence::Refused);
+        let is_any_refused = self.peers.active().any(is_refused);
         let is_gone = |evidence| match evidence {
             Some(Evidence::Refused) => true,
-            Some(Evidence::Silent) => is_only_one && waited,
+            Some(Evidence::Silent) => waited && (is_only_one || is_any_refused),
             Some(Evidence::Answered) | None => false,
         };
         if self.peers.active().all(|(_, peer)| is_gone(peer.evidence)) {

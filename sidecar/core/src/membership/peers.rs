@@ -136,7 +136,9 @@ impl Peers {
             let id = known.id().id;
             seen.insert(id);
             let peer = self.peers.entry(id).or_insert_with(|| Peer::new(now));
-            let has_left = said_goodbye(catalogue, id);
+            // A goodbye outlives the record that said it, as long as nobody comes back under a new identity.
+            let was_left = peer.state == NodeState::Left && peer.member == Some(*known.id());
+            let has_left = was_left || said_goodbye(catalogue, id);
             let state = match known.state() {
                 _ if has_left => NodeState::Left,
                 foca::State::Alive => NodeState::Alive,

@@ -345,6 +345,20 @@ fn another_cluster_is_refused_with_a_clear_word() {
 }
 
 #[test]
+fn a_replayed_hello_of_a_stream_changes_nothing() {
+    let mut sim = Sim::settled(16, 2);
+    sim.start(2, 1);
+    let nowhere = ([192, 0, 2, 1], 7946).into();
+    sim.with(2, |machine, now| machine.join(nowhere, now));
+    let (_, hello) = sim.nodes[2].dialled.pop().expect("it called");
+    sim.with(0, |machine, now| {
+        let hash = machine.hash();
+        machine.on_call(&hello, now).expect("answered");
+        assert_eq!(machine.hash(), hash);
+    });
+}
+
+#[test]
 fn a_node_that_calls_itself_notices() {
     let mut sim = Sim::settled(16, 2);
     let other_name = ([192, 0, 2, 1], 7946).into();
