@@ -21,8 +21,9 @@ use crate::{
 /// Bytes before an item's body: kind and length.
 pub const ITEM_HEAD_BYTES: usize = 3;
 
-/// No decode allocates more than this, whatever the input claims.
-const DECODE_BYTES_MAX: usize = 2_048;
+/// No decode allocates more than this, whatever the input claims. A tag of two bytes claims 48, the strings' own size,
+/// so this is far above the bytes of the longest record.
+const DECODE_BYTES_MAX: usize = 16 * 1_024;
 
 /// A foca header is two or three members of at most 38 bytes and a few bytes more.
 const HEADER_BYTES_MAX: usize = 160;

@@ -256,7 +256,8 @@ pub struct Opener {
 struct Sender {
     boot: u128,
     key_id: u8,
-    key: LessSafeKey,
+    /// Derived for datagrams of this boot; `None` until the next one after a change of the ring.
+    key: Option<LessSafeKey>,
     window: Window,
 }
 
@@ -287,6 +288,10 @@ impl Opener {
     /// Decrypts with another ring from now on. Counters seen stay, so nothing can be replayed across the change.
     pub fn replace(&mut self, ring: KeyRing) {
         self.ring = ring;
+        for known in self.senders.values_mut() {
+            // Derived from a key that may be taken away, while another one goes by the same short id.
+            known.key = None;
+        }
     }
 
     /// Opens a datagram in place.
@@ -330,12 +335,14 @@ impl Opener {
             return Err(Reject::Full);
         }
         let associated = self.ring.associated(header);
-        let cached = known.filter(|known| known.boot == boot && known.key_id == key_id);
+        let cached = known
+            .filter(|known| known.boot == boot && known.key_id == key_id)
+            .and_then(|known| known.key.clone());
         // A tag that fails destroys the bytes, so the rare second key of the same id works on a copy.
         let backup = (candidates.len() > 1).then(|| sealed.to_vec());
         for key in candidates.into_iter().flatten() {
-            let derived = match cached {
-                Some(known) if backup.is_none() => known.key.clone(),
+            let derived = match &cached {
+                Some(cached) if backup.is_none() => cached.clone(),
                 _ => datagram_key(key, sender, boot),
             };
             if let Some(backup) = &backup {
@@ -358,7 +365,7 @@ impl Opener {
         match self.senders.get_mut(&sender) {
             Some(known) if known.boot == boot => {
                 known.key_id = key_id;
-                known.key = key;
+                known.key = Some(key);
                 known.window.mark(counter);
             }
             _ => {
@@ -367,7 +374,7 @@ impl Opener {
                 let fresh = Sender {
                     boot,
                     key_id,
-                    key,
+                    key: Some(key),
                     window,
                 };
                 self.senders.insert(sender, fresh);

@@ -156,3 +156,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_key_taken_away_opens_nothing_though_another_has_its_short_id() {
+    let id = |key: [u8; 32]| ring(&[key]).keys[0].id;
+    let twin = (0u32..100_000)
+        .map(|n| {
+            let mut key = OTHER;
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            key
+        })
+        .find(|key| id(*key) == id(KEY))
+        .expect("one byte repeats soon");
+    let mut sealer = Sealer::new(ring(&[KEY]), 1, 1);
+    let mut opener = Opener::new(ring(&[KEY]));
+    let first = sealer.seal(b"a").expect("fits");
+    assert!(open(&mut opener, &first).is_ok());
+    opener.replace(ring(&[twin]));
+    let next = sealer.seal(b"b").expect("fits");
+    assert_eq!(open(&mut opener, &next), Err(Reject::Tag));
+    opener.replace(ring(&[KEY]));
+    assert_eq!(open(&mut opener, &first), Err(Reject::Replayed));
+    assert!(open(&mut opener, &next).is_ok());
+}

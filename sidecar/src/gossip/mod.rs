@@ -121,6 +121,15 @@ impl std::fmt::Display for StartError {
                 f,
                 "the gossip cannot bind {protocol} {address}: {error}; stop whoever holds the port (ss -lntup shows it), or choose another gossip.bind"
             ),
+            StartError::State(StateError { path, error })
+                if error.kind() == io::ErrorKind::WouldBlock =>
+            {
+                write!(
+                    f,
+                    "another sidecar uses the state directory: it holds {}; stop it (`fuser {0}` shows it), or give each sidecar its own node.state_dir",
+                    path.display()
+                )
+            }
             StartError::State(StateError { path, error }) => write!(
                 f,
                 "the node's state cannot be kept in {}: {error}; make node.state_dir writable, or drop it and forget on restart",

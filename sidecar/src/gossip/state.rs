@@ -7,6 +7,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,10 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub struct State {
     directory: Option<PathBuf>,
     identity: Identity,
+    /// The highest bump written; held while a file is, for two writers share one `….new`.
+    written: Arc<Mutex<u64>>,
+    /// Locked as long as we live: two sidecars with one id would never stop renewing themselves.
+    _lock: Option<Arc<fs::File>>,
 }
 
 /// Who a node is.
@@ -47,9 +52,10 @@ impl State {
     /// The id belongs to this machine: a directory copied from another one with the image gets a new id.
     ///
     /// # Errors
-    /// The directory cannot be made, read or written.
+    /// The directory cannot be made, read or written; `WouldBlock` if another sidecar uses it.
     pub fn open(directory: Option<&Path>, unix_ms: u64) -> Result<State, StateError> {
         let machine = machine_id();
+        let lock = directory.map(lock).transpose()?.map(Arc::new);
         let kept = match directory {
             Some(directory) => read::<Identity>(&directory.join("node.json"))?,
             None => None,
@@ -69,6 +75,8 @@ impl State {
         let state = State {
             directory: directory.map(Path::to_owned),
             identity,
+            written: Arc::default(),
+            _lock: lock,
         };
         state.keep_identity()?;
         Ok(state)
@@ -94,7 +102,13 @@ impl State {
     /// # Errors
     /// The file cannot be written.
     pub fn keep_identity(&self) -> Result<(), StateError> {
-        self.write("node.json", &self.identity)
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.identity.bump < *written {
+            return Ok(());
+        }
+        self.write("node.json", &self.identity)?;
+        *written = self.identity.bump;
+        Ok(())
     }
 
     /// Whom we knew, for another try at joining them. A file that cannot be read counts as none.
@@ -114,6 +128,7 @@ impl State {
     /// The file cannot be written.
     pub fn keep_peers(&self, mut peers: Vec<SocketAddr>) -> Result<(), StateError> {
         peers.truncate(PEERS_MAX);
+        let _writing = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         self.write("peers.json", &peers)
     }
 
@@ -140,6 +155,19 @@ impl State {
         file.sync_all().map_err(fault)?;
         fs::rename(&fresh, &path).map_err(fault)
     }
+}
+
+/// Takes the directory for this process, until the file is dropped.
+fn lock(directory: &Path) -> Result<fs::File, StateError> {
+    let path = directory.join("lock");
+    let fault = |error| StateError {
+        path: path.clone(),
+        error,
+    };
+    fs::create_dir_all(directory).map_err(fault)?;
+    let file = fs::File::create(&path).map_err(fault)?;
+    file.try_lock().map_err(|error| fault(error.into()))?;
+    Ok(file)
 }
 
 fn parse_id(id: &str) -> Option<u64> {
@@ -180,11 +208,16 @@ mod tests {
     fn a_node_keeps_its_id_and_never_repeats_a_bump() {
         let directory = directory();
         let first = State::open(Some(&directory), 1_000).expect("writable");
+        let (id, bump) = (first.id(), first.bump());
+        drop(first);
         let mut again = State::open(Some(&directory), 500).expect("writable");
-        assert_eq!(again.id(), first.id());
-        assert_eq!((first.bump(), again.bump()), (1_000, 1_001));
+        assert_eq!(again.id(), id);
+        assert_eq!((bump, again.bump()), (1_000, 1_001));
+        let late = again.clone();
         again.raise_bump(7_000);
         again.keep_identity().expect("writable");
+        late.keep_identity().expect("passed over");
+        drop((again, late));
         let third = State::open(Some(&directory), 2_000).expect("writable");
         assert_eq!(third.bump(), 7_001);
         fs::remove_dir_all(directory).expect("ours");
@@ -197,8 +230,10 @@ mod tests {
         let mut foreign = first.clone();
         foreign.identity.machine = "another".into();
         foreign.keep_identity().expect("writable");
+        let id = first.id();
+        drop((first, foreign));
         let here = State::open(Some(&directory), 1_000).expect("writable");
-        assert_ne!(here.id(), first.id());
+        assert_ne!(here.id(), id);
         fs::remove_dir_all(directory).expect("ours");
     }
 
@@ -213,10 +248,19 @@ mod tests {
         fs::write(directory.join("peers.json"), b"{{{").expect("writable");
         fs::write(directory.join("node.json"), b"\0\0").expect("writable");
         assert!(state.peers().is_empty());
-        assert_ne!(
-            State::open(Some(&directory), 1).expect("writable").id(),
-            state.id()
-        );
+        let id = state.id();
+        drop(state);
+        let again = State::open(Some(&directory), 1).expect("writable");
+        assert_ne!(again.id(), id);
+        fs::remove_dir_all(directory).expect("ours");
+    }
+
+    #[test]
+    fn two_sidecars_cannot_share_a_directory() {
+        let directory = directory();
+        let _first = State::open(Some(&directory), 1).expect("writable");
+        let fault = State::open(Some(&directory), 1).expect_err("taken");
+        assert_eq!(fault.error.kind(), io::ErrorKind::WouldBlock);
         fs::remove_dir_all(directory).expect("ours");
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_proto::{
-    codec::{CodecError, encode_record},
+    codec::{CodecError, decode_record, encode_record},
     record::{Body, Head, NODE_SLOT, NodeRecord, ServiceRecord},
 };
 
@@ -75,7 +75,11 @@ impl Offers {
             slot: u32::MAX,
             version: u64::MAX,
         };
-        encode_record(&widest, &Body::Service(record.clone()))?;
+        let bytes = encode_record(&widest, &Body::Service(record.clone()))?;
+        // What we cannot read ourselves, nobody can: better told here than missed there.
+        if !matches!(decode_record(&bytes), Ok((_, Body::Service(_)))) {
+            return Err(CodecError::TooLong);
+        }
         if let Some(slot) = self.services.get_mut(&name) {
             if slot.record != record {
                 slot.record = record;
@@ -215,6 +219,19 @@ mod tests {
             floor: 0,
         };
         Offers::new(1, 9, node)
+    }
+
+    #[test]
+    fn a_record_of_many_short_tags_can_be_read_by_others() {
+        let tag = |n: u32| (n.to_string().into(), "x".into());
+        let mut record = service("web");
+        record.tags = (0..60).map(tag).collect();
+        let mut offers = offers();
+        offers.offer(record.clone()).expect("short enough");
+        let said = offers.flush();
+        let (head, body) = said.last().expect("said");
+        let bytes = encode_record(head, body).expect("fits");
+        assert_eq!(decode_record(&bytes), Ok((*head, Body::Service(record))));
     }
 
     fn flush_into(offers: &mut Offers, catalogue: &mut Catalogue) -> usize {
