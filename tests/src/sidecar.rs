@@ -348,6 +348,35 @@ impl Sidecar {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
+
+    /// Until `more` requests have been answered from now on: a load is under way.
+    pub async fn until_served(&self, more: u32) {
+        let before = self.metric("starling_requests_total").await;
+        until(PATIENCE, "the load is under way", || async {
+            let served = self.metric("starling_requests_total").await - before;
+            if served >= f64::from(more) {
+                return Ok(());
+            }
+            Err(format!("{served} of {more} requests answered"))
+        })
+        .await;
+    }
+
+    /// Until some request to `service` has stayed in flight for five looks in a row: a slow one is under way.
+    pub async fn until_busy(&self, service: &str) {
+        let looks = std::cell::Cell::new(0);
+        until(PATIENCE, "a slow request is under way", || async {
+            let rows = self.listing(&format!("/v1/endpoints/{service}")).await?;
+            let rows = rows.as_array().into_iter().flatten();
+            let in_flight: u64 = rows.filter_map(|row| row["in_flight"].as_u64()).sum();
+            looks.set(if in_flight > 0 { looks.get() + 1 } else { 0 });
+            if looks.get() >= 5 {
+                return Ok(());
+            }
+            Err(format!("{in_flight} requests in flight"))
+        })
+        .await;
+    }
 }
 
 /// A backend on the host of a setup, telling its zone.

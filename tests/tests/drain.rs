@@ -40,11 +40,11 @@ async fn a_sidecar_told_to_stop_under_load_loses_no_request() {
     .await;
     let remote = tokio::spawn(load::run(load_through(&hosts[0], 6)));
     let own = tokio::spawn(load::run(load_through(&hosts[2], 6)));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    hosts[2].sidecar.until_served(100).await;
     let outbound = hosts[2].sidecar.outbound();
     let slow =
         tokio::spawn(async move { Call::get("shop.mesh", "/delay/4000").to(outbound).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    hosts[2].sidecar.until_busy("shop").await;
 
     hosts[2].sidecar.process.signal("TERM");
     let address = format!("{}:{}", hosts[2].sidecar.setup.address, mesh::BACKEND_PORT);

@@ -22,7 +22,7 @@ async fn a_zone_killed_under_load_loses_no_get_and_comes_back_by_a_ramp() {
 
     // Two applications at once: the hosts' sidecars live on, as when a deploy goes wrong.
     let load = tokio::spawn(load::run(plan(&hosts[0]).at(200, Duration::from_secs(4))));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    hosts[0].sidecar.until_served(100).await;
     hosts[0].kill_backend();
     hosts[1].kill_backend();
     let killed = load.await.expect("the load ends");
@@ -51,7 +51,7 @@ async fn hosts_killed_whole_are_passed_over_and_told_down() {
     let mut hosts = mesh::shops(&["eu-1a", "eu-1b", "eu-1b"], "").await;
     let caller = &hosts[1];
     let load = tokio::spawn(load::run(plan(caller).at(100, Duration::from_secs(4))));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    caller.sidecar.until_served(50).await;
     let mut lost = hosts.pop().expect("three hosts");
     lost.sidecar.process.kill();
     lost.kill_backend();

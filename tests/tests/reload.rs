@@ -32,7 +32,7 @@ async fn a_hangup_brings_new_listeners_and_keeps_connections() {
     let slow = Call::get("shop.mesh", "/delay/2000");
     let outbound = host.sidecar.outbound();
     let slow = tokio::spawn(async move { slow.to(outbound).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    host.sidecar.until_busy("shop").await;
 
     let before = generation(&host).await;
     let own_port = SocketAddr::new(host.sidecar.setup.local, 7001);

@@ -22,7 +22,7 @@ fn plan(caller: &Host) -> Plan {
 async fn a_backend_that_dies_in_mid_load_costs_no_get() {
     let mut hosts = mesh::shops(&["eu-1a", "eu-1a", "eu-1a"], "").await;
     let load = tokio::spawn(load::run(plan(&hosts[0])));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    hosts[0].sidecar.until_served(100).await;
     hosts[1].kill_backend();
     let figures = load.await.expect("the load ends");
     assert_eq!(figures.failures(), 0, "{}", figures.to_json());

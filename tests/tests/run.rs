@@ -58,7 +58,7 @@ async fn an_application_is_announced_when_it_is_well_and_drained_before_it_ends(
 
     let plan = Plan::new(far.outbound(), "shop.mesh").at(150, Duration::from_secs(5));
     let load = tokio::spawn(load::run(plan));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    far.until_served(100).await;
     sidecar.process.signal("TERM");
     let figures = load.await.expect("the load ends");
     assert_eq!(figures.failures(), 0, "{}", figures.to_json());
