@@ -3,11 +3,13 @@
 //! # The house
 //!
 //! ```text
-//! main → cli → start              knows all, decides nothing
+//! main → cli → life, drain        one sidecar from its start to its end
+//!               │
+//!             start                      knows all, decides nothing
 //!               │
 //!         proxy/ ─────┬───── gossip/      two wings; they never import each other
 //!                     │
-//!         config  admin  drain  metrics  logs  clock      furniture of the shell
+//!         config  admin  metrics  logs  clock  resolve  checks      furniture of the shell
 //!                     │
 //!               mesh-core                 pure: no socket, clock, task, global dice or log
 //!                     │
