@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -142,15 +143,37 @@ pub fn installed(program: &str) -> bool {
     })
 }
 
-/// A Python that can `import module`: the system's, or one given it by pip under `target/`. `None` if neither can be.
+/// A Python module and the package it comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// As it is imported.
+    pub import: &'a str,
+    /// As pip knows it.
+    pub package: &'a str,
+}
+
+/// A Python that can import `module`, whose package has the same name; see [`python_having`].
 pub fn python_with(module: &str) -> Option<Command> {
+    python_having(&[Module {
+        import: module,
+        package: module,
+    }])
+}
+
+/// A Python that can import these modules: the system's, or one given them by pip under `target/`. `None` if neither
+/// can be.
+pub fn python_having(modules: &[Module<'_>]) -> Option<Command> {
+    // Two installations into one directory at once would tear each other's files.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python");
+    let imports: Vec<&str> = modules.iter().map(|module| module.import).collect();
     let try_one = |python: &str| {
         let mut command = Command::new(python);
         command.env("PYTHONPATH", &place);
         let mut import = Command::new(python);
         import.env("PYTHONPATH", &place);
-        import.args(["-c", &format!("import {module}")]);
+        import.args(["-c", &format!("import {}", imports.join(", "))]);
         import.stderr(Stdio::null());
         import
             .status()
@@ -169,9 +192,9 @@ pub fn python_with(module: &str) -> Option<Command> {
         "--quiet",
         "--disable-pip-version-check",
     ]);
-    pip.args(["--retries", "1", "--timeout", "15", "--target"])
+    pip.args(["--retries", "1", "--timeout", "15", "--upgrade", "--target"])
         .arg(&place)
-        .arg(module);
+        .args(modules.iter().map(|module| module.package));
     pip.stdout(Stdio::null()).stderr(Stdio::null());
     pip.status().ok()?;
     try_one("python3")
