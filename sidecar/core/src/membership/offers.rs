@@ -9,6 +9,7 @@ use std::{
 
 use mesh_proto::{
     codec::{CodecError, decode_record, encode_record},
+    frame::KeyId,
     record::{Body, Head, NODE_SLOT, NodeRecord, ServiceRecord},
 };
 
@@ -102,6 +103,14 @@ impl Offers {
         if let Some(slot) = self.services.remove(&(service.into(), instance.into())) {
             self.unsaid.push(slot.number);
             self.tombstones.push_back((now, slot.number));
+        }
+    }
+
+    /// Says which gossip keys we hold, the one we seal with first.
+    pub fn set_keys(&mut self, keys: Box<[KeyId]>) {
+        if self.node.keys != keys {
+            self.node.keys = keys;
+            self.unsaid.push(NODE_SLOT);
         }
     }
 
@@ -217,6 +226,7 @@ mod tests {
             wire_version: 1,
             left: false,
             floor: 0,
+            keys: Box::default(),
         };
         Offers::new(1, 9, node)
     }
