@@ -1,10 +1,8 @@
-//! What a node offers (node and service records, tombstones) and which of two records is newer.
+//! What a node offers and asks for (node, service and demand records, tombstones) and which of two records is newer.
 //!
 //! Not here: how records are stored and spread (`mesh-core`), and their bytes (`codec.rs`).
 
 use std::{collections::BTreeMap, net::SocketAddr};
-
-use crate::frame::KeyId;
 
 /// The slot of a node's own record; its services come after it.
 pub const NODE_SLOT: u32 = 0;
@@ -29,6 +27,8 @@ pub enum Body {
     Node(NodeRecord),
     /// One instance it offers.
     Service(ServiceRecord),
+    /// What its own applications ask of one service.
+    Demand(DemandRecord),
     /// The slot was taken back.
     Tombstone,
     /// Written by a newer version: kept and relayed, not understood.
@@ -52,8 +52,15 @@ pub struct NodeRecord {
     ///
     /// Raised when tombstones are old enough to be dropped; living records are written anew above it first.
     pub floor: u64,
-    /// The gossip keys it holds, the one it seals with first; none in clear, and none told by the first nodes.
-    pub keys: Box<[KeyId]>,
+}
+
+/// How much a node's own applications ask of one service. No record, or one of 0, means next to nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DemandRecord {
+    /// The service's name.
+    pub service: Box<str>,
+    /// Requests (connections, where bytes are relayed) per second, smoothed and rounded by the owner.
+    pub per_second: u32,
 }
 
 /// One instance of a service, written by its owner alone.

@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh_proto::{
     codec::{CodecError, decode_record, encode_record},
     message::{BUCKETS, OwnerDigest},
-    record::{Body, Head, Health, InstanceState, NODE_SLOT, NodeRecord, ServiceRecord},
+    record::{
+        Body, DemandRecord, Head, Health, InstanceState, NODE_SLOT, NodeRecord, ServiceRecord,
+    },
 };
 
 /// Owners remembered, dead ones included.
@@ -62,6 +64,8 @@ pub enum Content {
     Node(Arc<NodeRecord>),
     /// An instance.
     Service(Arc<ServiceRecord>),
+    /// What its applications ask of a service.
+    Demand(Arc<DemandRecord>),
     /// Taken back.
     Tombstone,
     /// Of a newer version.
@@ -262,6 +266,7 @@ impl Owner {
         let content = match body {
             Body::Node(node) => Content::Node(Arc::new(node)),
             Body::Service(service) => Content::Service(Arc::new(service)),
+            Body::Demand(demand) => Content::Demand(Arc::new(demand)),
             Body::Tombstone => Content::Tombstone,
             Body::Unknown => Content::Unknown,
         };
@@ -314,7 +319,7 @@ pub fn is_urgent(body: &Body) -> bool {
         Body::Service(service) => {
             service.health == Health::Failing || service.state == InstanceState::Draining
         }
-        Body::Unknown => false,
+        Body::Demand(_) | Body::Unknown => false,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use mesh_proto::record::ServiceRecord;
+use mesh_proto::record::{DemandRecord, ServiceRecord};
 
 use crate::moment::Moment;
 
@@ -15,6 +15,9 @@ pub struct Mesh {
     pub nodes: Vec<Arc<Node>>,
     /// Every instance on offer, those of unreachable nodes included: the snapshot says why they are out.
     pub instances: Vec<Instance>,
+    /// What the nodes' own applications ask of services, sorted by service, then node id; those of unreachable nodes
+    /// included.
+    pub demands: Vec<Demand>,
     /// Nothing was heard for 3 probe periods: what is said of others may be stale.
     pub isolated: bool,
     /// At least one full exchange with a peer is done, or there is no seed to join.
@@ -53,6 +56,15 @@ pub enum NodeState {
     Down,
     /// Said goodbye.
     Left,
+}
+
+/// What one node's own applications ask of one service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Demand {
+    /// Whose applications.
+    pub node: Arc<Node>,
+    /// Of which service, and how much.
+    pub record: Arc<DemandRecord>,
 }
 
 /// One instance of a service on one node.

@@ -25,10 +25,9 @@ use std::{
 use foca::OwnedNotification;
 use mesh_proto::{
     codec::{CodecError, decode_record, items},
-    frame::KeyId,
     member::Member,
     message::Item,
-    record::{Head, NodeRecord, ServiceRecord},
+    record::{DemandRecord, Head, NodeRecord, ServiceRecord},
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
@@ -173,8 +172,13 @@ pub enum Change {
         /// Its name.
         instance: Box<str>,
     },
-    /// Holds these gossip keys now, the one it seals with first.
-    Keys(Box<[KeyId]>),
+    /// Says what our applications ask of a service.
+    Demand(DemandRecord),
+    /// Takes that back.
+    NoDemand {
+        /// The service.
+        service: Box<str>,
+    },
     /// Says goodbye; [`Effect::Left`] follows.
     Leave,
     /// There is nobody else to join.
@@ -259,7 +263,6 @@ impl Membership {
             wire_version: mesh_proto::WIRE_VERSION,
             left: false,
             floor: 0,
-            keys: Box::default(),
         };
         let me = settings.me;
         let mut membership = Membership {
@@ -324,11 +327,6 @@ impl Membership {
         self.peers
             .iter()
             .filter_map(|(_, peer)| Some((peer.member?, peer.state)))
-    }
-
-    /// What another node says of itself; `None` if that has not come through yet.
-    pub fn record_of(&self, id: u64) -> Option<&NodeRecord> {
-        self.catalogue.owner(id)?.node.as_deref()
     }
 
     /// Whether somebody else is there.
@@ -427,7 +425,11 @@ impl Membership {
             Change::Withdraw { service, instance } => {
                 self.offers.withdraw(&service, &instance, now)
             }
-            Change::Keys(keys) => self.offers.set_keys(keys),
+            Change::Demand(record) => {
+                // Without a slot left the others reckon without it, as with a service asked for next to nothing.
+                let _ = self.offers.demand(record);
+            }
+            Change::NoDemand { service } => self.offers.forget_demand(&service, now),
             Change::Leave => {
                 if self.leaving.is_none() {
                     self.offers.leave();

@@ -9,8 +9,7 @@ use std::{
 
 use mesh_proto::{
     codec::{CodecError, decode_record, encode_record},
-    frame::KeyId,
-    record::{Body, Head, NODE_SLOT, NodeRecord, ServiceRecord},
+    record::{Body, DemandRecord, Head, NODE_SLOT, NodeRecord, ServiceRecord},
 };
 
 use crate::{catalogue::SLOTS_MAX, moment::Moment};
@@ -32,6 +31,7 @@ pub struct Offers {
     pub epoch: u64,
     node: NodeRecord,
     services: BTreeMap<Name, Slot>,
+    demands: BTreeMap<Box<str>, (u32, DemandRecord)>,
     slot_next: u32,
     version: u64,
     /// Slots to write, by the next flush.
@@ -55,6 +55,7 @@ impl Offers {
             epoch,
             node,
             services: BTreeMap::new(),
+            demands: BTreeMap::new(),
             slot_next: NODE_SLOT + 1,
             version: 0,
             unsaid: vec![NODE_SLOT],
@@ -88,14 +89,47 @@ impl Offers {
             }
             return Ok(());
         }
-        if self.services.len() + self.tombstones.len() + 1 >= SLOTS_MAX {
+        let number = self.new_slot()?;
+        self.services.insert(name, Slot { number, record });
+        self.unsaid.push(number);
+        Ok(())
+    }
+
+    fn new_slot(&mut self) -> Result<u32, CodecError> {
+        let taken = self.services.len() + self.demands.len() + self.tombstones.len();
+        if taken + 1 >= SLOTS_MAX {
             return Err(CodecError::TooLong);
         }
         let number = self.slot_next;
         self.slot_next += 1;
-        self.services.insert(name, Slot { number, record });
+        Ok(number)
+    }
+
+    /// Says what our applications ask of a service; at 0 the record is kept, because it will be needed again.
+    ///
+    /// # Errors
+    /// `TooLong` if there are too many records.
+    pub fn demand(&mut self, record: DemandRecord) -> Result<(), CodecError> {
+        if let Some((slot, held)) = self.demands.get_mut(&record.service) {
+            if *held != record {
+                *held = record;
+                self.unsaid.push(*slot);
+            }
+            return Ok(());
+        }
+        let number = self.new_slot()?;
+        let service = record.service.clone();
+        self.demands.insert(service, (number, record));
         self.unsaid.push(number);
         Ok(())
+    }
+
+    /// Takes back what was said of the demand for a service.
+    pub fn forget_demand(&mut self, service: &str, now: Moment) {
+        if let Some((number, _)) = self.demands.remove(service) {
+            self.unsaid.push(number);
+            self.tombstones.push_back((now, number));
+        }
     }
 
     /// Takes an instance back.
@@ -103,14 +137,6 @@ impl Offers {
         if let Some(slot) = self.services.remove(&(service.into(), instance.into())) {
             self.unsaid.push(slot.number);
             self.tombstones.push_back((now, slot.number));
-        }
-    }
-
-    /// Says which gossip keys we hold, the one we seal with first.
-    pub fn set_keys(&mut self, keys: Box<[KeyId]>) {
-        if self.node.keys != keys {
-            self.node.keys = keys;
-            self.unsaid.push(NODE_SLOT);
         }
     }
 
@@ -131,7 +157,8 @@ impl Offers {
 
     fn slots(&self) -> Vec<u32> {
         let services = self.services.values().map(|slot| slot.number);
-        services.chain([NODE_SLOT]).collect()
+        let demands = self.demands.values().map(|(slot, _)| *slot);
+        services.chain(demands).chain([NODE_SLOT]).collect()
     }
 
     /// Whether something is to be said.
@@ -176,10 +203,12 @@ impl Offers {
                 version: self.version,
             };
             let service = self.services.values().find(|held| held.number == slot);
-            let body = match (slot, service) {
-                (NODE_SLOT, _) => Body::Node(self.node.clone()),
-                (_, Some(held)) => Body::Service(held.record.clone()),
-                (_, None) => Body::Tombstone,
+            let demand = self.demands.values().find(|(number, _)| *number == slot);
+            let body = match (slot, service, demand) {
+                (NODE_SLOT, ..) => Body::Node(self.node.clone()),
+                (_, Some(held), _) => Body::Service(held.record.clone()),
+                (_, None, Some((_, record))) => Body::Demand(record.clone()),
+                (_, None, None) => Body::Tombstone,
             };
             (head, body)
         });
@@ -226,7 +255,6 @@ mod tests {
             wire_version: 1,
             left: false,
             floor: 0,
-            keys: Box::default(),
         };
         Offers::new(1, 9, node)
     }

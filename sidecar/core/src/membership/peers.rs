@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     catalogue::{Catalogue, Content},
-    mesh::{Instance, Mesh, Node, NodeState},
+    mesh::{Demand, Instance, Mesh, Node, NodeState},
     moment::Moment,
 };
 
@@ -237,20 +237,25 @@ impl Peers {
         }
         let mut nodes: Vec<_> = mesh.nodes.iter().collect();
         nodes.sort_by_key(|node| node.id);
-        let mut instances = Vec::new();
+        let (mut instances, mut demands) = (Vec::new(), Vec::new());
         for node in nodes {
             let Some(owner) = catalogue.owner(node.id) else {
                 continue;
             };
             let first = instances.len();
             for (_, entry) in owner.entries() {
-                if let Content::Service(record) = &entry.content {
-                    instances.push(Instance {
+                match &entry.content {
+                    Content::Service(record) => instances.push(Instance {
                         node: node.clone(),
                         epoch: owner.epoch,
                         record: record.clone(),
                         version: entry.version,
-                    });
+                    }),
+                    Content::Demand(record) => demands.push(Demand {
+                        node: node.clone(),
+                        record: record.clone(),
+                    }),
+                    Content::Node(_) | Content::Tombstone | Content::Unknown => {}
                 }
             }
             instances[first..].sort_by(|a, b| {
@@ -258,7 +263,9 @@ impl Peers {
                     .cmp(&(&b.record.service, &b.record.instance))
             });
         }
-        mesh.instances = instances;
+        // Nodes were gone through by id, and the sort is stable.
+        demands.sort_by(|a, b| a.record.service.cmp(&b.record.service));
+        (mesh.instances, mesh.demands) = (instances, demands);
         mesh
     }
 }
