@@ -86,16 +86,6 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Datagrams and streams of gossip dropped, by reason: unread, refused as too many streams, or not understood.",
     ),
     (
-        "starling_gossip_sealed_total",
-        Unit::Count,
-        "Datagrams and streams of gossip sealed, by key: an id, never the key.",
-    ),
-    (
-        "starling_gossip_opened_total",
-        Unit::Count,
-        "Datagrams and streams of others opened, by key; one that stands still is not used by anybody any more.",
-    ),
-    (
         "starling_gossip_exchanges_total",
         Unit::Count,
         "Full exchanges over streams, by result: begun or done.",
@@ -170,6 +160,18 @@ const READ_OFF: &[(&str, &str)] = &[
     (
         "starling_tier_share",
         "Share of the requests each tier gets, 0 to 1, by upstream and tier.",
+    ),
+    (
+        "starling_zone_share",
+        "Share of the requests each zone gets by water-filling, 0 to 1, by upstream and peer_zone.",
+    ),
+    (
+        "starling_zone_capacity",
+        "Capacity of a zone's endpoints that are well for this sidecar, by upstream, peer_zone and unit.",
+    ),
+    (
+        "starling_zone_demand",
+        "Requests per second that a zone's own applications ask for, by upstream and peer_zone.",
     ),
 ];
 

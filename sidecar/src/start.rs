@@ -26,12 +26,7 @@ use crate::{
     caller_checks::CallerChecks,
     clock::Clock,
     config::{Config, ListenAddress, Loaded},
-    gossip::{
-        self, Gossip, Order,
-        keys::{KeyAnswer, KeyFault, KeyOrder},
-        probe::Probes,
-        publish::Publisher,
-    },
+    gossip::{self, Gossip, Order, probe::Probes, publish::Publisher},
     proxy::{
         headers::Via,
         listen::{self, Bound, Door, Opening},
@@ -142,6 +137,11 @@ impl Sidecar {
             failing: checks.not_passing(),
         };
         tokio::spawn(publisher.run());
+        tokio::spawn(gossip::demand::run(
+            Arc::clone(&snapshot),
+            gossip.orders.clone(),
+            clock,
+        ));
 
         let mut sidecar = Sidecar {
             clock,
@@ -223,13 +223,6 @@ impl Sidecar {
         self.order(Order::Keys(config.gossip.keys.clone())).await;
         self.order(Order::Seeds(config.gossip.join.clone())).await;
         Ok(())
-    }
-
-    /// Changes the gossip's key ring, or tells of it. `None`: the gossip has ended.
-    pub async fn keys(&self, order: KeyOrder) -> Option<Result<KeyAnswer, KeyFault>> {
-        let (done, answer) = oneshot::channel();
-        self.order(Order::Key { order, done }).await;
-        answer.await.ok()
     }
 
     /// Says that this sidecar goes: not ready, records drain, callers are asked to come back on other connections.

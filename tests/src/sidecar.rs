@@ -98,7 +98,7 @@ impl Setup {
     /// The same offering an HTTP instance at `port` of its own address, checked by `/healthz`.
     pub fn offering(self, service: &str, port: u16) -> Setup {
         self.with(&format!(
-            "[service.{service}]\nport = {port}\ncheck = {{ http = \"/healthz\", interval = \"250ms\", timeout = \"2s\" }}\n"
+            "[service.{service}]\nport = {port}\ncapacity = \"2000/s\"\ncheck = {{ http = \"/healthz\", interval = \"250ms\", timeout = \"2s\" }}\n"
         ))
     }
 

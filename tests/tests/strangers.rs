@@ -59,7 +59,7 @@ impl World {
                 .setup(name, zone, KEY)
                 .expect("more namespaces can be made");
             let setup = setup.with(&format!(
-                "[service.{service}]\nport = 80\n{CHECKED}{tables}"
+                "[service.{service}]\nport = 80\ncapacity = \"5000/s\"\n{CHECKED}{tables}"
             ));
             let setup = match setups.first() {
                 Some(first) => setup.joining(first),

@@ -12,8 +12,11 @@ use crate::{
     moment::Moment,
     policy::{Balance, ZoneMode},
     snapshot::Snapshot,
-    upstream::{Member, Out, Tier, Upstream},
-    zone,
+    upstream::{Member, Out, Tier, Told, Upstream, Water},
+    zone::{
+        self,
+        water::{Figures, Flows},
+    },
 };
 
 /// One upstream's decisions at one moment.
@@ -25,7 +28,7 @@ pub struct UpstreamView {
     pub service: Option<Box<str>>,
     /// Its policy, as the configuration spells it.
     pub balance: &'static str,
-    /// `priority` or `ignore`.
+    /// `waterfill`, `priority` or `ignore`, as it is in effect.
     pub zones: &'static str,
     /// SWIM is not believed at the moment.
     pub panic: bool,
@@ -35,17 +38,67 @@ pub struct UpstreamView {
     pub retries_10s: u32,
     /// Nearest first.
     pub tiers: Vec<TierView>,
+    /// What the shares are reckoned from; none where zones do not follow water-filling.
+    pub water: Option<WaterView>,
     /// Everybody known: those that may be called first, by tier.
     pub endpoints: Vec<EndpointView>,
+}
+
+/// What water-filling reckons with, and what it comes to for this host.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct WaterView {
+    /// `requests per second` where every instance declares a capacity, else `weights`.
+    pub capacity_unit: &'static str,
+    /// Demand of all zones over capacity of all, ΣD/ΣC; none without any capacity.
+    pub load: Option<f64>,
+    /// T: demand that a zone takes per unit of its capacity before it hands on.
+    pub target: f64,
+    /// ΣD/ΣC is over 0.9: nothing more is spilled, servers shed what is too much.
+    pub overload: bool,
+    /// x: the share of this host's requests that is to stay with its nearest level.
+    pub local: f64,
+    /// By name.
+    pub zones: Vec<WaterZoneView>,
+}
+
+/// One zone's figures.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct WaterZoneView {
+    /// Its name.
+    pub zone: Box<str>,
+    /// This host stands in it.
+    pub own: bool,
+    /// Its level seen from here, 0 the nearest; none if it has no instance, or no place in the order.
+    pub tier: Option<usize>,
+    /// C: capacity of its endpoints that are well for this sidecar.
+    pub capacity: f64,
+    /// T·C: demand it takes before it hands on.
+    pub filled: f64,
+    /// D: requests per second that its own applications ask for, as its sidecars tell.
+    pub demand: f64,
+    /// `fresh`, `frozen` (silent: its last figures stand) or `hosts` (silent for long: reckoned by its hosts).
+    pub told: &'static str,
+    /// For how long nothing was heard from it, where that matters.
+    pub silent_ms: Option<u64>,
+    /// Half of its endpoints were found bad within a second: its capacity counts as zero here.
+    pub tripped: bool,
+    /// x: the share of its own demand that it keeps at its nearest level.
+    pub local: f64,
+    /// Share of this host's requests that is to go there.
+    pub target: f64,
+    /// Share of this host's requests that goes there now; losses are followed at once, gains slowly.
+    pub share: f64,
 }
 
 /// One tier's share and what it comes from.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct TierView {
-    /// Its index.
+    /// How near it is, 0 being the nearest; with water-filling, zones that are equally near are tiers of their own.
     pub tier: usize,
     /// Its name.
     pub name: Box<str>,
+    /// The zone it stands for; empty where it may hold several.
+    pub zone: Box<str>,
     /// Share of the requests as last used, 0 to 1.
     pub share: f64,
     /// Share it is on its way to.
@@ -73,7 +126,7 @@ pub struct EndpointView {
     pub address: SocketAddr,
     /// Its zone.
     pub zone: Box<str>,
-    /// Index of its tier; none if it is in no tier.
+    /// How near its tier is, 0 being the nearest; none if it is in no tier.
     pub tier: Option<usize>,
     /// A request could go there now.
     pub usable: bool,
@@ -124,7 +177,8 @@ pub fn upstream(upstream: &Upstream, now: Moment) -> UpstreamView {
             Balance::PowerOfTwo => "power_of_two",
             Balance::Random => "random",
         },
-        zones: match policy.zones.mode {
+        zones: match policy.zone_mode() {
+            ZoneMode::Waterfill => "waterfill",
             ZoneMode::Priority => "priority",
             ZoneMode::Ignore => "ignore",
         },
@@ -132,6 +186,7 @@ pub fn upstream(upstream: &Upstream, now: Moment) -> UpstreamView {
         requests_10s,
         retries_10s,
         tiers: tiers(upstream, now),
+        water: water(upstream, now),
         endpoints: endpoints(upstream, now),
     }
 }
@@ -147,49 +202,141 @@ pub fn of_service(snapshot: &Snapshot, service: &str, now: Moment) -> Option<Vec
 
 /// The tiers of an upstream with their shares.
 pub fn tiers(upstream: &Upstream, now: Moment) -> Vec<TierView> {
-    let well = |tier: &Tier| {
-        let well = tier.members.iter().filter(|m| m.is_well(now));
-        u32::try_from(well.count()).unwrap_or(u32::MAX)
+    let targets = match flows(upstream, now) {
+        Some((water, _, flows)) => of_zones(upstream, water, flows.of(water.own)),
+        None => spilled(upstream, now),
     };
-    let health = |tier: &Tier| zone::health(well(tier), tier.total);
-    let mut healths: Vec<f64> = upstream.tiers.iter().map(health).collect();
-    for (health, tier) in healths.iter_mut().zip(&upstream.tiers) {
-        if tier.live.is_tripped() {
-            *health = 0.0;
-        }
-    }
-    zone::spare_backups(&upstream.tiers, &mut healths);
-    let mut targets = vec![0.0; healths.len()];
-    zone::spill(&healths, &mut targets);
     let used = upstream.tiers.iter().any(|tier| tier.live.share() > 0.0);
-    let tiers = upstream.tiers.iter().zip(targets).enumerate();
+    let tiers = upstream.tiers.iter().zip(targets);
     tiers
-        .map(|(i, (tier, target))| TierView {
-            tier: i,
+        .map(|(tier, target)| TierView {
+            tier: tier.level,
             name: tier.name.clone(),
+            zone: tier.zone.clone(),
             share: if used { tier.live.share() } else { target },
             target,
-            well: well(tier),
+            well: well(tier, now),
             total: tier.total,
-            health: health(tier),
+            health: zone::health(well(tier, now), tier.total),
             tripped: tier.live.is_tripped(),
             backup: tier.backup,
         })
         .collect()
 }
 
+/// What an upstream's shares are reckoned from, where that is water-filling.
+pub fn water(upstream: &Upstream, now: Moment) -> Option<WaterView> {
+    let (water, figures, flows) = flows(upstream, now)?;
+    let fill = zone::water::target(&figures, water.declared);
+    let tiers = tiers(upstream, now);
+    let zones = water.zones.iter().zip(&figures).enumerate();
+    let zones = zones.map(|(at, (zone, figures))| {
+        let tier = zone.tier.map(|tier| &tiers[tier]);
+        let (told, since) = match zone.told {
+            Told::Fresh => ("fresh", None),
+            Told::Frozen { since } => ("frozen", Some(since)),
+            Told::Hosts { since } => ("hosts", Some(since)),
+        };
+        WaterZoneView {
+            zone: zone.name.clone(),
+            own: at == water.own,
+            tier: tier.map(|tier| tier.tier),
+            capacity: figures.capacity,
+            filled: figures.capacity * fill.target,
+            demand: figures.demand,
+            told,
+            silent_ms: since.map(|since| millis(now.since(since))),
+            tripped: tier.is_some_and(|tier| tier.tripped),
+            local: flows.nearest(at, &water.levels),
+            target: flows.of(water.own)[at],
+            share: tier.map_or(0.0, |tier| tier.share),
+        }
+    });
+    Some(WaterView {
+        capacity_unit: if water.declared {
+            "requests per second"
+        } else {
+            "weights"
+        },
+        load: fill.load.is_finite().then_some(fill.load),
+        target: fill.target,
+        overload: fill.overload,
+        local: flows.nearest(water.own, &water.levels),
+        zones: zones.collect(),
+    })
+}
+
+fn well(tier: &Tier, now: Moment) -> u32 {
+    let well = tier.members.iter().filter(|m| m.is_well(now));
+    u32::try_from(well.count()).unwrap_or(u32::MAX)
+}
+
+/// Where priority with spill wants the shares.
+fn spilled(upstream: &Upstream, now: Moment) -> Vec<f64> {
+    let health = |tier: &Tier| match tier.live.is_tripped() {
+        true => 0.0,
+        false => zone::health(well(tier, now), tier.total),
+    };
+    let mut healths: Vec<f64> = upstream.tiers.iter().map(health).collect();
+    zone::spare_backups(&upstream.tiers, &mut healths);
+    let mut targets = vec![0.0; healths.len()];
+    zone::spill(&healths, &mut targets);
+    targets
+}
+
+/// Where water-filling wants the shares of all zones, and from which figures.
+fn flows(upstream: &Upstream, now: Moment) -> Option<(&Water, Vec<Figures>, Flows)> {
+    let water = upstream.water.as_ref()?;
+    let capacity = |tier: &Tier| match tier.live.is_tripped() {
+        true => 0.0,
+        false => {
+            let well = tier.members.iter().filter(|m| m.is_well(now));
+            well.map(|member| member.capacity).sum()
+        }
+    };
+    let zones = water.zones.iter();
+    let figures: Vec<Figures> = zones
+        .map(|zone| Figures {
+            capacity: zone.tier.map_or(0.0, |at| capacity(&upstream.tiers[at])),
+            demand: zone.demand,
+        })
+        .collect();
+    let mut flows = Flows::new(figures.len());
+    let fill = zone::water::target(&figures, water.declared);
+    flows.fill(&figures, &water.levels, fill, &vec![1.0; figures.len()]);
+    Some((water, figures, flows))
+}
+
+/// Shares by tier from shares by zone; a backup takes over where nobody else has anything.
+fn of_zones(upstream: &Upstream, water: &Water, flows: &[f64]) -> Vec<f64> {
+    let mut targets = vec![0.0; upstream.tiers.len()];
+    for (zone, share) in water.zones.iter().zip(flows) {
+        if let Some(tier) = zone.tier {
+            targets[tier] = *share;
+        }
+    }
+    if let (Some(target), Some(tier)) = (targets.last_mut(), upstream.tiers.last())
+        && tier.backup
+        && flows.iter().all(|share| *share <= 0.0)
+    {
+        *target = 1.0;
+    }
+    targets
+}
+
 /// Everybody an upstream knows, those in tiers first.
 pub fn endpoints(upstream: &Upstream, now: Moment) -> Vec<EndpointView> {
     let mut views = Vec::new();
-    for (i, tier) in upstream.tiers.iter().enumerate() {
+    for tier in &upstream.tiers {
         let mean = mean_latency(&tier.members);
         let inside = tier.members.iter().filter(|m| !m.endpoint.is_ejected());
         let top_ramp = inside.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
         for member in &tier.members {
-            views.push(of_member(member, i, mean, top_ramp, now));
+            views.push(of_member(member, tier.level, mean, top_ramp, now));
         }
     }
-    views.extend(upstream.out.iter().map(|out| of_out(out, now)));
+    let level = |out: &Out| out.tier.map(|at| upstream.tiers[at].level);
+    views.extend(upstream.out.iter().map(|out| of_out(out, level(out), now)));
     views
 }
 
@@ -219,10 +366,10 @@ fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment
     view(endpoint, Some(tier), usable, why, cost, now)
 }
 
-fn of_out(out: &Out, now: Moment) -> EndpointView {
+fn of_out(out: &Out, tier: Option<usize>, now: Moment) -> EndpointView {
     view(
         &out.endpoint,
-        out.tier,
+        tier,
         false,
         Some(out.why.as_str()),
         None,
@@ -238,7 +385,6 @@ fn view(
     cost: Option<CostView>,
     now: Moment,
 ) -> EndpointView {
-    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     EndpointView {
         instance: endpoint.key.instance.clone(),
         node: endpoint.node_name.clone(),
@@ -255,6 +401,10 @@ fn view(
     }
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +416,7 @@ mod tests {
 
     #[test]
     fn everybody_known_is_told_with_standing_cost_and_share() {
-        let mut stage = Stage::new(&["a1", "a1", "a1", "b1", "b1"]);
+        let mut stage = Stage::by_priority(&["a1", "a1", "a1", "b1", "b1"]);
         stage.state(2, NodeState::Suspect, at(0));
         stage.state(4, NodeState::Left, at(0));
         let upstream = stage.build(at(0));

@@ -149,6 +149,8 @@ pub struct Zones {
 /// Whether zones matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ZoneMode {
+    /// Demand runs into the capacity of the zones, nearest first, reckoned for all zones at once.
+    Waterfill,
     /// The next tier gets what the earlier ones are not well enough for.
     Priority,
     /// One tier with everybody in it.
@@ -206,6 +208,15 @@ impl Weight {
 }
 
 impl Policy {
+    /// How zones matter in effect: endpoints outside the mesh have nobody who tells their demand, so there
+    /// water-filling gives way to priority.
+    pub fn zone_mode(&self) -> ZoneMode {
+        match self.zones.mode {
+            ZoneMode::Waterfill if self.service.is_none() => ZoneMode::Priority,
+            mode => mode,
+        }
+    }
+
     /// The policy of an upstream nobody wrote a table for: the documented defaults of every key.
     pub fn of_service(service: &str) -> Policy {
         Policy {
@@ -277,7 +288,7 @@ impl Default for Limits {
 impl Default for Zones {
     fn default() -> Zones {
         Zones {
-            mode: ZoneMode::Priority,
+            mode: ZoneMode::Waterfill,
             order: Vec::new(),
         }
     }

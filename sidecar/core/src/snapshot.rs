@@ -4,6 +4,7 @@
 //! sidecar's `gossip/publish.rs`).
 
 mod builder;
+mod layout;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +15,14 @@ use std::{
 use mesh_proto::record::WireProtocol;
 
 use crate::{
-    mesh::{Instance, Mesh},
+    mesh::{Demand, Instance, Mesh},
     moment::Moment,
     policy::{Place, Policy},
 };
 
 use builder::Builder;
 
-pub use crate::upstream::{Live, Member, Out, Shared, Tier, Upstream, Why};
+pub use crate::upstream::{Live, Member, Out, Shared, Tier, Told, Upstream, Water, Why};
 pub use builder::region_by_name;
 
 /// Everything a request may need to know, frozen.
@@ -36,6 +37,8 @@ pub struct Snapshot {
     upstreams: BTreeMap<Box<str>, Arc<Upstream>>,
     /// Own zone and region it was built for.
     place: (Box<str>, Box<str>),
+    /// Since when nothing is heard of others.
+    deaf_since: Option<Moment>,
 }
 
 /// What a snapshot is built from.
@@ -68,6 +71,7 @@ impl Snapshot {
             stale_at: None,
             upstreams: BTreeMap::new(),
             place: Default::default(),
+            deaf_since: None,
         }
     }
 
@@ -106,6 +110,10 @@ impl Snapshot {
                 }
             }
         }
+        let deaf_since = inputs
+            .mesh
+            .isolated
+            .then(|| previous.deaf_since.unwrap_or(now));
         let generation = previous.generation + 1;
         let place = (inputs.own_zone.into(), inputs.own_region.into());
         let mut upstreams = BTreeMap::new();
@@ -118,6 +126,8 @@ impl Snapshot {
                 inputs,
                 policy: &policy,
                 instances,
+                demands: service.map_or(&[][..], |service| demands_for(inputs.mesh, service)),
+                deaf_since,
                 skip_tcp: undeclared.contains(name),
                 generation,
                 previous: previous.upstream(name),
@@ -128,15 +138,28 @@ impl Snapshot {
             upstreams.insert(Box::from(name), upstream);
         }
         let tiers = upstreams.values().flat_map(|u: &Arc<Upstream>| &u.tiers);
-        let stale_at = tiers.filter_map(|tier| tier.history.changes_at()).min();
+        let histories = tiers.filter_map(|tier| tier.history.changes_at());
+        let waters = upstreams.values().filter_map(|u| u.water.as_ref());
+        let waters = waters.filter_map(|water| water.changes_at(deaf_since, now));
+        let stale_at = histories.chain(waters).min();
         Snapshot {
             generation,
             mesh: Arc::clone(inputs.mesh),
             stale_at,
             upstreams,
             place,
+            deaf_since,
         }
     }
+}
+
+/// What all nodes ask of one service; the mesh lists demands by service.
+fn demands_for<'a>(mesh: &'a Mesh, service: &str) -> &'a [Demand] {
+    let from = mesh
+        .demands
+        .partition_point(|d| *d.record.service < *service);
+    let rest = &mesh.demands[from..];
+    &rest[..rest.partition_point(|d| *d.record.service == *service)]
 }
 
 #[cfg(test)]

@@ -9,16 +9,16 @@ use std::{
     time::Duration,
 };
 
-use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
+use mesh_proto::record::{DemandRecord, Health, InstanceState, ServiceRecord, WireProtocol};
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     endpoint::Report,
-    mesh::{Instance, Mesh, Node, NodeState},
+    mesh::{Demand, Instance, Mesh, Node, NodeState},
     moment::Moment,
     outcome::Outcome,
     outlier::Ejected,
-    policy::{Place, Policy},
+    policy::{Place, Policy, ZoneMode},
     snapshot::{Inputs, Snapshot, Upstream},
 };
 
@@ -41,6 +41,8 @@ pub(crate) fn dice(seed: u64) -> StdRng {
 /// A mesh whose instances can be changed one by one, and the snapshots that follow from it.
 pub(crate) struct Stage {
     pub instances: Vec<Instance>,
+    pub demands: Vec<Demand>,
+    pub isolated: bool,
     pub policies: Vec<Arc<Policy>>,
     pub undeclared: bool,
     pub resolved: BTreeMap<Place, Vec<SocketAddr>>,
@@ -54,12 +56,19 @@ impl Stage {
         let instances = zones.iter().enumerate();
         Stage {
             instances: instances.map(|(i, zone)| instance(i, zone)).collect(),
+            demands: Vec::new(),
+            isolated: false,
             policies: Vec::new(),
             undeclared: true,
             resolved: BTreeMap::new(),
             failing: BTreeSet::new(),
             snapshot: Snapshot::empty(),
         }
+    }
+
+    /// The same by priority with spill.
+    pub fn by_priority(zones: &[&str]) -> Stage {
+        Stage::with(zones, |policy| policy.zones.mode = ZoneMode::Priority)
     }
 
     /// The same with a table of its own for the service.
@@ -72,11 +81,19 @@ impl Stage {
     }
 
     pub fn build(&mut self, now: Moment) -> Arc<Upstream> {
+        // A node is one, whatever is told of it.
+        for demand in &mut self.demands {
+            let holder = self.instances.iter().find(|i| i.node.id == demand.node.id);
+            if let Some(holder) = holder {
+                demand.node = Arc::clone(&holder.node);
+            }
+        }
         let nodes = self.instances.iter().map(|i| Arc::clone(&i.node)).collect();
         let mesh = Arc::new(Mesh {
             nodes,
             instances: self.instances.clone(),
-            isolated: false,
+            demands: self.demands.clone(),
+            isolated: self.isolated,
             joined: true,
         });
         let inputs = Inputs {
@@ -99,6 +116,21 @@ impl Stage {
                 .upstream(SERVICE)
                 .expect("the service is there"),
         )
+    }
+
+    /// What the zones ask for, each by the first host in it.
+    pub fn demand(&mut self, zones: &[(&str, u32)]) {
+        let demand = |(zone, per_second): &(&str, u32)| {
+            let host = self.instances.iter().find(|i| &*i.node.zone == *zone);
+            Demand {
+                node: Arc::clone(&host.expect("somebody is in the zone").node),
+                record: Arc::new(DemandRecord {
+                    service: SERVICE.into(),
+                    per_second: *per_second,
+                }),
+            }
+        };
+        self.demands = zones.iter().map(demand).collect();
     }
 
     pub fn node(&mut self, i: usize, change: impl FnOnce(&mut Node)) {

@@ -15,13 +15,13 @@ use rand::Rng;
 
 use crate::{
     endpoint::{Endpoint, Report, Word},
-    mesh::Instance,
+    mesh::{Demand, Instance},
     moment::Moment,
     outcome::Outcome,
     outlier::{Company, Ejected},
     policy::Policy,
     retry::Budget,
-    zone::History,
+    zone::{History, water::Levels},
 };
 
 /// One upstream.
@@ -33,6 +33,8 @@ pub struct Upstream {
     pub tiers: Vec<Tier>,
     /// Known, but not to be called.
     pub out: Vec<Out>,
+    /// What water-filling reckons with; `None` where zones follow another rule.
+    pub water: Option<Water>,
     /// SWIM is not believed, because it took away too many at once or all.
     pub panic: bool,
     /// What is kept while snapshots come and go.
@@ -41,6 +43,8 @@ pub struct Upstream {
     pub generation: u64,
     /// What it was built from, to tell quickly that nothing changed.
     pub(crate) sources: Vec<Instance>,
+    /// See `sources`.
+    pub(crate) demands: Vec<Demand>,
 }
 
 /// Endpoints that are equally near.
@@ -48,6 +52,11 @@ pub struct Upstream {
 pub struct Tier {
     /// `zone`, `region`, `elsewhere`, `backup`, `all`, or a zone of the operator's order.
     pub name: Box<str>,
+    /// How near it is, 0 being the nearest. With water-filling every zone is a tier of its own, and several may be
+    /// equally near.
+    pub level: usize,
+    /// The zone that all of its members are in, where that is so by construction; else empty.
+    pub zone: Box<str>,
     /// Used only when no other tier has anybody well.
     pub backup: bool,
     /// Who may be called, sorted by identity.
@@ -59,6 +68,58 @@ pub struct Tier {
     pub(crate) history: History,
     /// Ids of the endpoints that `history` counts.
     pub(crate) counted: BTreeSet<u64>,
+}
+
+/// What an upstream's zones offer and are asked for, as far as all sidecars know it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Water {
+    /// Every zone that has an instance or a caller of the service, and the own one, by name.
+    pub zones: Vec<WaterZone>,
+    /// Index of the own zone.
+    pub own: usize,
+    /// Capacities are requests per second; else an instance has none and weights stand for it.
+    pub declared: bool,
+    /// Who is how near to whom.
+    pub levels: Levels,
+    /// The mesh is known as a whole: from now on gains enter slowly.
+    pub joined: bool,
+}
+
+/// One zone of [`Water`].
+#[derive(Clone, PartialEq, Debug)]
+pub struct WaterZone {
+    /// Its name.
+    pub name: Box<str>,
+    /// What its applications ask for, in requests per second.
+    pub demand: f64,
+    /// How that is known.
+    pub told: Told,
+    /// Its tier, if it has any instance.
+    pub tier: Option<usize>,
+}
+
+/// How a zone's demand is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// By its nodes.
+    Fresh,
+    /// By its nodes, none of which was heard of since then: what they last said stands.
+    Frozen {
+        /// Since when.
+        since: Moment,
+    },
+    /// Not any more: so many hosts as it has will ask for as much as hosts elsewhere do.
+    Hosts {
+        /// Silent since when.
+        since: Moment,
+    },
+}
+
+impl Tier {
+    /// Whether both stand for the same endpoints in two snapshots.
+    pub(crate) fn is_same_as(&self, other: &Tier) -> bool {
+        self.name == other.name && self.zone == other.zone
+    }
 }
 
 /// A tier's figures as the workers last used them, for metrics and explanations.
@@ -92,6 +153,9 @@ pub struct Member {
     pub endpoint: Arc<Endpoint>,
     /// Its share relative to others: half of the record's while its owner warns, a quarter while suspected.
     pub weight: f64,
+    /// What it adds to its zone's capacity: requests per second where all instances declare them, else its weight;
+    /// half while its owner warns.
+    pub capacity: f64,
     /// What SWIM says of it.
     pub word: Word,
 }
@@ -160,6 +224,8 @@ pub struct Shared {
     pub in_flight: AtomicU32,
     /// Requests waiting for a connection, counted by the proxy against `limits.pending`.
     pub pending: AtomicU32,
+    /// Requests ever made by own applications; the demand of this host is measured by it.
+    asked: AtomicU64,
     /// Held while an endpoint may be sent out, so that two workers do not each send out the last but one.
     ejecting: Mutex<()>,
     /// Counts what workers must see before their next refresh: somebody was sent out, came back, or is full.
@@ -167,6 +233,15 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Requests ever made by own applications.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Relaxed)
+    }
+
+    pub(crate) fn ask(&self) {
+        self.asked.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn alarms(&self) -> u32 {
         self.alarms.load(Relaxed)
     }

@@ -39,12 +39,40 @@ pub fn render(snapshot: &Snapshot, ready: bool, now: Moment) -> String {
     }
     text.family("starling_tier_share");
     for upstream in snapshot.upstreams() {
+        // Zones that are equally near are one tier here.
+        let mut shares: BTreeMap<(usize, Box<str>), f64> = BTreeMap::new();
         for tier in explain::tiers(upstream, now) {
-            let labels = [("upstream", &*upstream.policy.name), ("tier", &*tier.name)];
-            text.sample("starling_tier_share", &labels, tier.share);
+            *shares.entry((tier.tier, tier.name)).or_default() += tier.share;
+        }
+        for ((_, name), share) in shares {
+            let labels = [("upstream", &*upstream.policy.name), ("tier", &*name)];
+            text.sample("starling_tier_share", &labels, share);
         }
     }
+    zones(&mut text, snapshot, now);
     text.0
+}
+
+fn zones(text: &mut Text, snapshot: &Snapshot, now: Moment) {
+    let upstreams = snapshot.upstreams();
+    let waters: Vec<_> = upstreams
+        .filter_map(|upstream| Some((&*upstream.policy.name, explain::water(upstream, now)?)))
+        .collect();
+    let mut family = |name: &str, figure: fn(&explain::WaterZoneView) -> f64, with_unit: bool| {
+        text.family(name);
+        for (upstream, water) in &waters {
+            for zone in &water.zones {
+                let mut labels = vec![("upstream", *upstream), ("peer_zone", &*zone.zone)];
+                if with_unit {
+                    labels.push(("unit", water.capacity_unit));
+                }
+                text.sample(name, &labels, figure(zone));
+            }
+        }
+    };
+    family("starling_zone_share", |zone| zone.share, false);
+    family("starling_zone_capacity", |zone| zone.capacity, true);
+    family("starling_zone_demand", |zone| zone.demand, false);
 }
 
 /// Prometheus text in the making.

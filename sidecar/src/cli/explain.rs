@@ -33,9 +33,10 @@ pub struct Args {
     listing: Listing,
 }
 
-const TIERS: [Column; 7] = [
+const TIERS: [Column; 8] = [
     numbers("TIER", |row| text(row, "tier")),
     words("NAME", |row| text(row, "name")),
+    words("ZONE", |row| text(row, "zone")),
     numbers("SHARE", |row| percent(row, "share")),
     numbers("TARGET", |row| percent(row, "target")),
     words("WELL", |row| {
@@ -46,6 +47,29 @@ const TIERS: [Column; 7] = [
         match (row["tripped"] == true, row["backup"] == true) {
             (true, _) => "tripped: canaries only".to_owned(),
             (_, true) => "backup".to_owned(),
+            _ => String::new(),
+        }
+    }),
+];
+
+const ZONES: [Column; 8] = [
+    words("ZONE", |row| {
+        let own = if row["own"] == true { " (own)" } else { "" };
+        text(row, "zone") + own
+    }),
+    numbers("C", |row| number(row, "capacity", 0)),
+    numbers("D", |row| number(row, "demand", 0)),
+    numbers("T*C", |row| number(row, "filled", 0)),
+    numbers("KEEPS x", |row| percent(row, "local")),
+    numbers("OUR TARGET", |row| percent(row, "target")),
+    numbers("NOW", |row| percent(row, "share")),
+    words("NOTE", |row| {
+        let silent = row["silent_ms"].as_u64().unwrap_or(0) / 1_000;
+        match (&*text(row, "told"), row["tripped"] == true) {
+            (_, true) => "tripped: counts as lost here, canaries only".to_owned(),
+            ("frozen", _) => format!("frozen: silent for {silent} s, its last figures stand"),
+            ("hosts", _) => format!("silent for {silent} s: D by its number of hosts"),
+            _ if row["tier"].is_null() => "no endpoint of its own".to_owned(),
             _ => String::new(),
         }
     }),
@@ -113,6 +137,9 @@ fn told(answer: &Value) -> String {
     };
     story += "\nTiers, nearest first\n";
     story += &table::draw(&answer["tiers"], &TIERS, "none");
+    if let Some(water) = answer.get("water").filter(|water| !water.is_null()) {
+        story += &poured(water);
+    }
     story += "\nCandidates\n";
     story += &table::draw(
         &list(|row| row["usable"] == true),
@@ -124,6 +151,21 @@ fn told(answer: &Value) -> String {
     story
 }
 
+/// The formula's inputs, zone by zone.
+fn poured(water: &Value) -> String {
+    let mut story = format!(
+        "\nZones: C capacity in {}, D demand in requests per second, each zone kept up to T*C\n  load D/C of all {}, T {}, so x = min(1, T*C/D) of our zone is {}\n",
+        text(water, "capacity_unit"),
+        number(water, "load", 3),
+        number(water, "target", 3),
+        percent(water, "local"),
+    );
+    if water["overload"] == true {
+        story += "  OVERLOAD: nothing more is spilled, the servers shed what is too much\n";
+    }
+    story + &table::draw(&water["zones"], &ZONES, "none")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +175,13 @@ mod tests {
         let answer = serde_json::json!({
             "request": {"method": "GET", "path": "/", "route": "its own table", "timeout_ms": 2000, "retries": 1},
             "upstream": "pay", "service": "pay", "balance": "least_response_time", "zones": "priority",
+            "water": {"capacity_unit": "requests per second", "load": 0.5, "target": 0.7, "overload": false, "local": 0.875,
+                "zones": [
+                    {"zone": "z", "own": true, "tier": 0, "capacity": 100.0, "demand": 80.0, "filled": 70.0, "local": 0.875,
+                        "told": "fresh", "silent_ms": null, "tripped": false, "target": 0.875, "share": 0.9},
+                    {"zone": "y", "own": false, "tier": 2, "capacity": 100.0, "demand": 20.0, "filled": 70.0, "local": 1.0,
+                        "told": "frozen", "silent_ms": 12_500, "tripped": false, "target": 0.125, "share": 0.1},
+                ]},
             "panic": true, "requests_10s": 5, "retries_10s": 0,
             "tiers": [{"tier": 0, "name": "zone", "share": 1.0, "target": 1.0, "well": 1, "total": 2, "health": 0.7,
                 "tripped": false, "backup": false}],
@@ -150,6 +199,9 @@ mod tests {
         for part in [
             "GET / to pay, found by its own table",
             "PANIC",
+            "T 0.700, so x = min(1, T*C/D) of our zone is 87",
+            "z (own)",
+            "frozen: silent for 12 s",
             "1 of 2",
             "64952",
             "ejected (for 1.5s)",

@@ -158,7 +158,7 @@ idle_timeout = "1m"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
 ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
 limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
-zones = { mode = "priority", order = ["z2", "*"] }
+zones = { mode = "waterfill", order = ["z2", "*"] }
 [upstream.db]
 listen = "127.0.0.1:5432"
 protocol = "tcp"

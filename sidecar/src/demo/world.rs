@@ -28,6 +28,9 @@ pub const MEMBERS: usize = ZONES * BACKENDS_PER_ZONE + 1;
 /// Instances on offer when all is well.
 pub const ENDPOINTS: usize = ZONES * BACKENDS_PER_ZONE;
 
+/// Requests per second that a backend declares to take: more than the load, so that its zone keeps its own calls.
+const CAPACITY: u32 = 20_000;
+
 /// Between two looks at the sidecars.
 pub const LOOK: Duration = Duration::from_millis(50);
 
@@ -339,6 +342,7 @@ impl Host {
         let service = application.map_or(String::new(), |address| {
             format!(
                 "[service.{SERVICE}]\naddress = \"{address}\"\ninstance = \"{name}\"\n\
+                 capacity = \"{CAPACITY}/s\"\n\
                  check = {{ http = \"/healthz\", interval = \"500ms\" }}\n",
                 name = self.name
             )

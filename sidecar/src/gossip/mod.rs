@@ -5,7 +5,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use mesh_core::mesh::Mesh;
-use mesh_proto::record::ServiceRecord;
+use mesh_proto::record::{DemandRecord, ServiceRecord};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -14,10 +14,7 @@ use tokio::{
 };
 
 pub use self::counters::Counters;
-use self::{
-    keys::{KeyAnswer, KeyFault, KeyOrder},
-    state::{State, StateError},
-};
+use self::state::{State, StateError};
 use crate::{
     clock::Clock,
     config::{self, Config},
@@ -25,7 +22,7 @@ use crate::{
 
 mod agent;
 mod counters;
-pub mod keys;
+pub mod demand;
 pub mod probe;
 pub mod publish;
 mod seeds;
@@ -62,20 +59,20 @@ pub enum Order {
         /// The instance.
         instance: Box<str>,
     },
+    /// Says what our applications ask of a service.
+    Demand(DemandRecord),
+    /// Takes that back.
+    NoDemand {
+        /// The service.
+        service: Box<str>,
+    },
     /// Says goodbye: tells peers, answers probes for a second, then ends the task.
     Leave {
         /// Told when it is done.
         done: oneshot::Sender<()>,
     },
-    /// Takes over the configuration's keys: the first encrypts, all decrypt.
+    /// Replaces the key ring: the first encrypts, all decrypt.
     Keys(Vec<config::GossipKey>),
-    /// Changes the key ring, or tells of it.
-    Key {
-        /// What is ordered.
-        order: KeyOrder,
-        /// Told what was done, or why not.
-        done: oneshot::Sender<Result<KeyAnswer, KeyFault>>,
-    },
     /// Replaces the list of seeds.
     Seeds(Vec<Box<str>>),
 }

@@ -38,6 +38,8 @@ pub(super) struct Column {
     pub usable: u32,
     /// Endpoints that count as well.
     pub well: u32,
+    /// Capacity of those that count as well.
+    pub capacity: f64,
     /// Of those that have answered, in nanoseconds.
     pub mean_latency: f64,
     endpoints: Vec<std::sync::Arc<Endpoint>>,
@@ -91,6 +93,7 @@ impl Column {
             blemished: Vec::with_capacity(n),
             usable: 0,
             well: 0,
+            capacity: 0.0,
             mean_latency: 0.0,
             endpoints: members.iter().map(|m| m.endpoint.clone()).collect(),
             limit: limit.unwrap_or(u32::MAX),
@@ -111,7 +114,7 @@ impl Column {
         let top_ramp = top_ramp.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
         let mean = least_response_time::mean_latency(members);
         self.mean_latency = mean;
-        (self.usable, self.well) = (0, 0);
+        (self.usable, self.well, self.capacity) = (0, 0, 0.0);
         self.out.clear();
         self.blemished.clear();
         for (i, member) in members.iter().enumerate() {
@@ -121,7 +124,10 @@ impl Column {
                 self.out.push(i);
                 continue;
             }
-            self.well += u32::from(member.is_well(now));
+            if member.is_well(now) {
+                self.well += 1;
+                self.capacity += member.capacity;
+            }
             if endpoint.load().success() < 1.0 {
                 self.blemished.push(i);
             }

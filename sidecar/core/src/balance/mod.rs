@@ -9,6 +9,7 @@ pub mod least_response_time;
 mod power_of_two;
 mod random;
 mod round_robin;
+mod zones;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +24,7 @@ use crate::{
 };
 
 use column::Column;
+use zones::{Current, State};
 
 /// How old a worker's numbers may be.
 const REFRESH: Duration = Duration::from_millis(10);
@@ -87,8 +89,8 @@ pub struct Picker {
     upstream: Arc<Upstream>,
     columns: Vec<Column>,
     shares: Vec<f64>,
-    healths: Vec<f64>,
-    health_before: Vec<f64>,
+    current: Current,
+    states: Vec<State>,
     trips: Vec<Trip>,
     refreshed: Moment,
     next_refresh: Moment,
@@ -124,8 +126,8 @@ impl Picker {
             columns,
             // Not a share at all: the first refresh sets them without a ramp.
             shares: vec![f64::NAN; tiers],
-            healths: vec![0.0; tiers],
-            health_before: vec![0.0; tiers],
+            current: Current::new(upstream),
+            states: vec![State::default(); tiers],
             trips: vec![Trip::No; tiers],
             refreshed: Moment::START,
             next_refresh: Moment::START,
@@ -149,8 +151,8 @@ impl Picker {
         }
         let old = std::mem::replace(&mut self.upstream, Arc::clone(upstream));
         let same_policy = old.policy.balance == upstream.policy.balance;
-        let place = |name: &str| old.tiers.iter().position(|tier| &*tier.name == name);
-        let places: Vec<Option<usize>> = upstream.tiers.iter().map(|t| place(&t.name)).collect();
+        let place = |new: &Tier| old.tiers.iter().position(|tier| tier.is_same_as(new));
+        let places: Vec<Option<usize>> = upstream.tiers.iter().map(place).collect();
         let limit = upstream.policy.limits.endpoint_requests;
         let tiers = upstream.tiers.iter().zip(&places);
         self.columns = tiers
@@ -174,14 +176,17 @@ impl Picker {
         self.shares = places.iter().map(share).collect();
         let trip = |at: &Option<usize>| at.map_or(Trip::No, |at| self.trips[at]);
         self.trips = places.iter().map(trip).collect();
-        let health = |at: &Option<usize>| at.map_or(0.0, |at| self.health_before[at]);
-        self.health_before = places.iter().map(health).collect();
-        self.healths = vec![0.0; places.len()];
+        let state = |at: &Option<usize>| at.map_or(State::default(), |at| self.states[at]);
+        self.states = places.iter().map(state).collect();
+        self.current = self.current.carried(&old, upstream);
         self.next_refresh = now;
     }
 
     /// The endpoint for one more request; `None` if there is nobody that was not tried.
     pub fn pick(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
+        if ask.tried.is_empty() {
+            self.upstream.shared.ask();
+        }
         let alarms = self.upstream.shared.alarms();
         if now >= self.next_refresh || alarms != self.alarms {
             self.alarms = alarms;
@@ -194,7 +199,7 @@ impl Picker {
             return Some(pick);
         }
         let first = match ask.beyond_tier {
-            Some(tier) => tier + 1,
+            Some(tier) => self.beyond(tier, rng),
             None => self.draw_tier(rng),
         };
         self.search(first, ask, rng)
@@ -303,6 +308,28 @@ impl Picker {
         0
     }
 
+    /// One of the nearest tiers after `tier` that have anybody, by their capacity: the first by name would get all
+    /// repeats of a lost zone.
+    fn beyond(&self, tier: usize, rng: &mut impl Rng) -> usize {
+        let tiers = self.upstream.tiers.iter().zip(&self.states).enumerate();
+        let rest = tiers.filter(|(i, (t, state))| *i > tier && !t.backup && state.capacity > 0.0);
+        let Some(level) = rest.clone().map(|(_, (t, _))| t.level).min() else {
+            return tier + 1;
+        };
+        let equal = rest.filter(|(_, (t, _))| t.level == level);
+        let all: f64 = equal.clone().map(|(_, (_, state))| state.capacity).sum();
+        let mut at = rng.random::<f64>() * all;
+        let mut chosen = tier + 1;
+        for (i, (_, state)) in equal {
+            chosen = i;
+            at -= state.capacity;
+            if at < 0.0 {
+                break;
+            }
+        }
+        chosen
+    }
+
     fn has_backup(&self) -> bool {
         self.upstream.tiers.last().is_some_and(|tier| tier.backup)
     }
@@ -384,11 +411,8 @@ impl Picker {
         // A tier earns nothing for the time it was not well, however long nobody looked.
         let most = if recovered { REFRESH } else { Duration::MAX };
         let elapsed = now.since(self.refreshed).min(most);
-        if self.shares.iter().any(|share| share.is_nan()) {
-            zone::spill(&self.healths, &mut self.shares);
-        } else {
-            zone::follow(&self.healths, &mut self.shares, elapsed);
-        }
+        self.current
+            .follow(&upstream, &self.states, &mut self.shares, elapsed);
         for ((tier, share), trip) in upstream.tiers.iter().zip(&self.shares).zip(&self.trips) {
             tier.live.publish(*share, *trip == Trip::Yes);
         }
@@ -406,15 +430,17 @@ impl Picker {
             self.trips[i] = judge(self.trips[i], tier, elsewhere, now);
         }
         for (i, tier) in tiers.iter().enumerate() {
-            let health = match self.trips[i] {
-                Trip::Yes => 0.0,
-                Trip::No => zone::health(self.columns[i].well, tier.total),
+            let column = &self.columns[i];
+            let state = match self.trips[i] {
+                Trip::Yes => State::default(),
+                Trip::No => State {
+                    health: zone::health(column.well, tier.total),
+                    capacity: column.capacity,
+                },
             };
-            recovered |= health > self.health_before[i];
-            self.health_before[i] = health;
-            self.healths[i] = health;
+            let before = std::mem::replace(&mut self.states[i], state);
+            recovered |= state.health > before.health || state.capacity > before.capacity;
         }
-        zone::spare_backups(tiers, &mut self.healths);
         recovered
     }
 }

@@ -367,6 +367,7 @@ fn a_young_endpoint_starts_with_a_tenth_unless_all_are_young() {
 fn traffic_stays_near_and_spills_by_what_is_lost() {
     let mut stage = Stage::with(&["a1", "a1", "a2", "a2", "b1", "b1"], |policy| {
         policy.balance = Balance::Random;
+        policy.zones.mode = ZoneMode::Priority;
     });
     let upstream = stage.build(at(0));
     let mut rng = dice(1);
@@ -393,6 +394,63 @@ fn traffic_stays_near_and_spills_by_what_is_lost() {
         near(&shares, &[0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0]),
         "{shares:?}"
     );
+}
+
+#[test]
+fn demand_runs_into_the_capacity_of_the_zones_nearest_first() {
+    let mut stage = Stage::new(&["a1", "a1", "a2", "a2", "b1", "b1"]);
+    for i in 0..6 {
+        stage.record(i, |record| record.capacity = Some(100));
+    }
+    stage.demand(&[("a1", 200), ("a2", 120), ("b1", 40)]);
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&stage.build(at(0)), &mut rng);
+    // 200 capacity each, T = 0.7: 60 too many for the own zone, 20 of which have room in the region.
+    let shares = tier_shares(&mut picker, at(1), &mut rng);
+    assert!(near(&shares, &[0.7, 0.1, 0.2]), "{shares:?}");
+    // One of two in the own zone is lost, first to this caller alone.
+    for i in 2..8 {
+        report(&stage.upstream(), 0, REFUSED, 0, at(i));
+    }
+    let shares = tier_shares(&mut picker, at(10), &mut rng);
+    assert!(near(&shares, &[0.36, 0.12, 0.52]), "{shares:?}");
+}
+
+#[test]
+fn requests_are_counted_once_however_often_they_are_tried() {
+    let upstream = Stage::new(&["a1", "a1"]).build(at(0));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let first = picker
+        .pick(&REPEATABLE, at(0), &mut rng)
+        .expect("two are in");
+    let tried = [first.endpoint.id];
+    let again = Ask {
+        tried: &tried,
+        ..REPEATABLE
+    };
+    picker.pick(&again, at(0), &mut rng);
+    assert_eq!(upstream.shared.asked(), 1);
+}
+
+#[test]
+fn a_repeat_of_a_lost_zone_is_spread_over_those_equally_near() {
+    let upstream = Stage::new(&["a1", "b1", "b1", "c1"]).build(at(0));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let ask = Ask {
+        beyond_tier: Some(0),
+        ..Ask::default()
+    };
+    let mut counts = [0; 3];
+    for _ in 0..3_000 {
+        let pick = picker.pick(&ask, at(0), &mut rng).expect("others are in");
+        counts[pick.tier] += 1;
+        pick.endpoint.begin(at(0));
+        pick.endpoint.end(at(0));
+    }
+    assert_eq!(counts[0], 0);
+    assert!((1_850..2_150).contains(&counts[1]), "{counts:?}");
 }
 
 #[test]
@@ -447,7 +505,7 @@ fn a_backup_is_used_only_when_nobody_else_is_left() {
 
 #[test]
 fn a_retry_goes_beyond_its_tier_if_there_is_anybody() {
-    let upstream = Stage::new(&["a1", "a1", "b1"]).build(at(0));
+    let upstream = Stage::by_priority(&["a1", "a1", "b1"]).build(at(0));
     let mut rng = dice(1);
     let mut picker = Picker::new(&upstream, &mut rng);
     let far = upstream.tiers[2].members[0].endpoint.id;
@@ -509,7 +567,7 @@ fn a_zone_found_bad_within_a_second_is_left_at_once_and_returns_by_a_ramp() {
 
 #[test]
 fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
-    let upstream = Stage::new(&["a1", "a1", "a1", "a1", "b1", "b1"]).build(at(0));
+    let upstream = Stage::by_priority(&["a1", "a1", "a1", "a1", "b1", "b1"]).build(at(0));
     let dead: Vec<u64> = upstream.members().take(2).map(|m| m.endpoint.id).collect();
     let mut rng = dice(1);
     let mut picker = Picker::new(&upstream, &mut rng);

@@ -22,7 +22,6 @@ fn node(floor: u64) -> Body {
         wire_version: 1,
         left: false,
         floor,
-        keys: Box::default(),
     })
 }
 

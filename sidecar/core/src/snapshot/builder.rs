@@ -12,14 +12,13 @@ use mesh_proto::record::{Health, InstanceState, WireProtocol};
 
 use crate::{
     endpoint::{Endpoint, Key, Traits, Word},
-    mesh::{Instance, NodeState},
+    mesh::{Demand, Instance, NodeState},
     moment::Moment,
-    policy::{FixedEndpoint, HttpVersion, Place, Policy, ZoneMode},
-    upstream::{Member, Out, Tier, Upstream, Why},
-    zone::History,
+    policy::{FixedEndpoint, HttpVersion, Place, Policy},
+    upstream::{Member, Out, Tier, Told, Upstream, WaterZone, Why},
 };
 
-use super::Inputs;
+use super::{Inputs, layout::Layout};
 
 /// An endpoint whose owner warns gets this part of its weight.
 const WARNING_FACTOR: f64 = 0.5;
@@ -41,6 +40,8 @@ pub(super) struct Builder<'a> {
     pub inputs: &'a Inputs<'a>,
     pub policy: &'a Arc<Policy>,
     pub instances: &'a [&'a Instance],
+    pub demands: &'a [Demand],
+    pub deaf_since: Option<Moment>,
     pub skip_tcp: bool,
     pub generation: u64,
     pub previous: Option<&'a Arc<Upstream>>,
@@ -52,6 +53,7 @@ struct Candidate {
     endpoint: Arc<Endpoint>,
     tier: Option<usize>,
     weight: f64,
+    capacity: f64,
     standing: Result<Word, Why>,
     /// When its host was declared down.
     down_since: Option<Moment>,
@@ -69,10 +71,20 @@ impl Builder<'_> {
                 // What is made of doubtful hosts depends on the time.
                 && now.node.state == NodeState::Alive
         };
+        let still = previous.water.as_ref().is_none_or(|water| {
+            let fresh = |zone: &WaterZone| zone.told == Told::Fresh;
+            let speaks = |demand: &Demand| demand.node.state == NodeState::Alive;
+            water.joined == self.inputs.mesh.joined
+                && self.deaf_since.is_none()
+                && water.zones.iter().all(fresh)
+                && self.demands == previous.demands
+                && self.demands.iter().all(speaks)
+        });
         let mut histories = previous.tiers.iter().map(|tier| &tier.history);
         let unchanged = Arc::ptr_eq(&previous.policy, self.policy)
             && self.policy.endpoints.is_empty()
             && !previous.panic
+            && still
             && previous.sources.len() == self.instances.len()
             && self.instances.iter().zip(&previous.sources).all(same)
             && histories.all(|h| h.changes_at().is_none_or(|at| self.now < at));
@@ -81,21 +93,24 @@ impl Builder<'_> {
 
     pub fn upstream(&self) -> Arc<Upstream> {
         let known = self.known();
+        let layout = Layout::new(self.inputs, self.policy, self.instances, self.demands);
+        let water = layout.water(self.instances, self.demands, self.deaf_since, self.now);
+        let declared = water.as_ref().is_some_and(|water| water.declared);
         let mut candidates: Vec<Candidate> = Vec::new();
         for instance in self.instances {
             if !(self.skip_tcp && instance.record.protocol == WireProtocol::Tcp) {
-                candidates.push(self.of_instance(instance, &known));
+                candidates.push(self.of_instance(instance, &layout, declared, &known));
             }
         }
         for fixed in &self.policy.endpoints {
-            self.of_fixed(fixed, &known, &mut candidates);
+            self.of_fixed(fixed, &layout, &known, &mut candidates);
         }
         candidates.sort_by(|a, b| a.endpoint.key.cmp(&b.endpoint.key));
         candidates.dedup_by(|a, b| a.endpoint.key == b.endpoint.key);
         let panic = self.disbelieve(&mut candidates);
         self.welcome_back(&candidates);
 
-        let mut tiers = self.empty_tiers();
+        let mut tiers = layout.empty_tiers();
         let mut out = Vec::new();
         for candidate in &candidates {
             match (candidate.standing, candidate.tier) {
@@ -104,6 +119,7 @@ impl Builder<'_> {
                     tiers[tier].members.push(Member {
                         endpoint: Arc::clone(&candidate.endpoint),
                         weight: candidate.weight,
+                        capacity: candidate.capacity,
                         word,
                     });
                 }
@@ -122,10 +138,12 @@ impl Builder<'_> {
             policy: Arc::clone(self.policy),
             tiers,
             out,
+            water,
             panic,
             shared: shared.unwrap_or_default(),
             generation: self.generation,
             sources: self.instances.iter().copied().cloned().collect(),
+            demands: self.demands.to_vec(),
         };
         match self.previous {
             Some(previous) if previous.says_the_same(&upstream) => Arc::clone(previous),
@@ -162,6 +180,8 @@ impl Builder<'_> {
     fn of_instance(
         &self,
         instance: &Instance,
+        layout: &Layout<'_>,
+        declared: bool,
         known: &BTreeMap<&Key, &Arc<Endpoint>>,
     ) -> Candidate {
         let (node, record) = (&instance.node, &instance.record);
@@ -195,16 +215,22 @@ impl Builder<'_> {
             (NodeState::Alive, ..) => Ok(Word::Sure),
         };
         let mut weight = f64::from(record.weight.max(1));
+        let mut capacity = match record.capacity {
+            Some(capacity) if declared => f64::from(capacity),
+            _ => weight,
+        };
         if record.health == Health::Warning {
             weight *= WARNING_FACTOR;
+            capacity *= WARNING_FACTOR;
         }
         if node.state == NodeState::Suspect {
             weight *= SUSPECT_FACTOR;
         }
         Candidate {
             endpoint: self.endpoint(key, traits, record.started_at_ms, known),
-            tier: self.tier_of(&node.zone, &node.region),
+            tier: layout.tier_of(&node.zone, &node.region),
             weight,
+            capacity,
             standing,
             down_since: (node.state == NodeState::Down).then_some(node.since),
         }
@@ -213,6 +239,7 @@ impl Builder<'_> {
     fn of_fixed(
         &self,
         fixed: &FixedEndpoint,
+        layout: &Layout<'_>,
         known: &BTreeMap<&Key, &Arc<Endpoint>>,
         candidates: &mut Vec<Candidate>,
     ) {
@@ -232,9 +259,9 @@ impl Builder<'_> {
         };
         let zone = fixed.zone.as_deref().unwrap_or(self.inputs.own_zone);
         let tier = if fixed.backup {
-            Some(self.tier_names().len() - 1)
+            Some(layout.backup())
         } else {
-            self.tier_of(zone, &self.region_of(zone))
+            layout.tier_of(zone, &self.region_of(zone))
         };
         for address in addresses {
             let key = Key {
@@ -255,6 +282,7 @@ impl Builder<'_> {
                 endpoint: self.endpoint(key, traits, 0, known),
                 tier,
                 weight: f64::from(fixed.weight.get()),
+                capacity: f64::from(fixed.weight.get()),
                 standing: if failing {
                     Err(Why::CheckNotPassed)
                 } else {
@@ -335,7 +363,7 @@ impl Builder<'_> {
         let mut left = 0;
         let before = self
             .previous
-            .and_then(|u| u.tiers.iter().find(|t| t.name == tier.name));
+            .and_then(|u| u.tiers.iter().find(|t| t.is_same_as(tier)));
         if let Some(before) = before {
             let now: BTreeMap<u64, &Candidate> =
                 candidates.iter().map(|c| (c.endpoint.id, c)).collect();
@@ -384,51 +412,6 @@ impl Builder<'_> {
         speaks && !restarted
     }
 
-    fn tier_names(&self) -> Vec<&str> {
-        let zones = &self.policy.zones;
-        let mut names: Vec<&str> = match zones.mode {
-            ZoneMode::Ignore => vec!["all"],
-            ZoneMode::Priority if zones.order.is_empty() => vec!["zone", "region", "elsewhere"],
-            ZoneMode::Priority => zones.order.iter().map(|zone| &**zone).collect(),
-        };
-        if self.policy.endpoints.iter().any(|e| e.backup) {
-            names.push("backup");
-        }
-        names
-    }
-
-    fn empty_tiers(&self) -> Vec<Tier> {
-        let backups = self.policy.endpoints.iter().any(|e| e.backup);
-        let names = self.tier_names();
-        let last = names.len() - 1;
-        let tier = |(i, name): (usize, &str)| Tier {
-            name: name.into(),
-            backup: backups && i == last,
-            members: Vec::new(),
-            total: 0,
-            live: Arc::default(),
-            history: History::default(),
-            counted: BTreeSet::new(),
-        };
-        names.into_iter().enumerate().map(tier).collect()
-    }
-
-    fn tier_of(&self, zone: &str, region: &str) -> Option<usize> {
-        let zones = &self.policy.zones;
-        if zones.mode == ZoneMode::Ignore {
-            return Some(0);
-        }
-        if !zones.order.is_empty() {
-            let named = zones.order.iter().position(|z| &**z == zone);
-            return named.or_else(|| zones.order.iter().position(|z| &**z == "*"));
-        }
-        Some(match () {
-            () if zone == self.inputs.own_zone => 0,
-            () if region == self.inputs.own_region => 1,
-            () => 2,
-        })
-    }
-
     /// The region of a zone that only a table names: what its hosts say, else by the rule for `node.region`.
     fn region_of(&self, zone: &str) -> Box<str> {
         if zone == self.inputs.own_zone {
@@ -459,12 +442,14 @@ impl Upstream {
                 && a.members.iter().zip(&b.members).all(|(a, b)| {
                     Arc::ptr_eq(&a.endpoint, &b.endpoint)
                         && a.weight == b.weight
+                        && a.capacity == b.capacity
                         && a.word == b.word
                 })
         };
         let tiers = self.tiers.len() == other.tiers.len()
             && self.tiers.iter().zip(&other.tiers).all(|(a, b)| {
-                a.name == b.name
+                a.is_same_as(b)
+                    && a.level == b.level
                     && a.backup == b.backup
                     && a.total == b.total
                     && a.history == b.history
@@ -475,6 +460,11 @@ impl Upstream {
             && self.out.iter().zip(&other.out).all(|(a, b)| {
                 Arc::ptr_eq(&a.endpoint, &b.endpoint) && a.tier == b.tier && a.why == b.why
             });
-        self.panic == other.panic && Arc::ptr_eq(&self.policy, &other.policy) && tiers && out
+        let water = self.water == other.water && self.demands == other.demands;
+        self.panic == other.panic
+            && water
+            && Arc::ptr_eq(&self.policy, &other.policy)
+            && tiers
+            && out
     }
 }

@@ -96,7 +96,7 @@ fn whoever_is_not_to_be_called_is_listed_with_the_reason() {
 
 #[test]
 fn a_crash_keeps_the_denominator_and_a_graceful_end_does_not() {
-    let mut stage = Stage::new(&["a1", "a1", "a1", "b1"]);
+    let mut stage = Stage::by_priority(&["a1", "a1", "a1", "b1"]);
     assert_eq!(sizes(&stage.build(at(0))), [(3, 3), (0, 0), (1, 1)]);
     stage.state(0, NodeState::Down, at(1_000));
     assert_eq!(sizes(&stage.build(at(1_000)))[0], (2, 3));
@@ -110,7 +110,7 @@ fn a_crash_keeps_the_denominator_and_a_graceful_end_does_not() {
 
 #[test]
 fn one_host_that_dies_is_dead_and_many_at_once_are_not_believed() {
-    let mut stage = Stage::new(&["a1", "a1", "b1", "b1"]);
+    let mut stage = Stage::by_priority(&["a1", "a1", "b1", "b1"]);
     let first = stage.build(at(0));
     stage.state(0, NodeState::Down, at(1_000));
     let one = stage.build(at(1_000));
@@ -167,4 +167,106 @@ fn an_ejected_endpoint_whose_owner_finds_it_well_again_need_not_sit_it_out() {
     stage.record(0, |r| r.health = Health::Passing);
     stage.build(at(30));
     assert_eq!(endpoint.ejected_for(at(30)), Some(Duration::ZERO));
+}
+
+#[test]
+fn what_a_silent_zone_asked_for_stands_and_is_then_reckoned_by_its_hosts() {
+    let mut stage = Stage::new(&["a1", "a1", "b1", "c1", "c1"]);
+    stage.demand(&[("a1", 100), ("b1", 50), ("c1", 30)]);
+    let told = |upstream: &Upstream| -> Vec<(f64, Told)> {
+        let water = upstream.water.as_ref().expect("water-filling is usual");
+        water.zones.iter().map(|z| (z.demand, z.told)).collect()
+    };
+    let fresh = |demand: f64| (demand, Told::Fresh);
+    let all = [fresh(100.0), fresh(50.0), fresh(30.0)];
+    assert_eq!(told(&stage.build(at(0))), all);
+    // Its only host there is lost: what it asked for, others ask for soon.
+    stage.state(2, NodeState::Down, at(1_000));
+    assert_eq!(told(&stage.build(at(1_000))), all);
+    let frozen = (50.0, Told::Frozen { since: at(1_000) });
+    assert_eq!(told(&stage.build(at(11_000)))[1], frozen);
+    assert_eq!(stage.snapshot.stale_at, Some(at(61_000)));
+    let hosts = (0.0, Told::Hosts { since: at(1_000) });
+    assert_eq!(told(&stage.build(at(61_000)))[1], hosts);
+    // Then nothing is heard of anybody: two hosts of c1 ask for as much as those of our own zone do.
+    stage.state(2, NodeState::Alive, at(70_000));
+    assert_eq!(told(&stage.build(at(70_000))), all);
+    stage.isolated = true;
+    assert_eq!(told(&stage.build(at(80_000))), all);
+    assert_eq!(stage.snapshot.stale_at, Some(at(90_000)));
+    let frozen = told(&stage.build(at(90_000)));
+    assert_eq!(frozen[0], fresh(100.0));
+    assert_eq!(frozen[2], (30.0, Told::Frozen { since: at(80_000) }));
+    let since = at(80_000);
+    let hosts = [
+        fresh(100.0),
+        (50.0, Told::Hosts { since }),
+        (100.0, Told::Hosts { since }),
+    ];
+    assert_eq!(told(&stage.build(at(140_000))), hosts);
+    stage.isolated = false;
+    assert_eq!(told(&stage.build(at(150_000))), all);
+}
+
+#[test]
+fn a_goodbye_ends_a_demand_and_a_new_one_is_seen() {
+    let mut stage = Stage::new(&["a1", "b1"]);
+    stage.demand(&[("a1", 100), ("b1", 50)]);
+    let first = stage.build(at(0));
+    assert!(Arc::ptr_eq(&stage.build(at(1)), &first));
+    stage.demand(&[("a1", 100), ("b1", 60)]);
+    let demand = |upstream: &Upstream| upstream.water.as_ref().expect("usual").zones[1].demand;
+    assert_eq!(demand(&stage.build(at(2))), 60.0);
+    stage.state(1, NodeState::Left, at(3));
+    assert_eq!(demand(&stage.build(at(3))), 0.0);
+}
+
+#[test]
+fn capacities_count_only_where_all_declare_them_and_the_whole_service_is_called() {
+    let declared = |stage: &mut Stage| {
+        let upstream = stage.build(at(0));
+        let capacities = upstream.members().map(|m| m.capacity).collect::<Vec<_>>();
+        (upstream.water.as_ref().expect("usual").declared, capacities)
+    };
+    let mut stage = Stage::new(&["a1", "b1"]);
+    stage.record(0, |r| r.capacity = Some(500));
+    assert_eq!(declared(&mut stage), (false, vec![100.0, 100.0]));
+    stage.record(1, |r| (r.capacity, r.health) = (Some(300), Health::Warning));
+    assert_eq!(declared(&mut stage), (true, vec![500.0, 150.0]));
+    let mut part = Stage::with(&["a1"], |policy| {
+        policy.select = vec![("x".into(), "y".into())]
+    });
+    part.record(0, |r| {
+        (r.capacity, r.tags) = (Some(500), [("x".into(), "y".into())].into())
+    });
+    assert_eq!(declared(&mut part), (false, vec![100.0]));
+}
+
+#[test]
+fn an_order_of_zones_is_ours_alone_or_everybodys() {
+    let levels = |order: &[&str]| {
+        let order: Vec<Box<str>> = order.iter().map(|zone| (*zone).into()).collect();
+        let mut stage = Stage::with(&["a1", "a2", "b1"], |policy| policy.zones.order = order);
+        let upstream = stage.build(at(0));
+        let water = upstream.water.clone().expect("usual");
+        let names: Vec<String> = upstream
+            .tiers
+            .iter()
+            .map(|t| format!("{}/{}", t.name, t.zone))
+            .collect();
+        let of = |from: usize| {
+            (0..3)
+                .map(|to| water.levels.of(from, to))
+                .collect::<Vec<_>>()
+        };
+        (names, [of(0), of(1), of(2)])
+    };
+    let (names, default) = levels(&[]);
+    assert_eq!(names, ["zone/a1", "region/a2", "elsewhere/b1"]);
+    assert_eq!(default, [[0, 1, 2], [1, 0, 2], [2, 2, 0]]);
+    let (_, own) = levels(&["a1", "b1", "*"]);
+    assert_eq!(own, [[0, 2, 1], [1, 0, 2], [2, 2, 0]]);
+    let (names, all) = levels(&["b1", "*"]);
+    assert_eq!(names, ["b1/b1", "*/a1", "*/a2"]);
+    assert_eq!(all, [[1, 1, 0], [1, 1, 0], [1, 1, 0]]);
 }

@@ -292,7 +292,7 @@ fn limits(keys: &Keys<'_>) -> Limits {
 
 fn zones(keys: &Keys<'_>) -> Zones {
     let inner = keys.inner("zones", &[]);
-    let mode = inner.or("mode", ZoneMode::Priority);
+    let mode = inner.or("mode", ZoneMode::Waterfill);
     let order: Vec<Box<str>> = inner
         .list::<Label>("order", Vec::new())
         .into_iter()
@@ -302,7 +302,7 @@ fn zones(keys: &Keys<'_>) -> Zones {
         inner.wrong(
             "order",
             "zones are ignored, so their order says nothing",
-            "drop it, or write mode = \"priority\"",
+            "drop it, or write mode = \"waterfill\"",
         );
     }
     if let Some(twice) = order

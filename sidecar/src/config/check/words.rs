@@ -109,14 +109,15 @@ impl Setting for HttpVersion {
     }
 }
 
-const ZONE_MODES: [(&str, ZoneMode); 2] = [
+const ZONE_MODES: [(&str, ZoneMode); 3] = [
+    ("waterfill", ZoneMode::Waterfill),
     ("priority", ZoneMode::Priority),
     ("ignore", ZoneMode::Ignore),
 ];
 
 impl Setting for ZoneMode {
     fn read(value: &Value) -> Result<ZoneMode, Wrong> {
-        value::word(value, &ZONE_MODES, &["waterfill"])
+        value::word(value, &ZONE_MODES, &[])
     }
 
     fn show(&self) -> String {

@@ -1,6 +1,12 @@
 //! Which endpoints a request may use: tiers, their shares, how shares move, and when a whole tier is ill.
 //!
-//! Not here: which endpoint of a tier is picked (`balance/`), and who belongs to a tier (`snapshot.rs`).
+//! Not here: which endpoint of a tier is picked (`balance/`), and who belongs to a tier (`snapshot.rs`). This file has
+//! priority with spill and what all modes share; water-filling, the default, stands in `water.rs` (the shares),
+//! `course.rs` (how fast they are followed) and `demand.rs` (what is told to others).
+
+pub mod course;
+pub mod demand;
+pub mod water;
 
 use std::time::Duration;
 

@@ -1,0 +1,300 @@
+//! What our own applications ask of each service: smoothed, rounded, and told only when it changed enough.
+//!
+//! Not here: counting requests (`upstream.rs`), the clock, and how the figures travel (`membership/offers.rs`).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::moment::Moment;
+
+/// How often the counts should be looked at.
+pub const SAMPLE: Duration = Duration::from_millis(500);
+
+/// Services whose demand one node tells; those asked most of come first.
+pub const SERVICES_MAX: usize = 32;
+
+/// How fast old counts are forgotten.
+const TAU: Duration = Duration::from_secs(2);
+
+/// Nothing is told of a service before it was watched for this long.
+const WATCHED_MIN: Duration = Duration::from_millis(900);
+
+/// Between two words about one service.
+const TOLD_APART: Duration = Duration::from_secs(1);
+
+/// Figures are rounded to powers of this: 10 % from one to the next.
+const ROUNDING: f64 = 1.1;
+
+/// A figure is told anew when it is off by more than this part of it.
+const CHANGE: f64 = 0.10;
+
+/// Nor before it is off by this many standard deviations of mere chance: few requests scatter widely.
+const CHANCE: f64 = 3.0;
+
+/// Less than this many requests per second count as none.
+const RATE_MIN: f64 = 0.5;
+
+/// A service of which nothing was asked for so long is not told of at all any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
+/// Words told at one sample, the largest changes first: ten per second.
+const TOLD_MAX: usize = 5;
+
+/// A word for the others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// So many requests per second are asked of this service.
+    Tell {
+        /// The service.
+        service: Box<str>,
+        /// Requests per second.
+        per_second: u32,
+    },
+    /// Nothing is asked of it any more.
+    Forget {
+        /// The service.
+        service: Box<str>,
+    },
+}
+
+/// Measures demand from counts that only grow.
+#[derive(Debug, Default)]
+pub struct Meter {
+    services: BTreeMap<Box<str>, Track>,
+}
+
+#[derive(Debug)]
+struct Track {
+    count: u64,
+    began: Moment,
+    sampled: Moment,
+    /// Requests and seconds, both forgotten at the same pace: their ratio is unbiased from the first sample on.
+    requests: f64,
+    seconds: f64,
+    told: Option<(u32, Moment)>,
+    asked: Moment,
+}
+
+/// Rounded to the nearest step of 10 %; below [`RATE_MIN`] it is 0.
+pub fn rounded(per_second: f64) -> u32 {
+    if per_second < RATE_MIN {
+        return 0;
+    }
+    let step = (per_second.ln() / ROUNDING.ln()).round();
+    // Above 2^32 requests per second the cast saturates.
+    ROUNDING.powf(step).round().max(1.0) as u32
+}
+
+impl Meter {
+    /// Takes in how many requests were ever made to each service, and yields what is to be told.
+    ///
+    /// A count that fell (its upstream was configured anew) starts over.
+    pub fn sample<'a>(
+        &mut self,
+        counts: impl Iterator<Item = (&'a str, u64)>,
+        now: Moment,
+    ) -> Vec<Word> {
+        for (service, count) in counts {
+            match self.services.get_mut(service) {
+                Some(track) => track.take(count, now),
+                None => {
+                    self.services.insert(service.into(), Track::new(count, now));
+                }
+            }
+        }
+        for track in self.services.values_mut() {
+            // Its upstream is gone: nothing is asked through it.
+            if track.sampled < now {
+                let count = track.count;
+                track.take(count, now);
+            }
+        }
+        let mut words = self.forget(now);
+        words.extend(self.tell(now));
+        words
+    }
+
+    /// Requests per second as smoothed now.
+    pub fn per_second(&self, service: &str) -> f64 {
+        self.services.get(service).map_or(0.0, Track::rate)
+    }
+
+    fn forget(&mut self, now: Moment) -> Vec<Word> {
+        let mut words = Vec::new();
+        self.services.retain(|service, track| {
+            let keep = now.since(track.asked) < FORGOTTEN_AFTER;
+            if !keep && track.told.is_some() {
+                let service = service.clone();
+                words.push(Word::Forget { service });
+            }
+            keep
+        });
+        words
+    }
+
+    fn tell(&mut self, now: Moment) -> Vec<Word> {
+        let told = self.services.values().filter(|t| t.told.is_some()).count();
+        let mut due: Vec<(f64, &Box<str>, &mut Track)> = (self.services.iter_mut())
+            .filter_map(|(service, track)| Some((track.change(now)?, service, track)))
+            .collect();
+        due.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+        let mut room = SERVICES_MAX.saturating_sub(told);
+        let mut words = Vec::new();
+        for (_, service, track) in due {
+            if words.len() == TOLD_MAX || (track.told.is_none() && room == 0) {
+                continue;
+            }
+            room -= usize::from(track.told.is_none());
+            let per_second = rounded(track.rate());
+            track.told = Some((per_second, now));
+            words.push(Word::Tell {
+                service: service.clone(),
+                per_second,
+            });
+        }
+        words
+    }
+}
+
+impl Track {
+    fn new(count: u64, now: Moment) -> Track {
+        Track {
+            count,
+            began: now,
+            sampled: now,
+            requests: 0.0,
+            seconds: 0.0,
+            told: None,
+            asked: now,
+        }
+    }
+
+    fn take(&mut self, count: u64, now: Moment) {
+        let new = count.checked_sub(self.count).unwrap_or(count);
+        let seconds = now.since(self.sampled).as_secs_f64();
+        let kept = (-seconds / TAU.as_secs_f64()).exp();
+        self.requests = self.requests * kept + new as f64;
+        self.seconds = self.seconds * kept + seconds;
+        (self.count, self.sampled) = (count, now);
+        if new > 0 {
+            self.asked = now;
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        if self.seconds > 0.0 {
+            self.requests / self.seconds
+        } else {
+            0.0
+        }
+    }
+
+    /// How much the rate differs from what was told, as a factor; `None` if that is not worth a word now.
+    fn change(&self, now: Moment) -> Option<f64> {
+        let rate = self.rate();
+        let Some((told, at)) = self.told else {
+            let is_watched = now.since(self.began) >= WATCHED_MIN;
+            return (is_watched && rounded(rate) > 0).then_some(rate);
+        };
+        if now.since(at) < TOLD_APART || rounded(rate) == told {
+            return None;
+        }
+        let known = f64::from(told);
+        let chance = CHANCE * (known.max(rate) / (2.0 * TAU.as_secs_f64())).sqrt();
+        let off = (rate - known).abs();
+        let is_over = rounded(rate) == 0;
+        let is_news = off > (known * CHANGE).max(chance.min(known)) || is_over;
+        is_news.then(|| (rate.max(known) / rate.min(known).max(RATE_MIN)).max(1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples a service asked of at these rates, one per sample, and yields what was told and when (in samples).
+    fn told(rates: impl IntoIterator<Item = f64>) -> Vec<(usize, u32)> {
+        let mut meter = Meter::default();
+        let (mut count, mut words) = (0.0, Vec::new());
+        meter.sample([("s", 0)].into_iter(), Moment::START);
+        for (sample, rate) in rates.into_iter().enumerate() {
+            count += rate * SAMPLE.as_secs_f64();
+            let now = Moment::START + SAMPLE * (sample as u32 + 1);
+            for word in meter.sample([("s", count as u64)].into_iter(), now) {
+                match word {
+                    Word::Tell { per_second, .. } => words.push((sample, per_second)),
+                    Word::Forget { .. } => words.push((sample, u32::MAX)),
+                }
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn a_steady_demand_is_told_once_and_within_five_per_cent() {
+        for rate in [1.0, 7.0, 60.0, 100.0, 1_000.0, 50_000.0] {
+            let words = told(std::iter::repeat_n(rate, 240));
+            assert_eq!(words.len(), 1, "{rate}: {words:?}");
+            let (sample, figure) = words[0];
+            assert!(sample <= 2, "{words:?}");
+            assert!(
+                (f64::from(figure) / rate - 1.0).abs() < 0.06 || rate < 10.0,
+                "{words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_changed_demand_is_told_at_most_once_a_second_and_ends_near_the_truth() {
+        let rates = [100.0; 20].into_iter().chain([180.0; 40]);
+        let words = told(rates);
+        let apart = words.windows(2).all(|w| w[1].0 - w[0].0 >= 2);
+        assert!(apart && words.len() <= 5, "{words:?}");
+        let last = f64::from(words.last().expect("told").1);
+        assert!((last / 180.0 - 1.0).abs() < 0.1, "{words:?}");
+    }
+
+    #[test]
+    fn an_end_is_told_as_nothing_and_forgotten_much_later() {
+        let rates = [100.0; 20].into_iter().chain([0.0; 1_300]);
+        let words = told(rates);
+        let zero = words.iter().find(|(_, figure)| *figure == 0).expect("told");
+        // A few time constants until less than half a request per second is left.
+        assert!(zero.0 < 20 + 40, "{words:?}");
+        assert_eq!(words.last().map(|(_, figure)| *figure), Some(u32::MAX));
+    }
+
+    #[test]
+    fn the_scatter_of_few_requests_is_no_news() {
+        // Ten per second, as chance has it: 2 to 8 in each half second.
+        let scatter = [5.0, 8.0, 2.0, 6.0, 4.0, 7.0, 3.0, 5.0].map(|n| n * 2.0);
+        let words = told(scatter.into_iter().cycle().take(400));
+        assert_eq!(words.len(), 1, "{words:?}");
+    }
+
+    #[test]
+    fn only_so_many_services_are_told_of() {
+        let names: Vec<String> = (0..50).map(|n| format!("s{n:02}")).collect();
+        let mut meter = Meter::default();
+        let mut told = BTreeMap::new();
+        for sample in 0..60u32 {
+            let counts = names.iter().enumerate();
+            let counts = counts.map(|(n, name)| (&**name, u64::from(sample) * (n as u64 + 1)));
+            let words = meter.sample(counts, Moment::START + SAMPLE * sample);
+            assert!(words.len() <= TOLD_MAX);
+            for word in words {
+                if let Word::Tell {
+                    service,
+                    per_second,
+                } = word
+                {
+                    told.insert(service, per_second);
+                }
+            }
+        }
+        assert_eq!(told.len(), SERVICES_MAX);
+        assert!(
+            told.contains_key("s49") && !told.contains_key("s00"),
+            "{told:?}"
+        );
+    }
+}
