@@ -23,7 +23,14 @@ use hyper_util::{
 };
 use rand::RngExt;
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinHandle, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+
+use crate::exponential;
 
 /// Largest body `/bytes/N` makes up.
 const MADE_UP_BYTES_MAX: usize = 64 << 20;
@@ -43,6 +50,51 @@ pub struct Behaviour {
     pub failure: Failure,
     /// `/healthz` answers 200; else 503.
     pub well: bool,
+    /// How it works on every request but `/healthz`; `None`: at once, any number together.
+    pub work: Option<Work>,
+}
+
+/// Work as a pool of threads does it: some requests at a time, the others wait in order.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// One permit a worker.
+    pub pool: Arc<Semaphore>,
+    /// Mean time on one request.
+    pub mean: Duration,
+    /// How the times differ.
+    pub spread: Spread,
+    /// Now and then nothing is worked on, as in a collection of garbage.
+    pub stalls: Option<Stalls>,
+    /// Its speed changes to and fro.
+    pub flips: Option<Flips>,
+    began: Instant,
+}
+
+/// How service times differ from their mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spread {
+    /// Not at all.
+    Constant,
+    /// Exponentially.
+    Exponential,
+}
+
+/// A speed that changes to and fro, from the making of the [`Work`] on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flips {
+    /// Time between two changes.
+    pub every: Duration,
+    /// Mean time on one request, every other time.
+    pub mean: Duration,
+}
+
+/// Times in which nothing is worked on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stalls {
+    /// Mean time between the beginnings of two.
+    pub every: Duration,
+    /// Length of each.
+    pub length: Duration,
 }
 
 /// What a failing request gets.
@@ -66,6 +118,53 @@ impl Behaviour {
             failure_share: 0.0,
             failure: Failure::Status(503),
             well: true,
+            work: None,
+        }
+    }
+}
+
+impl Work {
+    /// So many workers, so long for each request on the mean.
+    pub fn new(workers: usize, mean: Duration, spread: Spread) -> Work {
+        Work {
+            pool: Arc::new(Semaphore::new(workers)),
+            mean,
+            spread,
+            stalls: None,
+            flips: None,
+            began: Instant::now(),
+        }
+    }
+
+    fn mean_now(&self) -> Duration {
+        match self.flips {
+            Some(flips)
+                if self.began.elapsed().as_nanos() / flips.every.as_nanos().max(1) % 2 == 1 =>
+            {
+                flips.mean
+            }
+            _ => self.mean,
+        }
+    }
+
+    async fn done(&self) {
+        // The semaphore is never closed, and it hands out its permits in order.
+        let _worker = self.pool.acquire().await;
+        let factor = match self.spread {
+            Spread::Constant => 1.0,
+            Spread::Exponential => exponential(&mut rand::rng()),
+        };
+        tokio::time::sleep(self.mean_now().mul_f64(factor)).await;
+    }
+
+    /// Takes every worker away now and then, for ever.
+    async fn stall(self, workers: u32) {
+        let Some(stalls) = self.stalls else { return };
+        loop {
+            let pause = stalls.every.mul_f64(exponential(&mut rand::rng()));
+            tokio::time::sleep(pause).await;
+            let _all = self.pool.acquire_many(workers).await;
+            tokio::time::sleep(stalls.length).await;
         }
     }
 }
@@ -106,7 +205,18 @@ impl Backend {
             behaviour: Mutex::new(behaviour),
             served: AtomicU64::new(0),
         });
-        let task = tokio::spawn(accept(listener, state.clone()));
+        let stalling = state.behaviour().work.map(|work| {
+            let workers = u32::try_from(work.pool.available_permits()).unwrap_or(u32::MAX);
+            work.stall(workers)
+        });
+        let serving = accept(listener, state.clone());
+        let task = tokio::spawn(async move {
+            match stalling {
+                // It ends only where there are no stalls.
+                Some(stalling) => drop(tokio::join!(serving, stalling)),
+                None => serving.await,
+            }
+        });
         Ok(Backend {
             address,
             state,
@@ -196,10 +306,14 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             Failure::Hang => std::future::pending::<()>().await,
         }
     }
+    if let Some(work) = &behaviour.work {
+        work.done().await;
+    }
     Ok(page(&behaviour, &path, request).await)
 }
 
-/// `GET /healthz`, and `POST /healthz/fail` and `/healthz/pass` to switch it.
+/// `GET /healthz`, `POST /healthz/fail` and `/healthz/pass` to switch it, and `GET /healthz/served`: how many requests
+/// reached this backend, these apart.
 fn health(state: &State, behaviour: &Behaviour, method: &Method, rest: &str) -> Response<Body> {
     match (method, rest) {
         (&Method::POST, "/fail" | "/pass") => {
@@ -210,6 +324,10 @@ fn health(state: &State, behaviour: &Behaviour, method: &Method, rest: &str) -> 
                 .expect("nobody panics while holding it")
                 .well = well;
             text(behaviour, 200, "switched\n")
+        }
+        (&Method::GET, "/served") => {
+            let served = state.served.load(Ordering::Relaxed);
+            text(behaviour, 200, &format!("{served}\n"))
         }
         _ if behaviour.well => text(behaviour, 200, "well\n"),
         _ => text(behaviour, 503, "not well\n"),

@@ -99,7 +99,9 @@ impl Figures {
             "failed_by_kind": self.failed,
             "reopened": self.reopened,
             "p50_ms": rounded(self.latencies.quantile_ms(0.5)),
+            "p90_ms": rounded(self.latencies.quantile_ms(0.9)),
             "p99_ms": rounded(self.latencies.quantile_ms(0.99)),
+            "p999_ms": rounded(self.latencies.quantile_ms(0.999)),
             "zone_share": shares,
         })
     }

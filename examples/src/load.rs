@@ -18,9 +18,10 @@ use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rand::{SeedableRng, rngs::StdRng};
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
-use crate::figures::Figures;
+use crate::{exponential, figures::Figures};
 
 /// Requests open at once; what comes due beyond it fails as `too_many_open`.
 pub const OPEN_REQUESTS_MAX: usize = 4096;
@@ -30,8 +31,8 @@ const HTTP2_CONNECTIONS: usize = 4;
 /// What to send, where, and how fast.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Who is connected to: usually a sidecar's outbound port.
-    pub target: SocketAddr,
+    /// Who is connected to, usually sidecars' outbound ports; several get the requests in turn, as many hosts would.
+    pub targets: Vec<SocketAddr>,
     /// The authority asked for, such as `shop.mesh:7080`.
     pub authority: String,
     /// Path and query.
@@ -50,13 +51,24 @@ pub struct Plan {
     pub zone_header: String,
     /// HTTP/2 by prior knowledge over four connections, instead of kept-alive HTTP/1.1.
     pub http2: bool,
+    /// How requests come due.
+    pub arrivals: Arrivals,
+}
+
+/// How requests come due at a mean rate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrivals {
+    /// At equal distances.
+    Even,
+    /// As independent callers make them: exponential distances, so that some come together.
+    Poisson,
 }
 
 impl Plan {
     /// GET / at 100 requests per second for one second.
     pub fn new(target: SocketAddr, authority: &str) -> Plan {
         Plan {
-            target,
+            targets: vec![target],
             authority: authority.into(),
             path: "/".into(),
             method: Method::GET,
@@ -66,6 +78,7 @@ impl Plan {
             timeout: Duration::from_secs(10),
             zone_header: "x-zone".into(),
             http2: false,
+            arrivals: Arrivals::Even,
         }
     }
 
@@ -79,26 +92,37 @@ impl Plan {
 
 /// Runs the plan to its end, the last answers included.
 pub async fn run(plan: Plan) -> Figures {
+    let places = plan.targets.len() * HTTP2_CONNECTIONS;
+    let shared = (0..places).map(|_| Default::default()).collect();
     let load = Arc::new(Load {
+        idle: plan.targets.iter().map(|_| Mutex::default()).collect(),
         plan,
-        idle: Mutex::new(Vec::new()),
-        shared: Default::default(),
+        shared,
         next_shared: AtomicUsize::new(0),
         figures: Mutex::new(Figures::default()),
     });
     let start = Instant::now();
     let rate = load.plan.rate.max(1);
-    let total = load.plan.duration.as_secs_f64() * f64::from(rate);
+    let mut dice = StdRng::from_rng(&mut rand::rng());
     let mut open = JoinSet::new();
-    for number in 0..total as u64 {
-        let due = start + Duration::from_secs_f64(number as f64 / f64::from(rate));
+    let mut due_s = 0.0;
+    for number in 0.. {
+        if due_s >= load.plan.duration.as_secs_f64() {
+            break;
+        }
+        let due = start + Duration::from_secs_f64(due_s);
+        due_s = match load.plan.arrivals {
+            Arrivals::Even => (number + 1) as f64 / f64::from(rate),
+            Arrivals::Poisson => due_s + exponential(&mut dice) / f64::from(rate),
+        };
         tokio::time::sleep_until(due).await;
         while open.try_join_next().is_some() {}
         if open.len() >= OPEN_REQUESTS_MAX {
             load.note(due, Err("too_many_open".into()));
         } else {
             let load = load.clone();
-            open.spawn(async move { load.one(due).await });
+            let target = number as usize % load.plan.targets.len().max(1);
+            open.spawn(async move { load.one(due, target).await });
         }
     }
     while open.join_next().await.is_some() {}
@@ -107,8 +131,10 @@ pub async fn run(plan: Plan) -> Figures {
 
 struct Load {
     plan: Plan,
-    idle: Mutex<Vec<http1::SendRequest<Full<Bytes>>>>,
-    shared: [tokio::sync::Mutex<Option<http2::SendRequest<Full<Bytes>>>>; HTTP2_CONNECTIONS],
+    /// Kept connections, by target.
+    idle: Vec<Mutex<Vec<http1::SendRequest<Full<Bytes>>>>>,
+    /// Shared connections, [`HTTP2_CONNECTIONS`] for each target.
+    shared: Vec<tokio::sync::Mutex<Option<http2::SendRequest<Full<Bytes>>>>>,
     next_shared: AtomicUsize,
     figures: Mutex<Figures>,
 }
@@ -127,8 +153,8 @@ impl Load {
         f(&mut self.figures.lock().expect("nobody panics while holding it"))
     }
 
-    async fn one(&self, due: Instant) {
-        let verdict = match tokio::time::timeout(self.plan.timeout, self.exchange()).await {
+    async fn one(&self, due: Instant, target: usize) {
+        let verdict = match tokio::time::timeout(self.plan.timeout, self.exchange(target)).await {
             Ok(verdict) => verdict,
             Err(_) => Err("timeout".into()),
         };
@@ -152,14 +178,14 @@ impl Load {
         });
     }
 
-    async fn exchange(&self) -> Verdict {
+    async fn exchange(&self, target: usize) -> Verdict {
         let kept = if self.plan.http2 {
             None
         } else {
-            self.take_idle()
+            self.take_idle(target)
         };
         if let Some(kept) = kept {
-            match self.over_http1(kept).await {
+            match self.over_http1(kept, target).await {
                 Ok(zone) => return Ok(zone),
                 Err(Broke::As(kind)) => return Err(kind),
                 // Every common client does this: the server may close a kept connection at any moment.
@@ -167,10 +193,10 @@ impl Load {
             }
         }
         let done = if self.plan.http2 {
-            self.over_http2().await
+            self.over_http2(target).await
         } else {
-            let sender = self.dial_http1().await?;
-            self.over_http1(sender).await
+            let sender = self.dial_http1(target).await?;
+            self.over_http1(sender, target).await
         };
         done.map_err(|broke| match broke {
             Broke::Unused => "broken".into(),
@@ -178,8 +204,8 @@ impl Load {
         })
     }
 
-    fn take_idle(&self) -> Option<http1::SendRequest<Full<Bytes>>> {
-        let mut idle = self.idle.lock().expect("nobody panics while holding it");
+    fn take_idle(&self, target: usize) -> Option<http1::SendRequest<Full<Bytes>>> {
+        let mut idle = (self.idle[target].lock()).expect("nobody panics while holding it");
         while let Some(sender) = idle.pop() {
             if sender.is_ready() {
                 return Some(sender);
@@ -188,15 +214,15 @@ impl Load {
         None
     }
 
-    fn keep(&self, sender: http1::SendRequest<Full<Bytes>>) {
-        let mut idle = self.idle.lock().expect("nobody panics while holding it");
+    fn keep(&self, sender: http1::SendRequest<Full<Bytes>>, target: usize) {
+        let mut idle = (self.idle[target].lock()).expect("nobody panics while holding it");
         if !sender.is_closed() {
             idle.push(sender);
         }
     }
 
-    async fn dial(&self) -> Result<TokioIo<TcpStream>, String> {
-        let stream = TcpStream::connect(self.plan.target)
+    async fn dial(&self, target: usize) -> Result<TokioIo<TcpStream>, String> {
+        let stream = TcpStream::connect(self.plan.targets[target])
             .await
             .map_err(|error| match error.kind() {
                 io::ErrorKind::ConnectionRefused => "refused".to_owned(),
@@ -206,8 +232,8 @@ impl Load {
         Ok(TokioIo::new(stream))
     }
 
-    async fn dial_http1(&self) -> Result<http1::SendRequest<Full<Bytes>>, String> {
-        let io = self.dial().await?;
+    async fn dial_http1(&self, target: usize) -> Result<http1::SendRequest<Full<Bytes>>, String> {
+        let io = self.dial(target).await?;
         let (sender, connection) = http1::handshake(io).await.map_err(|_| "connect")?;
         tokio::spawn(connection);
         Ok(sender)
@@ -216,6 +242,7 @@ impl Load {
     async fn over_http1(
         &self,
         mut sender: http1::SendRequest<Full<Bytes>>,
+        target: usize,
     ) -> Result<Option<String>, Broke> {
         sender.ready().await.map_err(|_| Broke::Unused)?;
         let response = sender
@@ -225,19 +252,19 @@ impl Load {
         let verdict = self.read(response).await;
         // The connection task takes a turn to see that the answer is over.
         if verdict.is_ok() && sender.ready().await.is_ok() {
-            self.keep(sender);
+            self.keep(sender, target);
         }
         verdict.map_err(Broke::As)
     }
 
-    async fn over_http2(&self) -> Result<Option<String>, Broke> {
-        let index = self.next_shared.fetch_add(1, Ordering::Relaxed) % HTTP2_CONNECTIONS;
-        let mut slot = self.shared[index].lock().await;
+    async fn over_http2(&self, target: usize) -> Result<Option<String>, Broke> {
+        let turn = self.next_shared.fetch_add(1, Ordering::Relaxed) % HTTP2_CONNECTIONS;
+        let mut slot = (self.shared[target * HTTP2_CONNECTIONS + turn].lock()).await;
         let kept = slot.take().filter(|sender| !sender.is_closed());
         let mut sender = match kept {
             Some(sender) => sender,
             None => {
-                let io = self.dial().await.map_err(Broke::As)?;
+                let io = self.dial(target).await.map_err(Broke::As)?;
                 let (sender, connection) = http2::handshake(TokioExecutor::new(), io)
                     .await
                     .map_err(|_| Broke::As("connect".into()))?;

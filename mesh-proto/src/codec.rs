@@ -13,6 +13,7 @@ use foca::{Header, Message, State};
 
 use crate::{
     RECORD_BYTES_MAX,
+    frame::{Floor, KEYS_MAX, KeyId},
     member::Member,
     message::{BUCKETS, Digest, Hello, Item, OwnerDigest, Purpose, Standing},
     record::{
@@ -22,6 +23,9 @@ use crate::{
 
 /// Bytes before an item's body: kind and length.
 pub const ITEM_HEAD_BYTES: usize = 3;
+
+/// Bytes of a floor's body.
+const FLOOR_BYTES: usize = 32;
 
 /// No decode allocates more than this, whatever the input claims. A tag of two bytes claims 48, the strings' own size,
 /// so this is far above the bytes of the longest record.
@@ -455,7 +459,8 @@ pub fn encode_record(head: &Head, body: &Body) -> Result<Vec<u8>, CodecError> {
                 left: node.left,
                 floor: node.floor,
             };
-            (KIND_NODE, encode(&wire)?)
+            let keys: Vec<[u8; 4]> = node.keys.iter().map(|key| key.0).collect();
+            (KIND_NODE, [encode(&wire)?, encode(&keys)?].concat())
         }
         Body::Service(service) => (KIND_SERVICE, encode(&WireService::from(service))?),
         Body::Demand(demand) => {
@@ -500,7 +505,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<(Head, Body), CodecError> {
         version: wire.version,
     };
     let body = match wire.kind {
-        KIND_NODE => decode::<WireNode>(tail).map(|(node, _)| {
+        KIND_NODE => decode::<WireNode>(tail).map(|(node, used)| {
             Body::Node(NodeRecord {
                 name: node.name.into(),
                 zone: node.zone.into(),
@@ -508,6 +513,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<(Head, Body), CodecError> {
                 wire_version: node.wire_version,
                 left: node.left,
                 floor: node.floor,
+                keys: decode_keys(&tail[used..]),
             })
         }),
         KIND_SERVICE => decode::<WireService>(tail)
@@ -523,6 +529,13 @@ pub fn decode_record(bytes: &[u8]) -> Result<(Head, Body), CodecError> {
         _ => Ok(Body::Unknown),
     };
     Ok((head, body.unwrap_or(Body::Unknown)))
+}
+
+/// The keys a node tells of at the end of its record: the first nodes told none.
+fn decode_keys(tail: &[u8]) -> Box<[KeyId]> {
+    let keys = decode::<Vec<[u8; 4]>>(tail).map(|(keys, _)| keys);
+    let keys = keys.unwrap_or_default().into_iter().take(KEYS_MAX);
+    keys.map(KeyId).collect()
 }
 
 // ---- items ----
@@ -541,6 +554,7 @@ mod kind {
     pub const OWNER: u8 = 22;
     pub const WANT: u8 = 23;
     pub const END: u8 = 24;
+    pub const FLOOR: u8 = 25;
 }
 
 #[derive(Encode, Decode)]
@@ -591,6 +605,13 @@ pub fn put_item(out: &mut Vec<u8>, item: &Item<'_>) -> Result<(), CodecError> {
             &encode(&(owner.id, owner.epoch, owner.hash))?,
         ),
         Item::Want(id) => put_raw(out, kind::WANT, &id.to_be_bytes()),
+        Item::Floor(floor) => {
+            let mut bytes = Vec::with_capacity(FLOOR_BYTES);
+            bytes.put_u64(floor.sender);
+            bytes.put_u128(floor.boot);
+            bytes.put_u64(floor.counter);
+            put_raw(out, kind::FLOOR, &bytes)
+        }
         Item::End => put_raw(out, kind::END, &[]),
     }
 }
@@ -681,6 +702,7 @@ fn decode_item(kind: u8, body: &[u8]) -> Result<Option<Item<'_>>, CodecError> {
         }
         kind::WANT => Item::Want(decode_u64(body)?),
         kind::END => Item::End,
+        kind::FLOOR => Item::Floor(decode_floor(body)?),
         _ => return Ok(None),
     }))
 }
@@ -693,6 +715,17 @@ fn decode_digest(mut body: &[u8]) -> Result<Digest, CodecError> {
     Ok(Digest {
         members,
         buckets: std::array::from_fn(|_| body.get_u64()),
+    })
+}
+
+fn decode_floor(mut body: &[u8]) -> Result<Floor, CodecError> {
+    if body.len() < FLOOR_BYTES {
+        return Err(CodecError::Malformed);
+    }
+    Ok(Floor {
+        sender: body.get_u64(),
+        boot: body.get_u128(),
+        counter: body.get_u64(),
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Not here: the bytes of an item's body (`codec.rs`) and the seal around them (`frame.rs`).
 
-use crate::member::Member;
+use crate::{frame::Floor, member::Member};
 
 /// Groups of owners whose hashes are compared first in an exchange.
 pub const BUCKETS: usize = 64;
@@ -40,6 +40,8 @@ pub enum Item<'a> {
     Owner(OwnerDigest),
     /// Please send this owner's records.
     Want(u64),
+    /// How far a sender's counters had come: for whoever joins, so that nothing older can be replayed to it.
+    Floor(Floor),
     /// The sender has said everything of this turn.
     End,
 }

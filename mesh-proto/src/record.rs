@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use crate::frame::KeyId;
+
 /// The slot of a node's own record; its services come after it.
 pub const NODE_SLOT: u32 = 0;
 
@@ -52,6 +54,8 @@ pub struct NodeRecord {
     ///
     /// Raised when tombstones are old enough to be dropped; living records are written anew above it first.
     pub floor: u64,
+    /// The gossip keys it holds, the one it seals with first; none in clear, and none told by the first nodes.
+    pub keys: Box<[KeyId]>,
 }
 
 /// How much a node's own applications ask of one service. No record, or one of 0, means next to nothing.

@@ -22,7 +22,10 @@ use crate::{
     clock::Clock,
     config::{self, Loaded, Service},
     drain,
-    gossip::probe::Drained,
+    gossip::{
+        keys::{KeyAnswer, KeyFault, KeyOrder},
+        probe::Drained,
+    },
     metrics::{Exporter, config_generation},
     start::{Sidecar, StartError},
 };
@@ -166,6 +169,8 @@ impl Life {
 
     async fn carry_out(&mut self, command: Command) {
         let (answer, done) = match command {
+            // Whoever asked may have gone; what was done stays done.
+            Command::Keys(order, done) => return drop(done.send(self.keys(order).await)),
             Command::Drain(target, done) => (self.drain(target).await, done),
             Command::Undrain(target, done) => (self.undrain(target).await, done),
             Command::Reload(done) => (self.reload().await, done),
@@ -173,6 +178,16 @@ impl Life {
         };
         // Whoever asked may have gone; what was done stays done.
         let _ = done.send(answer);
+    }
+
+    async fn keys(&self, order: KeyOrder) -> Result<KeyAnswer, Refusal> {
+        let answer = self.sidecar.keys(order).await;
+        let answer = answer.ok_or_else(|| Refusal::new("the gossip has ended", "wait for its end"));
+        answer?.map_err(|fault| Refusal {
+            unknown: matches!(fault, KeyFault::Unknown(_)),
+            message: fault.to_string(),
+            next: fault.next(),
+        })
     }
 
     async fn drain(&self, target: Target) -> Answer {

@@ -86,6 +86,16 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Datagrams and streams of gossip dropped, by reason: unread, refused as too many streams, or not understood.",
     ),
     (
+        "starling_gossip_sealed_total",
+        Unit::Count,
+        "Datagrams and streams of gossip sealed, by key: an id, never the key.",
+    ),
+    (
+        "starling_gossip_opened_total",
+        Unit::Count,
+        "Datagrams and streams of others opened, by key; one that stands still is not used by anybody any more.",
+    ),
+    (
         "starling_gossip_exchanges_total",
         Unit::Count,
         "Full exchanges over streams, by result: begun or done.",

@@ -26,7 +26,12 @@ use crate::{
     caller_checks::CallerChecks,
     clock::Clock,
     config::{Config, ListenAddress, Loaded},
-    gossip::{self, Gossip, Order, probe::Probes, publish::Publisher},
+    gossip::{
+        self, Gossip, Order,
+        keys::{KeyAnswer, KeyFault, KeyOrder},
+        probe::Probes,
+        publish::Publisher,
+    },
     proxy::{
         headers::Via,
         listen::{self, Bound, Door, Opening},
@@ -223,6 +228,13 @@ impl Sidecar {
         self.order(Order::Keys(config.gossip.keys.clone())).await;
         self.order(Order::Seeds(config.gossip.join.clone())).await;
         Ok(())
+    }
+
+    /// Changes the gossip's key ring, or tells of it. `None`: the gossip has ended.
+    pub async fn keys(&self, order: KeyOrder) -> Option<Result<KeyAnswer, KeyFault>> {
+        let (done, answer) = oneshot::channel();
+        self.order(Order::Key { order, done }).await;
+        answer.await.ok()
     }
 
     /// Says that this sidecar goes: not ready, records drain, callers are asked to come back on other connections.

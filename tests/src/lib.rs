@@ -4,6 +4,7 @@
 //! panics with a sentence when the machine cannot do its part; it never skips a claim in silence.
 
 pub mod binary;
+pub mod frames;
 pub mod http;
 pub mod mesh;
 pub mod netns;

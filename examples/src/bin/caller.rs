@@ -5,15 +5,15 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use examples::load::{self, Plan};
+use examples::load::{self, Arrivals, Plan};
 use http::Method;
 
 /// Sends requests at a fixed rate whether or not earlier ones were answered; latency counts from the due time.
 #[derive(Parser)]
 struct Arguments {
-    /// Who is connected to: a sidecar's outbound port, or a backend.
-    #[arg(long, default_value = "127.0.0.1:7080")]
-    to: SocketAddr,
+    /// Who is connected to: a sidecar's outbound port, or a backend; several get the requests in turn.
+    #[arg(long, default_value = "127.0.0.1:7080", value_delimiter = ',')]
+    to: Vec<SocketAddr>,
     /// The authority asked for.
     #[arg(long, default_value = "shop.mesh")]
     authority: String,
@@ -41,6 +41,9 @@ struct Arguments {
     /// HTTP/2 by prior knowledge.
     #[arg(long)]
     http2: bool,
+    /// Requests come due as independent callers make them, not at equal distances.
+    #[arg(long)]
+    poisson: bool,
 }
 
 #[tokio::main]
@@ -50,6 +53,10 @@ async fn main() -> ExitCode {
         eprintln!("--seconds {} is no length of time", arguments.seconds);
         return ExitCode::from(64);
     };
+    let Some(&first) = arguments.to.first() else {
+        eprintln!("--to names nobody");
+        return ExitCode::from(64);
+    };
     let figures = load::run(Plan {
         path: arguments.path,
         method: arguments.method,
@@ -57,7 +64,13 @@ async fn main() -> ExitCode {
         timeout: Duration::from_millis(arguments.timeout_ms),
         zone_header: arguments.zone_header,
         http2: arguments.http2,
-        ..Plan::new(arguments.to, &arguments.authority).at(arguments.rate, duration)
+        arrivals: if arguments.poisson {
+            Arrivals::Poisson
+        } else {
+            Arrivals::Even
+        },
+        targets: arguments.to,
+        ..Plan::new(first, &arguments.authority).at(arguments.rate, duration)
     })
     .await;
     println!("{}", figures.to_json());

@@ -221,7 +221,7 @@ fn id(node: &Node) -> String {
 }
 
 /// The word for a node's state.
-const fn state(state: NodeState) -> &'static str {
+pub const fn state(state: NodeState) -> &'static str {
     match state {
         NodeState::Alive => "alive",
         NodeState::Suspect => "suspect",

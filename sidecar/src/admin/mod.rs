@@ -9,10 +9,16 @@ use arc_swap::ArcSwap;
 use mesh_core::snapshot::Snapshot;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{clock::Clock, config::Loaded, metrics::Exporter};
+use crate::{
+    clock::Clock,
+    config::Loaded,
+    gossip::keys::{KeyAnswer, KeyOrder},
+    metrics::Exporter,
+};
 
 mod gauges;
 mod guard;
+mod keys;
 pub mod listing;
 mod routes;
 mod serve;
@@ -53,6 +59,8 @@ pub enum Command {
     Leave(oneshot::Sender<Answer>),
     /// Reads the configuration again: swapped whole, or refused whole.
     Reload(oneshot::Sender<Answer>),
+    /// Changes the gossip's key ring, or tells of it.
+    Keys(KeyOrder, oneshot::Sender<Result<KeyAnswer, Refusal>>),
 }
 
 /// Which instances of this host are meant: all, those of a service, or one.

@@ -12,7 +12,12 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{Answer, Command, State, Target, gauges, guard::Denied, listing};
+use super::{
+    Answer, Command, Refusal, State, Target, gauges,
+    guard::Denied,
+    keys::{self, Verb},
+    listing,
+};
 
 /// Longest time a command may take; draining for the whole host is answered as soon as it has begun.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -43,6 +48,8 @@ enum Route<'a> {
     Undrain,
     Leave,
     Reload,
+    Keys,
+    Key(Verb),
 }
 
 impl<'a> Route<'a> {
@@ -59,6 +66,10 @@ impl<'a> Route<'a> {
             "/v1/undrain" => Route::Undrain,
             "/v1/leave" => Route::Leave,
             "/v1/reload" => Route::Reload,
+            "/v1/keys" => Route::Keys,
+            "/v1/keys/install" => Route::Key(Verb::Install),
+            "/v1/keys/use" => Route::Key(Verb::Use),
+            "/v1/keys/remove" => Route::Key(Verb::Remove),
             _ => match (
                 path.strip_prefix("/v1/endpoints/"),
                 path.strip_prefix("/v1/explain/"),
@@ -74,7 +85,7 @@ impl<'a> Route<'a> {
     fn writes(&self) -> bool {
         matches!(
             self,
-            Route::Drain | Route::Undrain | Route::Leave | Route::Reload
+            Route::Drain | Route::Undrain | Route::Leave | Route::Reload | Route::Key(_)
         )
     }
 }
@@ -86,7 +97,8 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
             StatusCode::NOT_FOUND,
             &format!("there is no {}", asked.path),
             "see /live /ready /metrics /v1/status /v1/members /v1/services /v1/endpoints/{service} \
-             /v1/explain/{upstream} /v1/config; POST /v1/drain /v1/undrain /v1/leave /v1/reload",
+             /v1/explain/{upstream} /v1/config /v1/keys; POST /v1/drain /v1/undrain /v1/leave /v1/reload \
+             /v1/keys/install /v1/keys/use /v1/keys/remove",
         );
     };
     let wanted = if route.writes() { "POST" } else { "GET" };
@@ -125,6 +137,8 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
         Route::Undrain => order_for(state, asked.body, Command::Undrain).await,
         Route::Leave => order(state, Command::Leave).await,
         Route::Reload => order(state, Command::Reload).await,
+        Route::Keys => keys::status(state).await,
+        Route::Key(verb) => keys::order(state, verb, asked.body).await,
     }
 }
 
@@ -252,33 +266,45 @@ async fn order_for(
 
 async fn order(state: &State, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Reply {
     let (sender, receiver) = oneshot::channel();
-    if state.commands.try_send(command(sender)).is_err() {
-        return fault(
+    match send(state, command(sender), receiver).await {
+        Ok(done) => json(StatusCode::OK, &json!({ "done": done })),
+        Err(reply) => reply,
+    }
+}
+
+/// Gives the sidecar a command and waits for what it came to; else the reply that says why there is nothing.
+pub async fn send<T>(
+    state: &State,
+    command: Command,
+    answer: oneshot::Receiver<Result<T, Refusal>>,
+) -> Result<T, Reply> {
+    if state.commands.try_send(command).is_err() {
+        return Err(fault(
             StatusCode::SERVICE_UNAVAILABLE,
             "the sidecar is busy with other commands, or on its way out",
             "try again in a moment",
-        );
+        ));
     }
-    match tokio::time::timeout(COMMAND_TIME, receiver).await {
-        Ok(Ok(Ok(done))) => json(StatusCode::OK, &json!({ "done": done })),
+    match tokio::time::timeout(COMMAND_TIME, answer).await {
+        Ok(Ok(Ok(done))) => Ok(done),
         Ok(Ok(Err(refusal))) => {
             let status = if refusal.unknown {
                 StatusCode::NOT_FOUND
             } else {
                 StatusCode::CONFLICT
             };
-            fault(status, &refusal.message, &refusal.next)
+            Err(fault(status, &refusal.message, &refusal.next))
         }
-        Ok(Err(_)) => fault(
+        Ok(Err(_)) => Err(fault(
             StatusCode::SERVICE_UNAVAILABLE,
             "the sidecar ended before it could answer",
             "see its log",
-        ),
-        Err(_) => fault(
+        )),
+        Err(_) => Err(fault(
             StatusCode::GATEWAY_TIMEOUT,
             &format!("no answer within {} s", COMMAND_TIME.as_secs()),
             "see the sidecar's log; the command may still be carried out",
-        ),
+        )),
     }
 }
 
@@ -328,7 +354,8 @@ pub fn fault(status: StatusCode, message: &str, next: &str) -> Reply {
     json(status, &json!({ "error": message, "next": next }))
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+/// An answer in JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_string(value) {
         Ok(mut body) => {
             body.push('\n');

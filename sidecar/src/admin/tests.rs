@@ -116,6 +116,13 @@ async fn without_socket_and_token_a_write_is_refused_with_the_fix() {
         answer.starts_with("HTTP/1.1 403") && answer.contains("admin.sock"),
         "{answer}"
     );
+    let key = "5e".repeat(32);
+    let body = format!("{{\"key\": \"{key}\"}}");
+    let answer = stage.tcp(&post("/v1/keys/install", &body, "")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && !answer.contains(&key),
+        "{answer}"
+    );
     let answer = stage.get("/v1/reload").await;
     assert!(
         answer.starts_with("HTTP/1.1 405") && answer.contains("allow: POST"),

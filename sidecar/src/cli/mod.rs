@@ -86,7 +86,7 @@ pub enum Command {
     Endpoints(endpoints::Args),
     /// Explain the decisions for one request
     Explain(explain::Args),
-    /// Make gossip keys
+    /// Make gossip keys, and change the one in use without a gap
     #[command(subcommand)]
     Key(key::Command),
     /// Run a sidecar and its application together

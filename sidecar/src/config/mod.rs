@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_core::policy::{Policy, Weight};
-use mesh_proto::record::WireProtocol;
+use mesh_proto::{frame::KeyId, record::WireProtocol};
 
 pub use self::fault::{Fault, Faults, Place};
 
@@ -143,9 +143,45 @@ pub struct Gossip {
     pub profile: Profile,
 }
 
+/// Keys of one ring: the new one, the old one, and room for a rotation that went wrong.
+pub const GOSSIP_KEYS_MAX: usize = 4;
+
 /// A 32-byte gossip key that never shows in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GossipKey(pub [u8; 32]);
+
+impl GossipKey {
+    /// What it is called in listings and metrics.
+    pub fn id(&self) -> KeyId {
+        KeyId::of(&self.0)
+    }
+
+    /// The key itself as 64 hex digits, for the file that keeps it.
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A text that is not 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoGossipKey;
+
+impl std::str::FromStr for GossipKey {
+    type Err = NoGossipKey;
+
+    fn from_str(text: &str) -> Result<GossipKey, NoGossipKey> {
+        let text = text.trim();
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NoGossipKey);
+        }
+        let mut key = [0; 32];
+        for (index, byte) in key.iter_mut().enumerate() {
+            *byte =
+                u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).map_err(|_| NoGossipKey)?;
+        }
+        Ok(GossipKey(key))
+    }
+}
 
 impl std::fmt::Debug for GossipKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

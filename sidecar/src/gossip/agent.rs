@@ -1,6 +1,7 @@
 //! One task: sockets in, effects out, each turn timed.
 //!
-//! Not here: every decision (`mesh_core::membership`) and the bytes of a stream (`stream.rs`).
+//! Not here: every decision (`mesh_core::membership`), the bytes of a stream (`stream.rs`), and what the task does about
+//! keys and counters (`sealing.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,15 +30,18 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Counters, Gossip, ORDERS_MAX, Order, Sockets,
-    counters::Meters,
+    counters::{KeyUse, Meters},
+    keys::Keys,
     seeds::{FOUND_MAX, Found, Seeker},
     state::State,
     stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX, STRANGERS_MAX},
 };
 use crate::{
     clock::Clock,
-    config::{self, GossipKey, Profile},
+    config::{self, Profile},
 };
+
+mod sealing;
 
 /// Changes of the mesh are told at most this often.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -64,6 +68,8 @@ pub struct Agent {
     sealer: Sealer,
     opener: Opener,
     ring: KeyRing,
+    keys: Keys,
+    key_use: KeyUse,
     cluster: Box<str>,
     udp: UdpSocket,
     tcp: TcpListener,
@@ -131,8 +137,12 @@ impl Agent {
             },
             has_seeds: !gossip.join.is_empty(),
         };
-        let ring = ring(&gossip.keys, &gossip.cluster);
-        let membership = Membership::new(settings, &mut rand::rng(), clock.now());
+        let keys = Keys::load(gossip.keys.clone(), state.directory());
+        let ring = sealing::ring(keys.ring(), &gossip.cluster);
+        let mut key_use = KeyUse::default();
+        key_use.show(keys.ids());
+        let mut membership = Membership::new(settings, &mut rand::rng(), clock.now());
+        membership.on_local_change(Change::Keys(keys.ids()), clock.now());
         let (orders_in, orders) = mpsc::channel(ORDERS_MAX);
         let (mesh_in, mesh) = watch::channel(Arc::new(membership.mesh()));
         let (names_in, names) = watch::channel(gossip.join.clone());
@@ -153,6 +163,8 @@ impl Agent {
             sealer: Sealer::new(ring.clone(), me.id, boot(me.bump, rand::random())),
             opener: Opener::new(ring.clone()),
             ring,
+            keys,
+            key_use,
             cluster: gossip.cluster.clone(),
             udp: sockets.udp,
             tcp: sockets.tcp,
@@ -248,6 +260,7 @@ impl Agent {
             self.meters_at = now + METERS;
             let (counts, backlog) = (self.membership.counts, self.membership.backlog());
             self.meters.update(&self.counters, &counts, backlog);
+            self.key_use.update();
             self.forget_senders();
             while self.tasks.try_join_next().is_some() {}
         }
@@ -276,6 +289,7 @@ impl Agent {
                 .fetch_add(length as u64, Ordering::Relaxed);
             match self.opener.open(&mut room[..length]) {
                 Ok(opened) => {
+                    self.key_use.opened(opened.key);
                     let now = self.clock.now();
                     self.membership
                         .on_datagram(opened.payload, opened.sender, now);
@@ -305,15 +319,18 @@ impl Agent {
     fn on_event(&mut self, event: Event) {
         let now = self.clock.now();
         match event {
-            Event::Hello { hello, answer } => {
+            Event::Hello { hello, key, answer } => {
+                self.key_use.opened(key);
                 if let Some(call) = self.membership.on_call(&hello, now) {
                     let (frames_in, frames) = mpsc::channel(FRAMES_MAX);
                     self.calls.insert(call, frames_in);
                     // Should its task be gone already, the frames end in a closed channel.
                     let _ = answer.send((call, frames));
+                    self.tell_floors(call, &hello);
                 }
             }
             Event::Frame { call, payload } => {
+                self.take_floors(&payload);
                 self.membership.on_stream_message(call, &payload, now)
             }
             Event::End { call, end } => {
@@ -334,12 +351,8 @@ impl Agent {
                 self.leaving.push(done);
                 Change::Leave
             }
-            Order::Keys(keys) => {
-                self.ring = ring(&keys, &self.cluster);
-                self.sealer.replace(self.ring.clone());
-                self.opener.replace(self.ring.clone());
-                return;
-            }
+            Order::Keys(configured) => return self.on_keys(configured),
+            Order::Key { order, done } => return self.on_key_order(order, done),
             Order::Seeds(names) => {
                 let is_alone = names.is_empty();
                 self.names.send_if_modified(|held| {
@@ -389,6 +402,7 @@ impl Agent {
                 } => {
                     let (frames_in, frames) = mpsc::channel(FRAMES_MAX);
                     self.calls.insert(call, frames_in);
+                    self.key_use.sealed(self.sealer.key_id());
                     let (ring, events) = (self.ring.clone(), self.events_in.clone());
                     self.tasks
                         .spawn(stream::call(call, to, ring, hello, within, frames, events));
@@ -419,6 +433,7 @@ impl Agent {
             );
             return;
         };
+        self.key_use.sealed(self.sealer.key_id());
         match self.udp.try_send_to(&datagram, to) {
             Ok(_) => {
                 self.counters.datagrams_out.fetch_add(1, Ordering::Relaxed);
@@ -549,8 +564,4 @@ impl Agent {
             );
         }
     }
-}
-
-fn ring(keys: &[GossipKey], cluster: &str) -> KeyRing {
-    KeyRing::new(keys.iter().map(|key| key.0), cluster)
 }

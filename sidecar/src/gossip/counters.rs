@@ -2,10 +2,13 @@
 //!
 //! Not here: members by state, which whoever builds the snapshot knows too.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use mesh_core::membership::Counts;
-use mesh_proto::frame::Reject;
+use mesh_proto::frame::{KeyId, Reject};
 use metrics::{Counter, Gauge, counter, gauge};
 
 /// Counts since the start.
@@ -53,6 +56,75 @@ impl Counters {
             .iter()
             .map(|count| count.load(Ordering::Relaxed))
             .sum()
+    }
+}
+
+/// Keys whose use is counted; whoever rotates more often between two restarts misses the counts of the last ones.
+const KEYS_MAX: usize = 64;
+
+/// How much each key was used since the start, those no longer in the ring included.
+#[derive(Default)]
+pub struct KeyUse {
+    keys: BTreeMap<KeyId, Used>,
+}
+
+struct Used {
+    sealed: (u64, Counter),
+    opened: (u64, Counter),
+}
+
+impl KeyUse {
+    fn of(&mut self, key: KeyId) -> Option<&mut Used> {
+        if !self.keys.contains_key(&key) && self.keys.len() >= KEYS_MAX {
+            return None;
+        }
+        let used = self.keys.entry(key).or_insert_with(|| Used {
+            sealed: (
+                0,
+                counter!("starling_gossip_sealed_total", "key" => key.to_string()),
+            ),
+            opened: (
+                0,
+                counter!("starling_gossip_opened_total", "key" => key.to_string()),
+            ),
+        });
+        Some(used)
+    }
+
+    /// Shows these keys from now on, used or not.
+    pub fn show(&mut self, keys: impl IntoIterator<Item = KeyId>) {
+        for key in keys {
+            self.of(key);
+        }
+    }
+
+    /// Something was sealed; `None`: in clear.
+    pub fn sealed(&mut self, key: Option<KeyId>) {
+        if let Some(used) = key.and_then(|key| self.of(key)) {
+            used.sealed.0 += 1;
+        }
+    }
+
+    /// Something was opened; `None`: in clear.
+    pub fn opened(&mut self, key: Option<KeyId>) {
+        if let Some(used) = key.and_then(|key| self.of(key)) {
+            used.opened.0 += 1;
+        }
+    }
+
+    /// Each key with how often it sealed and opened.
+    pub fn counts(&self) -> impl Iterator<Item = (KeyId, u64, u64)> + '_ {
+        let keys = self.keys.iter();
+        keys.map(|(key, used)| (*key, used.sealed.0, used.opened.0))
+    }
+
+    /// Brings the metrics up to date.
+    pub fn update(&self) {
+        for used in self.keys.values() {
+            for (count, meter) in [&used.sealed, &used.opened] {
+                meter.absolute(*count);
+            }
+        }
     }
 }
 

@@ -14,7 +14,10 @@ use tokio::{
 };
 
 pub use self::counters::Counters;
-use self::state::{State, StateError};
+use self::{
+    keys::{KeyAnswer, KeyFault, KeyOrder},
+    state::{State, StateError},
+};
 use crate::{
     clock::Clock,
     config::{self, Config},
@@ -23,6 +26,7 @@ use crate::{
 mod agent;
 mod counters;
 pub mod demand;
+pub mod keys;
 pub mod probe;
 pub mod publish;
 mod seeds;
@@ -71,8 +75,15 @@ pub enum Order {
         /// Told when it is done.
         done: oneshot::Sender<()>,
     },
-    /// Replaces the key ring: the first encrypts, all decrypt.
+    /// Takes over the configuration's keys: the first encrypts, all decrypt.
     Keys(Vec<config::GossipKey>),
+    /// Changes the key ring, or tells of it.
+    Key {
+        /// What is ordered.
+        order: KeyOrder,
+        /// Told what was done, or why not.
+        done: oneshot::Sender<Result<KeyAnswer, KeyFault>>,
+    },
     /// Replaces the list of seeds.
     Seeds(Vec<Box<str>>),
 }

@@ -132,6 +132,11 @@ impl State {
         self.write("peers.json", &peers)
     }
 
+    /// The directory, if anything is kept at all.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
     /// Whether anything is kept at all.
     pub fn is_kept(&self) -> bool {
         self.directory.is_some()
@@ -175,7 +180,7 @@ fn parse_id(id: &str) -> Option<u64> {
 }
 
 /// The kept value, or `None` if there is no file, or none that we can have written.
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>, StateError> {
+pub(super) fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>, StateError> {
     let fault = |error| StateError {
         path: path.to_owned(),
         error,

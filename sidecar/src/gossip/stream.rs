@@ -7,7 +7,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use mesh_core::membership::{CallEnd, CallId};
 use mesh_proto::{
     EXCHANGE_BYTES_MAX,
-    frame::{self, Call, Half, KeyRing, PREAMBLE_BYTES, Preamble, Reject, SEALED_FRAME_BYTES_MAX},
+    frame::{
+        self, Answered, Call, Half, KeyId, KeyRing, PREAMBLE_BYTES, Preamble, Reject,
+        SEALED_FRAME_BYTES_MAX,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -50,6 +53,8 @@ pub enum Event {
     Hello {
         /// The first frame.
         hello: Vec<u8>,
+        /// The key; `None` in clear.
+        key: Option<KeyId>,
         /// Where the call's name and its frames are to be sent; dropped: no answer.
         answer: oneshot::Sender<(CallId, mpsc::Receiver<Vec<u8>>)>,
     },
@@ -161,8 +166,8 @@ pub async fn answer(
     events: mpsc::Sender<Event>,
 ) {
     let greeted = timeout(HELLO_TIME, greet(&mut stream, &ring)).await;
-    let (hello, preamble, out, back) = match greeted.map_err(Broken::from) {
-        Ok(Ok(greeted)) => greeted,
+    let answered = match greeted.map_err(Broken::from) {
+        Ok(Ok(answered)) => answered,
         Ok(Err(broken)) | Err(broken) => return tell_rejected(&events, broken).await,
     };
     let Ok(Ok(_turn)) = timeout(TURN_TIME, turns.acquire_owned()).await else {
@@ -170,7 +175,8 @@ pub async fn answer(
     };
     let (sender, named) = oneshot::channel();
     let event = Event::Hello {
-        hello,
+        hello: answered.hello,
+        key: answered.key,
         answer: sender,
     };
     if events.send(event).await.is_err() {
@@ -179,8 +185,8 @@ pub async fn answer(
     let Ok((call, frames)) = named.await else {
         return;
     };
-    let end = match stream.write_all(&preamble).await {
-        Ok(()) => carry(call, stream, out, back, frames, &events).await,
+    let end = match stream.write_all(&answered.preamble).await {
+        Ok(()) => carry(call, stream, answered.out, answered.back, frames, &events).await,
         Err(_) => Some(CallEnd::Failed),
     };
     if let Some(end) = end {
@@ -188,10 +194,7 @@ pub async fn answer(
     }
 }
 
-async fn greet(
-    stream: &mut TcpStream,
-    ring: &KeyRing,
-) -> Result<(Vec<u8>, Preamble, Half, Half), Broken> {
+async fn greet(stream: &mut TcpStream, ring: &KeyRing) -> Result<Answered, Broken> {
     stream.set_nodelay(true)?;
     let mut preamble: Preamble = [0; PREAMBLE_BYTES];
     stream.read_exact(&mut preamble).await?;

@@ -480,6 +480,104 @@ async fn another_cluster_is_left_alone() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_a_node_joined_cannot_be_replayed_to_it() {
+    let clock = Clock::new();
+    let [a, b, c] = three(clock).await;
+    let address = c.address;
+    drop(c);
+    let seed = a.mesh().nodes[0].id.to_be_bytes();
+    // Whoever listens where a dead node was hears what the others try to tell it, sealed and never seen elsewhere.
+    let began = Instant::now();
+    let ear = loop {
+        match UdpSocket::bind(address).await {
+            Ok(ear) => break ear,
+            Err(error) => assert!(began.elapsed() < SOON, "{error}"),
+        }
+        tokio::task::yield_now().await;
+    };
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
+        let mut room = [0; 2_048];
+        let waited = timeout(SOON, ear.recv_from(&mut room)).await;
+        let (length, _) = waited.expect("they probe it").expect("readable");
+        // How far the seed's own counter came is known to it; of the others it knows what it heard itself.
+        if room[3..11] == seed {
+            heard.push(room[..length].to_vec());
+        }
+    }
+    let seeds = [a.address];
+    let wanted = Wanted {
+        name: "d",
+        join: &seeds,
+        ..Wanted::default()
+    };
+    let d = start(wanted, clock).await;
+    d.until(SOON, "it joined", |mesh| mesh.joined && alive(mesh) >= 3)
+        .await;
+    b.until(SOON, "it is known", |mesh| {
+        state_of(mesh, "d") == Some(NodeState::Alive)
+    })
+    .await;
+    let before = d.rejected();
+    for datagram in &heard {
+        ear.send_to(datagram, d.address).await.expect("sent");
+    }
+    let began = Instant::now();
+    while d.rejected() < before + heard.len() as u64 {
+        assert!(
+            began.elapsed() < SOON,
+            "{} of {} refused",
+            d.rejected() - before,
+            heard.len()
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn items_of_a_later_version_are_passed_over_and_the_rest_is_heard() {
+    use mesh_proto::{
+        codec::{encode_record, put_item},
+        frame::{KeyRing, Sealer, boot},
+        message::Item,
+        record::{Body, Head},
+    };
+    let [a, b, _c] = three(Clock::new()).await;
+    b.order(Order::Offer(service("web-1", InstanceState::Up)))
+        .await;
+    a.until(SOON, "the instance is known", |mesh| {
+        mesh.instances.len() == 1
+    })
+    .await;
+    let known = a.mesh().instances[0].clone();
+    let head = Head {
+        owner: known.node.id,
+        epoch: known.epoch,
+        slot: 77,
+        version: known.version + 100,
+    };
+    let body = Body::Service(service("web-2", InstanceState::Up));
+    let mut record = encode_record(&head, &body).expect("fits");
+    record.extend_from_slice(b"a field of a later version");
+    let mut payload = vec![200, 0, 3, 1, 2, 3];
+    // A hash with four bytes more than this version knows.
+    payload.extend_from_slice(&[2, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]);
+    put_item(&mut payload, &Item::Record(&record)).expect("fits");
+    payload.extend_from_slice(&[255, 0, 0]);
+    let ring = KeyRing::new([KEY], "prod");
+    let mut sealer = Sealer::new(ring, 0xfeed, boot(1, 1));
+    let udp = UdpSocket::bind(LOOPBACK).await.expect("a free port");
+    let datagram = sealer.seal(&payload).expect("fits");
+    udp.send_to(&datagram, a.address).await.expect("sent");
+    a.until(SOON, "the record between them is known", |mesh| {
+        mesh.instances
+            .iter()
+            .any(|instance| &*instance.record.instance == "web-2")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn keys_change_without_a_gap() {
     let [a, b, c] = three(Clock::new()).await;
     let new = [8; 32];

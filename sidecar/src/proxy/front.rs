@@ -48,6 +48,9 @@ use super::{
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Streams of one HTTP/2 client connection at once.
 const H2_STREAMS_MAX: u32 = 100;
+/// Streams that a client has cancelled before we looked at them. h2's default of 20 takes a gRPC client that cancels
+/// its calls all at once for an attacker (h2 #856); as many as may be open at once can be cancelled at once.
+const H2_CANCELLED_MAX: usize = H2_STREAMS_MAX as usize;
 /// What one HTTP/2 stream of a client may send ahead of the endpoint reading it, in bytes.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// What all streams of a client connection may send ahead, in bytes.
@@ -115,6 +118,7 @@ pub async fn serve(
             let connection = http2::Builder::new(OnThisThread)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(H2_STREAMS_MAX)
+                .max_pending_accept_reset_streams(H2_CANCELLED_MAX)
                 .initial_stream_window_size(H2_STREAM_WINDOW)
                 .initial_connection_window_size(H2_CONNECTION_WINDOW)
                 .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))

@@ -22,6 +22,7 @@ fn node(floor: u64) -> Body {
         wire_version: 1,
         left: false,
         floor,
+        keys: Box::default(),
     })
 }
 

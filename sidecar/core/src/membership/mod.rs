@@ -25,6 +25,7 @@ use std::{
 use foca::OwnedNotification;
 use mesh_proto::{
     codec::{CodecError, decode_record, items},
+    frame::KeyId,
     member::Member,
     message::Item,
     record::{DemandRecord, Head, NodeRecord, ServiceRecord},
@@ -172,6 +173,8 @@ pub enum Change {
         /// Its name.
         instance: Box<str>,
     },
+    /// Holds these gossip keys now, the one it seals with first.
+    Keys(Box<[KeyId]>),
     /// Says what our applications ask of a service.
     Demand(DemandRecord),
     /// Takes that back.
@@ -263,6 +266,7 @@ impl Membership {
             wire_version: mesh_proto::WIRE_VERSION,
             left: false,
             floor: 0,
+            keys: Box::default(),
         };
         let me = settings.me;
         let mut membership = Membership {
@@ -327,6 +331,11 @@ impl Membership {
         self.peers
             .iter()
             .filter_map(|(_, peer)| Some((peer.member?, peer.state)))
+    }
+
+    /// What another node says of itself; `None` if that has not come through yet.
+    pub fn record_of(&self, id: u64) -> Option<&NodeRecord> {
+        self.catalogue.owner(id)?.node.as_deref()
     }
 
     /// Whether somebody else is there.
@@ -425,6 +434,7 @@ impl Membership {
             Change::Withdraw { service, instance } => {
                 self.offers.withdraw(&service, &instance, now)
             }
+            Change::Keys(keys) => self.offers.set_keys(keys),
             Change::Demand(record) => {
                 // Without a slot left the others reckon without it, as with a service asked for next to nothing.
                 let _ = self.offers.demand(record);

@@ -9,6 +9,7 @@ use std::{
 
 use mesh_proto::{
     codec::{CodecError, decode_record, encode_record},
+    frame::KeyId,
     record::{Body, DemandRecord, Head, NODE_SLOT, NodeRecord, ServiceRecord},
 };
 
@@ -140,6 +141,14 @@ impl Offers {
         }
     }
 
+    /// Says which gossip keys we hold, the one we seal with first.
+    pub fn set_keys(&mut self, keys: Box<[KeyId]>) {
+        if self.node.keys != keys {
+            self.node.keys = keys;
+            self.unsaid.push(NODE_SLOT);
+        }
+    }
+
     /// Says goodbye.
     pub fn leave(&mut self) {
         self.node.left = true;
@@ -255,6 +264,7 @@ mod tests {
             wire_version: 1,
             left: false,
             floor: 0,
+            keys: Box::default(),
         };
         Offers::new(1, 9, node)
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::config::{
-    Admin, Gossip, GossipKey, Node, Profile, Secret,
+    Admin, GOSSIP_KEYS_MAX, Gossip, GossipKey, Node, Profile, Secret,
     host::is_private,
     raw::Value,
     read::Keys,
@@ -15,8 +15,6 @@ pub const GOSSIP_PORT: u16 = 7946;
 const ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7070);
 /// Seeds beyond that only make a join noisy: the rest is learned from the first that answers.
 const SEEDS_MAX: usize = 64;
-/// The new key, the old one, and room for a rotation that went wrong.
-const KEYS_MAX: usize = 4;
 
 /// A host alone gossips with nobody; one with a `[gossip]` table means the network.
 pub fn gossip_bind(keys: &Keys<'_>, table_written: bool) -> SocketAddr {
@@ -151,9 +149,9 @@ fn gossip_keys(keys: &Keys<'_>) -> Vec<GossipKey> {
     let mut ring = Vec::new();
     for name in ["key", "keys"] {
         for (raw, text) in keys.secrets(name) {
-            match key_of(&text) {
-                Some(key) => ring.push(key),
-                None => keys.wrong_at(
+            match text.parse::<GossipKey>() {
+                Ok(key) => ring.push(key),
+                Err(_) => keys.wrong_at(
                     raw.place,
                     name,
                     Wrong::new(
@@ -164,27 +162,14 @@ fn gossip_keys(keys: &Keys<'_>) -> Vec<GossipKey> {
             }
         }
     }
-    if ring.len() > KEYS_MAX {
+    if ring.len() > GOSSIP_KEYS_MAX {
         keys.wrong(
             "keys",
-            format!("{} keys are more than {KEYS_MAX}", ring.len()),
+            format!("{} keys are more than {GOSSIP_KEYS_MAX}", ring.len()),
             "drop the ones nobody encrypts with",
         );
     }
     ring
-}
-
-/// 32 bytes from 64 hex digits.
-fn key_of(text: &str) -> Option<GossipKey> {
-    let text = text.trim();
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut key = [0; 32];
-    for (index, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).ok()?;
-    }
-    Some(GossipKey(key))
 }
 
 pub fn admin(keys: &Keys<'_>) -> Admin {
