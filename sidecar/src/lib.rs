@@ -78,5 +78,6 @@ pub mod metrics;
 pub mod notify;
 pub mod parent;
 pub mod proxy;
+pub mod request_key;
 pub mod resolve;
 pub mod start;

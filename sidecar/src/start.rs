@@ -100,6 +100,7 @@ impl Sidecar {
     pub async fn start(loaded: Loaded, clock: Clock) -> Result<Sidecar, StartError> {
         let loaded = Arc::new(loaded);
         let config = &loaded.config;
+        warn_of(&loaded);
         let wanted = doors(config);
         let mut bound = Vec::new();
         for (address, door, connections_max) in wanted.values() {
@@ -204,6 +205,7 @@ impl Sidecar {
                 bound.push(bind(address, door, *connections_max)?);
             }
         }
+        warn_of(&loaded);
         self.settings.store(Arc::new(settings_of(config)));
         self.resolver.follow(&config.upstreams);
         self.checks.follow(&config.upstreams).await;
@@ -383,6 +385,12 @@ impl Sidecar {
                 crate::notify::tell("READY=1");
             }
         });
+    }
+}
+
+fn warn_of(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Not here: the decisions themselves; every figure comes from the function that decides with it.
 
+mod request;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
@@ -10,14 +12,16 @@ use crate::{
     balance::least_response_time::{Factors, mean_latency},
     endpoint::{Endpoint, Word},
     moment::Moment,
-    policy::{Balance, ZoneMode},
+    policy::{Balance, Hash, Policy, ZoneMode},
     snapshot::Snapshot,
-    upstream::{Member, Out, Tier, Told, Upstream, Water},
+    upstream::{Member, Out, Owners, Tier, Told, Upstream, Water},
     zone::{
         self,
         water::{Figures, Flows},
     },
 };
+
+pub use request::{Asked, OwnerView, RequestView, Step, request};
 
 /// One upstream's decisions at one moment.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -30,6 +34,8 @@ pub struct UpstreamView {
     pub balance: &'static str,
     /// `waterfill`, `priority` or `ignore`, as it is in effect.
     pub zones: &'static str,
+    /// By what requests belong to endpoints, if by anything.
+    pub hash: Option<HashView>,
     /// SWIM is not believed at the moment.
     pub panic: bool,
     /// Requests and repeats of the last 10 s.
@@ -88,6 +94,19 @@ pub struct WaterZoneView {
     pub target: f64,
     /// Share of this host's requests that goes there now; losses are followed at once, gains slowly.
     pub share: f64,
+}
+
+/// By what requests belong to endpoints.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct HashView {
+    /// What of a request is its key, as the configuration spells it.
+    pub key: String,
+    /// The table with the version of its functions: sidecars that show the same agree.
+    pub table: &'static str,
+    /// Endpoints that own keys.
+    pub owners: usize,
+    /// Lookups are one read; until then they are worked out, with the same result.
+    pub built: bool,
 }
 
 /// One tier's share and what it comes from.
@@ -163,6 +182,33 @@ pub struct CostView {
     pub cost: f64,
 }
 
+fn algorithm(policy: &Policy) -> &'static str {
+    match policy.balance {
+        Balance::LeastResponseTime => "least_response_time",
+        Balance::RoundRobin => "round_robin",
+        Balance::LeastConnections => "least_connections",
+        Balance::PowerOfTwo => "power_of_two",
+        Balance::Random => "random",
+    }
+}
+
+fn zone_mode(policy: &Policy) -> &'static str {
+    match policy.zone_mode() {
+        ZoneMode::Waterfill => "waterfill",
+        ZoneMode::Priority => "priority",
+        ZoneMode::Ignore => "ignore",
+    }
+}
+
+fn hash((owners, hash): (&Owners, &Hash)) -> HashView {
+    HashView {
+        key: hash.key.to_string(),
+        table: hash.table.name(),
+        owners: owners.table.owners().len(),
+        built: owners.table.is_built(),
+    }
+}
+
 /// Everything about one upstream.
 pub fn upstream(upstream: &Upstream, now: Moment) -> UpstreamView {
     let policy = &upstream.policy;
@@ -170,18 +216,12 @@ pub fn upstream(upstream: &Upstream, now: Moment) -> UpstreamView {
     UpstreamView {
         upstream: policy.name.clone(),
         service: policy.service.clone(),
-        balance: match policy.balance {
-            Balance::LeastResponseTime => "least_response_time",
-            Balance::RoundRobin => "round_robin",
-            Balance::LeastConnections => "least_connections",
-            Balance::PowerOfTwo => "power_of_two",
-            Balance::Random => "random",
+        balance: match policy.hash {
+            Some(_) => "consistent_hash",
+            None => algorithm(policy),
         },
-        zones: match policy.zone_mode() {
-            ZoneMode::Waterfill => "waterfill",
-            ZoneMode::Priority => "priority",
-            ZoneMode::Ignore => "ignore",
-        },
+        zones: zone_mode(policy),
+        hash: upstream.owners.as_ref().zip(policy.hash.as_ref()).map(hash),
         panic: upstream.panic,
         requests_10s,
         retries_10s,

@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod check;
 pub mod endpoint;
 pub mod explain;
+pub mod hash;
 pub mod load;
 pub mod membership;
 pub mod mesh;

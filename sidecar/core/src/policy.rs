@@ -19,6 +19,8 @@ pub struct Policy {
     pub http: HttpVersion,
     /// How one of several endpoints is chosen.
     pub balance: Balance,
+    /// What makes a request belong to one endpoint, before `balance` has a say.
+    pub hash: Option<Hash>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// When a failed attempt is made again.
@@ -66,6 +68,64 @@ pub enum Balance {
     PowerOfTwo,
     /// By weight alone.
     Random,
+}
+
+/// Consistent hashing: requests of the same key go to the same endpoint, whoever calls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hash {
+    /// What of a request is its key; one that has none goes by [`Policy::balance`].
+    pub key: HashKey,
+    /// How keys are dealt out.
+    pub table: HashTable,
+}
+
+/// What of a request decides where it belongs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HashKey {
+    /// The client's address.
+    SourceIp,
+    /// The value of a header, its name in lower case.
+    Header(Box<str>),
+    /// The value of a cookie.
+    Cookie(Box<str>),
+    /// The value of a query parameter, as it is written.
+    Query(Box<str>),
+    /// The path, without the query.
+    Path,
+}
+
+impl std::fmt::Display for HashKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HashKey::SourceIp => f.write_str("source_ip"),
+            HashKey::Header(name) => write!(f, "header:{name}"),
+            HashKey::Cookie(name) => write!(f, "cookie:{name}"),
+            HashKey::Query(name) => write!(f, "query:{name}"),
+            HashKey::Path => f.write_str("path"),
+        }
+    }
+}
+
+/// How keys are dealt out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HashTable {
+    /// Each slot to the best lots: no key moves that need not.
+    Rendezvous,
+    /// Points on a ring, more for more weight.
+    Ring,
+    /// Entries claimed in turn: the evenest, and a few keys move that need not.
+    Maglev,
+}
+
+impl HashTable {
+    /// Its name with the version of its functions: two sidecars agree on every key if they agree on this.
+    pub const fn name(self) -> &'static str {
+        match self {
+            HashTable::Rendezvous => "rendezvous-1",
+            HashTable::Ring => "ring-1",
+            HashTable::Maglev => "maglev-1",
+        }
+    }
 }
 
 /// Time limits of one upstream.
@@ -226,6 +286,7 @@ impl Policy {
             protocol: Protocol::Http,
             http: HttpVersion::Auto,
             balance: Balance::LeastResponseTime,
+            hash: None,
             timeouts: Timeouts::default(),
             retry: Retry::default(),
             ejection: Ejection::default(),

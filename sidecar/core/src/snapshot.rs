@@ -5,6 +5,7 @@
 
 mod builder;
 mod layout;
+mod owners;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,9 @@ use crate::{
 
 use builder::Builder;
 
-pub use crate::upstream::{Live, Member, Out, Shared, Tier, Told, Upstream, Water, Why};
+pub use crate::upstream::{
+    Live, Member, Out, Owners, Seat, Shared, Tier, Told, Upstream, Water, Why,
+};
 pub use builder::region_by_name;
 
 /// Everything a request may need to know, frozen.

@@ -15,6 +15,7 @@ use rand::Rng;
 
 use crate::{
     endpoint::{Endpoint, Report, Word},
+    hash::Table,
     mesh::{Demand, Instance},
     moment::Moment,
     outcome::Outcome,
@@ -37,6 +38,8 @@ pub struct Upstream {
     pub water: Option<Water>,
     /// SWIM is not believed, because it took away too many at once or all.
     pub panic: bool,
+    /// Whose which key is, where requests belong to endpoints by a key.
+    pub owners: Option<Owners>,
     /// What is kept while snapshots come and go.
     pub shared: Arc<Shared>,
     /// The generation of the snapshot that it was first part of.
@@ -45,6 +48,26 @@ pub struct Upstream {
     pub(crate) sources: Vec<Instance>,
     /// See `sources`.
     pub(crate) demands: Vec<Demand>,
+}
+
+/// Whose which key is, and where the owners stand.
+///
+/// Zones do not matter here, so that a key has one owner in the whole mesh; backups own nothing.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    /// Key → number of the owner.
+    pub table: Arc<Table>,
+    /// Number of the owner → where it stands.
+    pub seats: Vec<Seat>,
+}
+
+/// Where a member stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seat {
+    /// Index of its tier.
+    pub tier: usize,
+    /// Its place among the tier's members.
+    pub place: usize,
 }
 
 /// Endpoints that are equally near.
@@ -252,6 +275,11 @@ impl Shared {
 }
 
 impl Upstream {
+    /// The member at a seat.
+    pub fn at(&self, seat: Seat) -> &Member {
+        &self.tiers[seat.tier].members[seat.place]
+    }
+
     /// Everybody who may be called, nearest tier first.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.tiers.iter().flat_map(|tier| &tier.members)

@@ -2,10 +2,10 @@
 //!
 //! Not here: who may ask (`guard.rs`), and the rows (`listing.rs`).
 
-use std::{path::Path, sync::atomic::Ordering, time::Duration};
+use std::{net::IpAddr, path::Path, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use mesh_core::explain;
 use serde::Serialize;
@@ -18,6 +18,7 @@ use super::{
     keys::{self, Verb},
     listing,
 };
+use crate::request_key;
 
 /// Longest time a command may take; draining for the whole host is answered as soon as it has begun.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -190,21 +191,10 @@ fn nobody_called(state: &State, name: &str) -> Reply {
 }
 
 fn explanation(state: &State, name: &str, query: &str) -> Reply {
-    let (mut method, mut path) = (Method::GET, "/".to_owned());
-    for (key, value) in pairs(query) {
-        match (&*key, Method::from_bytes(value.as_bytes())) {
-            ("method", Ok(given)) => method = given,
-            ("path", _) => path = value,
-            _ => {
-                let message = format!("{key}={value} cannot be explained");
-                return fault(
-                    StatusCode::BAD_REQUEST,
-                    &message,
-                    "use method= and path=; no rule looks at more",
-                );
-            }
-        }
-    }
+    let head = match Head::of(query) {
+        Ok(head) => head,
+        Err(refused) => return *refused,
+    };
     let snapshot = state.snapshot.load();
     let Some(upstream) = snapshot.upstream(name) else {
         return nobody_called(state, name);
@@ -217,21 +207,75 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
         .upstreams
         .iter()
         .any(|u| u.policy.name == policy.name);
-    let repeatable = method.is_idempotent() || policy.retry.on.non_idempotent;
+    let repeatable = head.method.is_idempotent() || policy.retry.on.non_idempotent;
     let request = json!({
-        "method": method.as_str(),
-        "path": path,
+        "method": head.method.as_str(),
+        "path": head.uri.path(),
         "route": if declared { "its own table" } else { "its service's name; no table, so every rule is the default" },
         "timeout_ms": u64::try_from(policy.timeouts.request.as_millis()).unwrap_or(u64::MAX),
         "retries": if repeatable { policy.retry.retries } else { 0 },
     });
-    let view = explain::upstream(upstream, state.clock.now());
-    json(StatusCode::OK, &Explanation { request, view })
+    let now = state.clock.now();
+    let key = policy
+        .hash
+        .as_ref()
+        .and_then(|hash| request_key::of_request(&hash.key, &head.headers, &head.uri, head.client));
+    let way = explain::request(upstream, &explain::Asked { key }, now);
+    let view = explain::upstream(upstream, now);
+    json(StatusCode::OK, &Explanation { request, way, view })
+}
+
+/// The head of a request that is asked about.
+struct Head {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    client: Option<IpAddr>,
+}
+
+impl Head {
+    fn of(query: &str) -> Result<Head, Box<Reply>> {
+        let mut head = Head {
+            method: Method::GET,
+            uri: Uri::from_static("/"),
+            headers: HeaderMap::new(),
+            client: None,
+        };
+        for (key, value) in pairs(query) {
+            if head.takes(&key, &value).is_none() {
+                return Err(Box::new(fault(
+                    StatusCode::BAD_REQUEST,
+                    &format!("{key}={value} cannot be explained"),
+                    "use method=, path=, header=name:value (as often as needed) and client=address",
+                )));
+            }
+        }
+        Ok(head)
+    }
+
+    /// `None` if there is no such key, or the value is none of its kind.
+    fn takes(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "method" => self.method = Method::from_bytes(value.as_bytes()).ok()?,
+            "path" => self.uri = value.parse().ok()?,
+            "client" => self.client = Some(value.parse().ok()?),
+            "header" => {
+                let (name, value) = value.split_once(':')?;
+                let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
+                let value = HeaderValue::from_str(value.trim()).ok()?;
+                self.headers.try_append(name, value).ok()?;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
 }
 
 #[derive(Serialize)]
 struct Explanation {
     request: serde_json::Value,
+    #[serde(flatten)]
+    way: explain::RequestView,
     #[serde(flatten)]
     view: explain::UpstreamView,
 }

@@ -9,6 +9,7 @@ use crate::config;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Reads FILE and conf.d/*.toml beside it. Tells every fault with its file, line, key and a fix, and exits with 78; \
+ what is allowed and seldom meant is warned about;\
  with --print, a configuration without faults is shown as it takes effect, defaults included, secrets hidden.
 
 Examples:
@@ -25,6 +26,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> Ended {
     let loaded = config::load(&args.file).map_err(Failure::from)?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
     if args.print {
         print(&loaded.print())?;
     } else {

@@ -1,7 +1,8 @@
 //! `starling explain UPSTREAM`: the chain of decisions for one request, in words and numbers.
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
+use http::uri::PathAndQuery;
 use serde_json::Value;
 
 use super::{
@@ -19,7 +20,8 @@ The cost is what least_response_time compares within a tier: the smallest is cal
 
 Examples:
   starling explain payments
-  starling explain payments POST /v1/charge")]
+  starling explain payments POST /v1/charge
+  starling explain carts GET /cart -H 'x-user: ann'")]
 pub struct Args {
     /// An upstream: a table of this host's configuration, or a service of the mesh
     upstream: String,
@@ -29,6 +31,12 @@ pub struct Args {
     /// The request's path, or its whole URL
     #[arg(default_value = "/")]
     url: String,
+    /// A header of the request; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The client's address
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<IpAddr>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -87,17 +95,45 @@ const COSTS: [Column; 9] = [
     numbers("WEIGHT", |row| number(&row["cost"], "weight", 0)),
 ];
 
+const ORDER: [Column; 3] = [
+    words("WHO", |row| text(row, "step")),
+    words("DECIDES", |row| {
+        if row["decides"] == true { "yes" } else { "" }.to_owned()
+    }),
+    words("SAYS", |row| text(row, "says")),
+];
+
+const OWNERS: [Column; 8] = [
+    words("INSTANCE", |row| text(row, "instance")),
+    words("ADDRESS", |row| text(row, "address")),
+    words("ZONE", |row| text(row, "zone")),
+    numbers("SHARE OF KEYS", |row| percent(row, "share")),
+    numbers("IN FLIGHT", |row| text(row, "in_flight")),
+    numbers("BUSY FROM", |row| text(row, "busy_from")),
+    words("CALLED", |row| {
+        if row["called"] == true { "yes" } else { "" }.to_owned()
+    }),
+    words("WHY NOT", |row| text(row, "why")),
+];
+
 pub(super) fn run(args: &Args) -> Ended {
     let method = args.method.to_ascii_uppercase();
     let url: http::Uri = args.url.parse().map_err(|_| {
         let next = "write a path such as /v1/charge, or a whole URL";
         Failure::new(Exit::Usage, format!("{:?} is not a URL", args.url), next)
     })?;
-    let (upstream, path) = (escaped(&args.upstream), escaped(url.path()));
-    let path = format!(
-        "/v1/explain/{upstream}?method={}&path={path}",
+    let asked = url.path_and_query().map_or("/", PathAndQuery::as_str);
+    let (upstream, asked) = (escaped(&args.upstream), escaped(asked));
+    let mut path = format!(
+        "/v1/explain/{upstream}?method={}&path={asked}",
         escaped(&method)
     );
+    for header in &args.headers {
+        path += &format!("&header={}", escaped(header));
+    }
+    if let Some(client) = args.client {
+        path += &format!("&client={}", escaped(&client.to_string()));
+    }
     args.listing.show(&path, told)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -128,6 +164,15 @@ fn told(answer: &Value) -> String {
     if answer["panic"] == true {
         story +=
             "  PANIC: too many hosts vanished at once, so the last known ones are still called\n";
+    }
+    story += "\nWho decides, in this order\n";
+    story += &table::draw(&answer["order"], &ORDER, "nobody");
+    if answer["owners"]
+        .as_array()
+        .is_some_and(|owners| !owners.is_empty())
+    {
+        story += "\nOwners of its key, first come first called\n";
+        story += &table::draw(&answer["owners"], &OWNERS, "nobody");
     }
     let list = |keep: fn(&Value) -> bool| {
         let all = answer["endpoints"]

@@ -57,13 +57,14 @@ pub fn quote(text: &str) -> String {
 fn checked(files: raw::Files, faults: Vec<Fault>, host: &host::Host) -> Result<Loaded, Faults> {
     let sheet = read::Sheet::new(host, files.directory.clone(), files.broken, faults);
     let config = check::check(&files, &sheet);
-    let (faults, lines, secrets) = sheet.into_parts();
-    match Faults::of(faults) {
+    let parts = sheet.into_parts();
+    match Faults::of(parts.faults) {
         Some(faults) => Err(faults),
         None => Ok(Loaded {
             config,
-            files: files.paths.into_iter().chain(secrets).collect(),
-            lines,
+            files: files.paths.into_iter().chain(parts.secrets).collect(),
+            warnings: parts.warnings,
+            lines: parts.lines,
         }),
     }
 }
@@ -75,6 +76,8 @@ pub struct Loaded {
     pub config: Config,
     /// Every file that was read, those of secrets included: a change of any may change the configuration.
     pub files: Vec<PathBuf>,
+    /// What is seldom meant as it is written.
+    pub warnings: Vec<Fault>,
     lines: Vec<read::Line>,
 }
 

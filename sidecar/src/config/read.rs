@@ -44,8 +44,21 @@ pub struct Sheet<'h> {
     /// Part of the files could not be read: what is absent may stand there.
     pub broken: bool,
     faults: RefCell<Vec<Fault>>,
+    warnings: RefCell<Vec<Fault>>,
     lines: RefCell<Vec<Line>>,
     secrets: RefCell<Vec<PathBuf>>,
+}
+
+/// What a [`Sheet`] has gathered.
+pub struct Parts {
+    /// What must not be.
+    pub faults: Vec<Fault>,
+    /// What may be and is seldom meant.
+    pub warnings: Vec<Fault>,
+    /// The effective values.
+    pub lines: Vec<Line>,
+    /// The files that secrets were read from.
+    pub secrets: Vec<PathBuf>,
 }
 
 impl<'h> Sheet<'h> {
@@ -55,18 +68,20 @@ impl<'h> Sheet<'h> {
             directory,
             broken,
             faults: RefCell::new(faults),
+            warnings: RefCell::default(),
             lines: RefCell::default(),
             secrets: RefCell::default(),
         }
     }
 
-    /// Faults, effective lines, and the files that secrets were read from.
-    pub fn into_parts(self) -> (Vec<Fault>, Vec<Line>, Vec<PathBuf>) {
-        (
-            self.faults.into_inner(),
-            self.lines.into_inner(),
-            self.secrets.into_inner(),
-        )
+    /// What all of it came to.
+    pub fn into_parts(self) -> Parts {
+        Parts {
+            faults: self.faults.into_inner(),
+            warnings: self.warnings.into_inner(),
+            lines: self.lines.into_inner(),
+            secrets: self.secrets.into_inner(),
+        }
     }
 
     pub fn fault(&self, fault: Fault) {
@@ -171,6 +186,16 @@ impl<'a> Keys<'a> {
     /// Complains of `key` where it is written, or of its table.
     pub fn wrong(&self, key: &'static str, what: impl Into<String>, fix: impl Into<String>) {
         self.wrong_at(self.place(key), key, Wrong::new(what, fix));
+    }
+
+    /// Says of `key` that it is seldom meant so; the configuration holds all the same.
+    pub fn warn(&self, key: &'static str, what: impl Into<String>, fix: impl Into<String>) {
+        self.sheet.warnings.borrow_mut().push(Fault {
+            place: self.place(key),
+            key: self.path(key),
+            what: what.into(),
+            fix: fix.into(),
+        });
     }
 
     /// Complains that `key` is not there, unless it may stand in what could not be read.

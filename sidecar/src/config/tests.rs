@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use mesh_core::policy::{Balance, HttpVersion, Place as EndpointPlace, Protocol};
+use mesh_core::policy::{
+    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol,
+};
 
 use super::{host::Host, *};
 
@@ -165,6 +167,7 @@ protocol = "tcp"
 endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:5432", zone = "z2", weight = 50, backup = true }]
 zones = { mode = "ignore" }
 check = { tcp = true }
+balance = { policy = "consistent_hash", key = "source_ip", table = "maglev-1" }
 "#;
 
 #[test]
@@ -196,6 +199,58 @@ fn every_key_of_this_version_is_honoured() {
         EndpointPlace::Name { port: 5432, .. }
     ));
     assert!(db.endpoints[2].backup);
+    let hash = db.hash.as_ref().unwrap();
+    assert_eq!(
+        (&hash.key, hash.table),
+        (&HashKey::SourceIp, HashTable::Maglev)
+    );
+}
+
+#[test]
+fn every_key_of_a_request_may_be_hashed_by() {
+    for (written, key) in [
+        ("source_ip", HashKey::SourceIp),
+        ("header:X-User", HashKey::Header("x-user".into())),
+        ("cookie:uid", HashKey::Cookie("uid".into())),
+        ("query:id", HashKey::Query("id".into())),
+        ("path", HashKey::Path),
+    ] {
+        let text = format!(
+            "[upstream.p]\nbalance = {{ policy = \"consistent_hash\", key = \"{written}\" }}"
+        );
+        let loaded = read(&text).unwrap();
+        assert!(
+            loaded.print().contains("table = \"rendezvous-1\""),
+            "{}",
+            loaded.print()
+        );
+        let policy = &loaded.config.upstreams[0].policy;
+        let hash = policy.hash.as_ref().unwrap();
+        assert_eq!((&hash.key, hash.table), (&key, HashTable::Rendezvous));
+        assert_eq!(policy.balance, Balance::LeastResponseTime);
+    }
+}
+
+#[test]
+fn callers_that_all_have_one_address_are_warned_of() {
+    let hashed = |listen: &str| {
+        let text = format!(
+            "[outbound]\nclients = [\"10.0.0.0/8\"]\n[upstream.p]\n{listen}\nbalance = {{ policy = \"consistent_hash\", key = \"source_ip\" }}"
+        );
+        read(&text).unwrap().warnings
+    };
+    let warnings = hashed("listen = \"127.0.0.1:7001\"");
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(
+        (warnings[0].place.line, &*warnings[0].key),
+        (5, "upstream.p.balance.key")
+    );
+    assert!(
+        warnings[0].to_string().contains("one endpoint"),
+        "{}",
+        warnings[0]
+    );
+    assert!(hashed("listen = \"10.0.0.5:7001\"").is_empty());
 }
 
 #[test]

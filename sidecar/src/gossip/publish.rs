@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use mesh_core::{
+    hash::Table,
     mesh::Mesh,
     moment::Moment,
     policy::Policy,
@@ -18,6 +19,9 @@ use crate::{caller_checks::NotPassing, clock::Clock, config::Loaded, resolve::Re
 
 /// Changes that come within this time of each other make one snapshot.
 const COALESCE: Duration = Duration::from_millis(20);
+
+/// The longest a snapshot waits for its hash tables; a few hundred endpoints take less.
+const TABLES_TIME: Duration = Duration::from_millis(100);
 
 /// What the snapshot is built from, as it changes.
 pub struct Publisher {
@@ -39,7 +43,7 @@ impl Publisher {
     /// Publishes a first snapshot at once and another after every change, until a source is gone.
     pub async fn run(mut self) {
         loop {
-            let stale_at = self.publish();
+            let stale_at = self.publish().await;
             if self.changed(stale_at).await.is_err() {
                 return;
             }
@@ -64,7 +68,16 @@ impl Publisher {
     }
 
     /// Builds and stores a snapshot; yields when it will be out of date even if nothing changes.
-    pub fn publish(&mut self) -> Option<Moment> {
+    pub async fn publish(&mut self) -> Option<Moment> {
+        let next = self.next();
+        gauge!("starling_snapshot_generation").set(next.generation as f64);
+        let stale_at = next.stale_at;
+        build_tables(&next).await;
+        self.snapshot.store(Arc::new(next));
+        stale_at
+    }
+
+    fn next(&mut self) -> Snapshot {
         let loaded = Arc::clone(&self.config.borrow_and_update());
         let config = &loaded.config;
         let mesh = Arc::clone(&self.mesh.borrow_and_update());
@@ -85,10 +98,19 @@ impl Publisher {
             failing: &failing,
             unix_ms: self.clock.unix_ms(),
         };
-        let next = Snapshot::build(&inputs, &self.snapshot.load(), self.clock.now());
-        gauge!("starling_snapshot_generation").set(next.generation as f64);
-        let stale_at = next.stale_at;
-        self.snapshot.store(Arc::new(next));
-        stale_at
+        Snapshot::build(&inputs, &self.snapshot.load(), self.clock.now())
     }
+}
+
+/// Builds what hash tables the snapshot has anew, on another thread: the gossip must not wait for that.
+async fn build_tables(snapshot: &Snapshot) {
+    let upstreams = snapshot.upstreams().filter_map(|u| u.owners.as_ref());
+    let tables = upstreams.map(|owners| Arc::clone(&owners.table));
+    let unbuilt: Vec<Arc<Table>> = tables.filter(|table| !table.is_built()).collect();
+    if unbuilt.is_empty() {
+        return;
+    }
+    let building = tokio::task::spawn_blocking(move || unbuilt.iter().for_each(|t| t.build()));
+    // The rest is built while the snapshot is in use already: until then a lookup costs more, and says the same.
+    let _ = tokio::time::timeout(TABLES_TIME, building).await;
 }

@@ -28,6 +28,7 @@ use super::{
     tunnel,
     worker::{Admission, Worker},
 };
+use crate::request_key;
 
 /// Longest `grpc-timeout` that is believed.
 const GRPC_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -49,6 +50,8 @@ pub struct Call {
     /// The other end of a client's wish to leave HTTP.
     pub upgrade: Option<OnUpgrade>,
     id: HeaderValue,
+    /// What it belongs to an endpoint by, hashed.
+    key: Option<u64>,
     /// The client's own deadline, from `grpc-timeout`.
     pub timeout: Option<Duration>,
 }
@@ -81,6 +84,7 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
             tried: tries.tried(),
             beyond_tier: tries.beyond_tier(),
             idempotent: call.method.is_idempotent(),
+            key: call.key,
         };
         let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
             // Nobody is left to ask: the last answer, even a bad one, tells the client more than ours would.
@@ -218,6 +222,10 @@ fn read(
         return Err(refused(Cause::HeadersTooLarge));
     }
 
+    let key = found.policy.hash.as_ref().and_then(|hash| {
+        let client = headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
+        request_key::of_request(&hash.key, &parts.headers, &parts.uri, client)
+    });
     let source = Source::new(body);
     let timeout = if grpc {
         parts.headers.get("grpc-timeout").and_then(grpc_timeout)
@@ -240,6 +248,7 @@ fn read(
         grpc,
         upgrade,
         id,
+        key,
         timeout,
     };
     Ok((found, call))

@@ -13,6 +13,8 @@ use http::{
 };
 use rand::Rng;
 
+use crate::config::Network;
+
 /// Longest request id that is taken over from a caller, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -137,6 +139,21 @@ pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &str) {
     {
         headers.insert(X_FORWARDED_HOST, host);
     }
+}
+
+/// The client's address: the caller's, or, where the caller is a trusted proxy, the last of those it names that is
+/// not one itself.
+pub fn client(headers: &HeaderMap, origin: &Origin, trusted: &[Network]) -> Option<IpAddr> {
+    let named = headers.get_all(X_FORWARDED_FOR).iter().rev();
+    let named = named.filter(|_| origin.trusted);
+    let named = named.flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
+    let address = |text: &[u8]| -> Option<IpAddr> {
+        std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
+    };
+    // What is no address hides whatever stands before it.
+    let addresses = named.map_while(address);
+    let mut foreign = addresses.filter(|ip| !trusted.iter().any(|net| net.contains(*ip)));
+    foreign.next().or(origin.ip)
 }
 
 /// How often `pseudonym` stands in `Via`.

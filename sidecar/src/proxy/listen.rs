@@ -547,7 +547,7 @@ fn serve(
             tokio::task::spawn_local(front::serve(worker, transport, peer, Some(name), place));
         }
         Door::Tcp(name) => {
-            tokio::task::spawn_local(tunnel::serve(worker, transport, name, place));
+            tokio::task::spawn_local(tunnel::serve(worker, transport, peer, name, place));
         }
     }
 }

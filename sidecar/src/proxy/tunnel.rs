@@ -2,7 +2,7 @@
 //!
 //! Not here: HTTP bodies (`body.rs`).
 
-use std::{cell::Cell, io, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,7 @@ use super::{
     transport::Transport,
     worker::{Admission, Worker},
 };
+use crate::request_key;
 
 /// Bytes of one direction held between reading and writing them.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -33,7 +34,13 @@ const BUFFER_BYTES: usize = 16 * 1024;
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 
 /// Relays one client connection to an endpoint of `name`.
-pub async fn serve(worker: Rc<Worker>, client: Transport, name: Box<str>, place: Place) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    client: Transport,
+    peer: Option<IpAddr>,
+    name: Box<str>,
+    place: Place,
+) {
     let snapshot = worker.snapshot();
     let Some(upstream) = snapshot.upstream(&name) else {
         tracing::debug!(upstream = %name, "a connection for an upstream that is gone");
@@ -43,7 +50,7 @@ pub async fn serve(worker: Rc<Worker>, client: Transport, name: Box<str>, place:
         tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
         return;
     };
-    if let Some((endpoint, mut attempt)) = reach(&worker, upstream).await {
+    if let Some((endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
         let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
         if let Err(error) = ended {
             tracing::debug!(upstream = %name, %error, "a relayed connection ended early");
@@ -54,8 +61,19 @@ pub async fn serve(worker: Rc<Worker>, client: Transport, name: Box<str>, place:
 }
 
 /// Connects to one endpoint after another until one accepts.
-async fn reach(worker: &Rc<Worker>, upstream: &Arc<Upstream>) -> Option<(Transport, Attempt)> {
+async fn reach(
+    worker: &Rc<Worker>,
+    upstream: &Arc<Upstream>,
+    peer: Option<IpAddr>,
+) -> Option<(Transport, Attempt)> {
     let desk = worker.desk(upstream);
+    // Of a connection nothing is known but where it comes from, whatever the key.
+    let key = upstream
+        .policy
+        .hash
+        .as_ref()
+        .and(peer)
+        .map(request_key::of_address);
     let began = worker.clock.now();
     upstream.shared.budget.request(began);
     let mut tries = Tries::start(&upstream.policy, true, false, began);
@@ -65,6 +83,7 @@ async fn reach(worker: &Rc<Worker>, upstream: &Arc<Upstream>) -> Option<(Transpo
             tried: tries.tried(),
             beyond_tier: tries.beyond_tier(),
             idempotent: true,
+            key,
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
             tracing::debug!(upstream = %upstream.policy.name, "no endpoint is left for a connection");

@@ -3,6 +3,7 @@
 //! Not here: who belongs to which tier (`snapshot.rs`), how shares are reckoned (`zone.rs`), what comes of it
 //! (`upstream.rs`). One file a policy beside this one; `column.rs` holds the numbers they read.
 
+pub mod bound;
 mod column;
 pub mod least_connections;
 pub mod least_response_time;
@@ -19,7 +20,7 @@ use crate::{
     endpoint::{Endpoint, Word},
     moment::Moment,
     policy::Balance,
-    upstream::{Tier, Upstream},
+    upstream::{Seat, Tier, Upstream},
     zone::{self, TRIP_CANARY_SHARE, TRIP_WINDOW},
 };
 
@@ -56,6 +57,8 @@ pub struct Ask<'a> {
     pub beyond_tier: Option<usize>,
     /// The request may be repeated elsewhere, so it may find out whether somebody is well again.
     pub idempotent: bool,
+    /// What it belongs somewhere by, hashed ([`crate::hash::hash_of`]); `None` if it goes by the algorithm.
+    pub key: Option<u64>,
 }
 
 /// Who was picked.
@@ -192,6 +195,11 @@ impl Picker {
             self.alarms = alarms;
             self.refresh(now);
         }
+        if ask.key.is_some()
+            && let Some(pick) = self.bound(ask, now)
+        {
+            return Some(pick);
+        }
         if self.wants_canary
             && ask.tried.is_empty()
             && let Some(pick) = self.canary(ask, now)
@@ -239,18 +247,22 @@ impl Picker {
     }
 
     fn choose(&mut self, tier: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
-        let index = self.columns[tier].pick(ask.tried, rng)?;
-        let member = &self.upstream.tiers[tier].members[index];
+        let place = self.columns[tier].pick(ask.tried, rng)?;
+        Some(self.usual(Seat { tier, place }))
+    }
+
+    fn usual(&self, seat: Seat) -> Pick {
+        let member = self.upstream.at(seat);
         let kind = match member.word {
             Word::Vanished => PickKind::Panic,
             Word::Sure | Word::Suspect => PickKind::Usual,
         };
-        Some(Pick {
+        Pick {
             endpoint: Arc::clone(&member.endpoint),
-            tier,
+            tier: seat.tier,
             kind,
             patience: None,
-        })
+        }
     }
 
     /// Nobody is usable: those that are merely new or full, then, if there is really nobody, those that were sent
@@ -349,12 +361,10 @@ impl Picker {
                 }
             }
         }
-        let silence = now.since(self.trip_canary);
-        // Where no request may be repeated, one that may not has to do now and then.
-        let trip_due = silence >= TRIP_CANARY_EVERY || (ask.idempotent && self.trip_credit >= 1.0);
-        if trip_due && let Some((tier, endpoint)) = self.trip_candidate(&upstream) {
-            self.trip_credit = 0.0;
-            self.trip_canary = now;
+        if self.trip_canary_is_due(ask, now)
+            && let Some((tier, endpoint)) = self.trip_candidate(&upstream)
+        {
+            self.trip_canary_goes(now);
             return Some(self.as_canary(endpoint, tier));
         }
         if ask.idempotent
@@ -375,6 +385,17 @@ impl Picker {
             }
         }
         None
+    }
+
+    fn trip_canary_is_due(&self, ask: &Ask<'_>, now: Moment) -> bool {
+        let silence = now.since(self.trip_canary);
+        // Where no request may be repeated, one that may not has to do now and then.
+        silence >= TRIP_CANARY_EVERY || (ask.idempotent && self.trip_credit >= 1.0)
+    }
+
+    fn trip_canary_goes(&mut self, now: Moment) {
+        self.trip_credit = 0.0;
+        self.trip_canary = now;
     }
 
     fn as_canary(&self, endpoint: &Arc<Endpoint>, tier: usize) -> Pick {

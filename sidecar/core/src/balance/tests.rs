@@ -29,6 +29,7 @@ const REPEATABLE: Ask<'_> = Ask {
     tried: &[],
     beyond_tier: None,
     idempotent: true,
+    key: None,
 };
 
 fn stage(balance: Balance, zones: &[&str]) -> Stage {

@@ -15,10 +15,14 @@ use crate::{
     mesh::{Demand, Instance, NodeState},
     moment::Moment,
     policy::{FixedEndpoint, HttpVersion, Place, Policy},
-    upstream::{Member, Out, Tier, Told, Upstream, WaterZone, Why},
+    upstream::{Member, Out, Seat, Tier, Told, Upstream, WaterZone, Why},
 };
 
-use super::{Inputs, layout::Layout};
+use super::{
+    Inputs,
+    layout::Layout,
+    owners::{Claim, owners},
+};
 
 /// An endpoint whose owner warns gets this part of its weight.
 const WARNING_FACTOR: f64 = 0.5;
@@ -54,6 +58,8 @@ struct Candidate {
     tier: Option<usize>,
     weight: f64,
     capacity: f64,
+    /// The weight without what this host suspects.
+    told_weight: f64,
     standing: Result<Word, Why>,
     /// When its host was declared down.
     down_since: Option<Moment>,
@@ -112,10 +118,19 @@ impl Builder<'_> {
 
         let mut tiers = layout.empty_tiers();
         let mut out = Vec::new();
+        let mut claims = Vec::new();
         for candidate in &candidates {
             match (candidate.standing, candidate.tier) {
                 (Ok(word), Some(tier)) => {
                     candidate.endpoint.set_word(word);
+                    let place = tiers[tier].members.len();
+                    if !tiers[tier].backup {
+                        claims.push(Claim {
+                            endpoint: &candidate.endpoint,
+                            weight: candidate.told_weight,
+                            seat: Seat { tier, place },
+                        });
+                    }
                     tiers[tier].members.push(Member {
                         endpoint: Arc::clone(&candidate.endpoint),
                         weight: candidate.weight,
@@ -133,6 +148,9 @@ impl Builder<'_> {
         for tier in &mut tiers {
             self.remember(tier, &candidates);
         }
+        let hash = self.policy.hash.as_ref();
+        let known = self.previous.and_then(|u| u.owners.as_ref());
+        let owners = hash.map(|hash| owners(self.policy, hash.table, &claims, known));
         let shared = self.previous.map(|u| Arc::clone(&u.shared));
         let upstream = Upstream {
             policy: Arc::clone(self.policy),
@@ -140,6 +158,7 @@ impl Builder<'_> {
             out,
             water,
             panic,
+            owners,
             shared: shared.unwrap_or_default(),
             generation: self.generation,
             sources: self.instances.iter().copied().cloned().collect(),
@@ -223,6 +242,7 @@ impl Builder<'_> {
             weight *= WARNING_FACTOR;
             capacity *= WARNING_FACTOR;
         }
+        let told_weight = weight;
         if node.state == NodeState::Suspect {
             weight *= SUSPECT_FACTOR;
         }
@@ -231,6 +251,7 @@ impl Builder<'_> {
             tier: layout.tier_of(&node.zone, &node.region),
             weight,
             capacity,
+            told_weight,
             standing,
             down_since: (node.state == NodeState::Down).then_some(node.since),
         }
@@ -283,6 +304,7 @@ impl Builder<'_> {
                 tier,
                 weight: f64::from(fixed.weight.get()),
                 capacity: f64::from(fixed.weight.get()),
+                told_weight: f64::from(fixed.weight.get()),
                 standing: if failing {
                     Err(Why::CheckNotPassed)
                 } else {

@@ -12,6 +12,7 @@ use super::{
     value::Wrong,
 };
 
+mod balance;
 mod endpoints;
 mod host;
 mod outbound;

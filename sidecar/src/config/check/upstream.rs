@@ -3,19 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::policy::{
-    Balance, Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, ZoneMode,
-    Zones,
+    Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, ZoneMode, Zones,
 };
 use mesh_proto::record::WireProtocol;
 
 use super::{
+    balance::balance,
     endpoints::endpoints,
     positive,
     words::{Budget, Class, OnClass},
 };
 use crate::config::{
     ListenAddress, Upstream,
-    read::{Keys, table_of},
+    read::Keys,
     value::{Bytes, Count, Label, Retries, ServiceName, Setting, Share},
 };
 
@@ -72,13 +72,15 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
             "move it to the [service.*] table of their hosts, or add endpoints",
         );
     }
+    let (balance, hash) = balance(keys, protocol, &listen);
     let policy = Policy {
         name: table.into(),
         select: select(keys, service.is_some()),
         service,
         protocol,
         http: http_version(keys, spoken),
-        balance: balance(keys),
+        balance,
+        hash,
         timeouts: timeouts(keys, protocol),
         retry: retry(keys, protocol),
         ejection: ejection(keys),
@@ -136,25 +138,6 @@ fn refuse_on_tcp(keys: &Keys<'_>, key: &'static str) {
             "a tcp upstream relays bytes and knows no requests",
             "drop it, or write protocol = \"http\"",
         );
-    }
-}
-
-fn balance(keys: &Keys<'_>) -> Balance {
-    match keys.raw("balance") {
-        Some(raw) if table_of(raw).is_some() => {
-            let inner = keys.inner("balance", &["key", "table"]);
-            if !inner.has("policy") {
-                inner.absent(
-                    "policy",
-                    "it names no policy",
-                    "write balance = \"least_response_time\"",
-                );
-            }
-            let balance = inner.or("policy", Balance::LeastResponseTime);
-            inner.done();
-            balance
-        }
-        _ => keys.or("balance", Balance::LeastResponseTime),
     }
 }
 

@@ -75,23 +75,13 @@ impl Setting for OnClass {
     }
 }
 
-const BALANCES: [(&str, Balance); 5] = [
+pub const BALANCES: [(&str, Balance); 5] = [
     ("least_response_time", Balance::LeastResponseTime),
     ("round_robin", Balance::RoundRobin),
     ("least_connections", Balance::LeastConnections),
     ("power_of_two", Balance::PowerOfTwo),
     ("random", Balance::Random),
 ];
-
-impl Setting for Balance {
-    fn read(value: &Value) -> Result<Balance, Wrong> {
-        value::word(value, &BALANCES, &["consistent_hash"])
-    }
-
-    fn show(&self) -> String {
-        value::name_of(&BALANCES, *self)
-    }
-}
 
 const HTTP_VERSIONS: [(&str, HttpVersion); 3] = [
     ("auto", HttpVersion::Auto),

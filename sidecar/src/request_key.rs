@@ -1,0 +1,97 @@
+//! What of a request makes it belong to an endpoint: its key, hashed where it stands, nothing copied.
+//!
+//! Not here: whose which key is (`mesh_core::hash`).
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Uri, header::COOKIE};
+use mesh_core::{hash::hash_of, policy::HashKey};
+
+/// The hash of a request's key; `None` if the request has none, or an empty one.
+pub fn of_request(
+    key: &HashKey,
+    headers: &HeaderMap,
+    uri: &Uri,
+    client: Option<IpAddr>,
+) -> Option<u64> {
+    let bytes = match key {
+        HashKey::SourceIp => return client.map(of_address),
+        HashKey::Header(name) => headers.get(&**name)?.as_bytes(),
+        HashKey::Cookie(name) => cookie(headers, name)?,
+        HashKey::Query(name) => parameter(uri.query()?, name)?.as_bytes(),
+        HashKey::Path => uri.path().as_bytes(),
+    };
+    (!bytes.is_empty()).then(|| hash_of(bytes))
+}
+
+/// The hash of a client's address; an IPv4 address mapped into IPv6 is the IPv4 address.
+pub fn of_address(client: IpAddr) -> u64 {
+    match client.to_canonical() {
+        IpAddr::V4(ip) => hash_of(&ip.octets()),
+        IpAddr::V6(ip) => hash_of(&ip.octets()),
+    }
+}
+
+/// The value of the first cookie of this name.
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let fields = headers.get_all(COOKIE).into_iter();
+    let mut pairs = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
+    pairs.find_map(|pair| {
+        let value = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=")
+    })
+}
+
+/// The value of the first query parameter of this name, as it is written.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&');
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_key_is_found_and_a_missing_one_is_missing() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-user", HeaderValue::from_static("ann"));
+        headers.insert("x-empty", HeaderValue::from_static(""));
+        headers.append(COOKIE, HeaderValue::from_static("a=1; uid=ann"));
+        headers.append(COOKIE, HeaderValue::from_static("late=ann; uid=bob"));
+        let uri = Uri::from_static("/ann?idx=2&id=ann&empty=");
+        let client = Some(IpAddr::from([10, 0, 0, 1]));
+        let ann = Some(hash_of(b"ann"));
+        let header = |name: &str| HashKey::Header(name.into());
+        let cookie = |name: &str| HashKey::Cookie(name.into());
+        let query = |name: &str| HashKey::Query(name.into());
+        for (key, want) in [
+            (header("x-user"), ann),
+            (header("x-empty"), None),
+            (header("x-none"), None),
+            (cookie("uid"), ann),
+            (cookie("late"), ann),
+            (cookie("ui"), None),
+            (query("id"), ann),
+            (query("empty"), None),
+            (query("d"), None),
+            (HashKey::Path, Some(hash_of(b"/ann"))),
+            (HashKey::SourceIp, Some(hash_of(&[10, 0, 0, 1]))),
+        ] {
+            assert_eq!(of_request(&key, &headers, &uri, client), want, "{key}");
+        }
+        assert_eq!(
+            of_request(&HashKey::SourceIp, &headers, &uri, None),
+            None,
+            "a Unix socket has no address"
+        );
+    }
+
+    #[test]
+    fn an_address_is_the_same_in_both_notations() {
+        let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
+        assert_eq!(of_address(mapped), of_address([10, 0, 0, 1].into()));
+    }
+}

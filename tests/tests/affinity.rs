@@ -1,0 +1,221 @@
+//! Requests that belong together: the same key reaches the same instance through any sidecar, and a loss moves only
+//! what it must.
+//!
+//! Not here: whose which key is, and how evenly (`mesh-core`'s tests and its `affinity` example).
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use mesh_tests::{
+    PATIENCE,
+    http::Call,
+    mesh::{self, Host},
+    sidecar::{Setup, Sidecar, own_address},
+    until::until,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket},
+};
+
+const ZONES: [&str; 4] = ["eu-1a", "eu-1b", "eu-1a", "us-1a"];
+
+const BY_USER: &str =
+    "[upstream.shop]\nbalance = { policy = \"consistent_hash\", key = \"header:x-user\" }\n";
+
+/// The backend that each of `users` reaches through a sidecar.
+async fn homes(sidecar: &Sidecar, users: u32) -> Result<BTreeMap<u32, String>, String> {
+    let mut homes = BTreeMap::new();
+    for user in 0..users {
+        let call = Call::get("shop.mesh", "/").header("x-user", &format!("user-{user}"));
+        let answer = call.to(sidecar.outbound()).await?;
+        if answer.status != 200 {
+            return Err(format!("user {user}: {}", answer.status));
+        }
+        homes.insert(user, answer.header("x-backend").to_owned());
+    }
+    Ok(homes)
+}
+
+fn backends(hosts: &[Host]) -> Vec<String> {
+    hosts
+        .iter()
+        .map(|host| host.sidecar.setup.name.clone())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_header_reaches_the_same_backend_through_every_sidecar() {
+    let hosts = mesh::shops(&ZONES, BY_USER).await;
+    let first = homes(&hosts[0].sidecar, 80).await.expect("answers");
+    for backend in backends(&hosts) {
+        let share = first.values().filter(|home| **home == backend).count();
+        assert!(share >= 5, "{backend} owns {share} of 80 users");
+    }
+    for host in &hosts[1..] {
+        assert_eq!(homes(&host.sidecar, 80).await.expect("answers"), first);
+    }
+    // Without the header zones decide, as ever.
+    for _ in 0..20 {
+        let answer = hosts[0]
+            .sidecar
+            .get("shop.mesh", "/")
+            .await
+            .expect("an answer");
+        assert_eq!(answer.header("x-zone"), "eu-1a");
+    }
+    let told = hosts[3]
+        .sidecar
+        .listing("/v1/explain/shop?header=x-user:user-7")
+        .await;
+    let told = told.expect("an explanation");
+    let owner = &told["owners"][0];
+    assert_eq!(
+        (owner["called"].as_bool(), owner["why"].as_str()),
+        (Some(true), None),
+        "{told}"
+    );
+    let instance = owner["instance"].as_str().unwrap_or_default();
+    assert!(
+        instance.starts_with(&first[&7]),
+        "{instance} is not on {}",
+        first[&7]
+    );
+    assert_eq!(told["hash"]["table"], "rendezvous-1", "{told}");
+    let none = hosts[3]
+        .sidecar
+        .listing("/v1/explain/shop")
+        .await
+        .expect("an explanation");
+    assert!(
+        none["order"]
+            .to_string()
+            .contains("falls back to least_response_time"),
+        "{none}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_instance_moves_only_its_own_keys_and_gets_them_back() {
+    let mut hosts = mesh::shops(&ZONES, BY_USER).await;
+    let before = homes(&hosts[0].sidecar, 60).await.expect("answers");
+    let victim = hosts[2].sidecar.setup.name.clone();
+    hosts[2].kill_backend();
+    // At once, by refused connections, through two sidecars, and again when its own sidecar says that it fails.
+    let moved = homes(&hosts[0].sidecar, 60).await.expect("nobody fails");
+    for (user, home) in &moved {
+        assert_ne!(*home, victim, "user {user}");
+        assert!(
+            *home == before[user] || before[user] == victim,
+            "user {user} moved needlessly"
+        );
+    }
+    assert_eq!(
+        homes(&hosts[1].sidecar, 60).await.expect("nobody fails"),
+        moved
+    );
+    for host in &hosts[..2] {
+        host.sidecar
+            .until_usable("shop", ZONES.len() - 1, PATIENCE)
+            .await;
+        assert_eq!(homes(&host.sidecar, 60).await.expect("nobody fails"), moved);
+    }
+    hosts[2].revive_backend().await;
+    for host in &hosts[..2] {
+        until(PATIENCE, "the keys are back where they were", || async {
+            let now = homes(&host.sidecar, 60).await?;
+            let away = now.iter().filter(|(user, home)| before[user] != **home);
+            match away.count() {
+                0 => Ok(()),
+                away => Err(format!("{away} users are still elsewhere")),
+            }
+        })
+        .await;
+    }
+}
+
+/// Says its name to whoever connects.
+async fn named(listener: TcpListener, name: String) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        // A caller that went away before it heard the name is not missed.
+        let _ = stream.write_all(name.as_bytes()).await;
+    }
+}
+
+/// The name heard by a caller from `source`.
+async fn heard(source: SocketAddr, listen: SocketAddr) -> std::io::Result<String> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(source)?;
+    let mut stream = socket.connect(listen).await?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name).await?;
+    Ok(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_callers_of_one_address_reach_one_server_through_every_sidecar() {
+    let mut endpoints = Vec::new();
+    let mut servers = Vec::new();
+    for i in 0..4 {
+        let listener = TcpListener::bind((own_address(), 6000))
+            .await
+            .expect("a free address");
+        endpoints.push(format!(
+            "\"{}\"",
+            listener.local_addr().expect("it is bound")
+        ));
+        servers.push(tokio::spawn(named(listener, format!("server-{i}"))));
+    }
+    let mut sidecars = Vec::new();
+    for (name, order) in [("one", [0, 1, 2, 3]), ("two", [3, 1, 0, 2])] {
+        let setup = Setup::new(name, "eu-1a");
+        let listed = order.map(|i| endpoints[i].clone()).join(", ");
+        let table = format!(
+            "[upstream.store]\nprotocol = \"tcp\"\nlisten = \"{}:7001\"\nendpoints = [{listed}]\n\
+             balance = {{ policy = \"consistent_hash\", key = \"source_ip\", table = \"ring\" }}\n",
+            setup.address
+        );
+        sidecars.push(Sidecar::ready(setup.with(&table)).await);
+    }
+    let callers: Vec<SocketAddr> = (0..16)
+        .map(|_| SocketAddr::from((own_address(), 0)))
+        .collect();
+    let mut homes = BTreeMap::new();
+    for caller in &callers {
+        for sidecar in &sidecars {
+            for _ in 0..2 {
+                let name = heard(*caller, sidecar.port(7001)).await.expect("a name");
+                let home = homes.entry(caller).or_insert_with(|| name.clone());
+                assert_eq!(*home, name, "{caller} through {}", sidecar.setup.name);
+            }
+        }
+    }
+    let mut used: Vec<&String> = homes.values().collect();
+    used.sort();
+    used.dedup();
+    assert!(used.len() >= 3, "16 callers and only {used:?}");
+    // Its server dies: the next connection is made elsewhere, and nobody else is moved.
+    let victim = homes[&callers[0]].clone();
+    let number: usize = victim["server-".len()..].parse().expect("a number");
+    servers[number].abort();
+    let gone = until(PATIENCE, "the server is gone", || async {
+        let address = endpoints[number]
+            .trim_matches('"')
+            .parse()
+            .expect("an address");
+        match heard(callers[0], address).await {
+            Err(_) => Ok(()),
+            Ok(name) => Err(name),
+        }
+    });
+    gone.await;
+    for caller in &callers {
+        let one = heard(*caller, sidecars[0].port(7001))
+            .await
+            .expect("a name");
+        let two = heard(*caller, sidecars[1].port(7001))
+            .await
+            .expect("a name");
+        assert_eq!(one, two, "{caller}");
+        assert_eq!(one != homes[caller], homes[caller] == victim, "{caller}");
+    }
+}
