@@ -45,6 +45,17 @@ pub struct Peer {
     pub exchanged: Option<Moment>,
     /// What a stream to it came to while we heard nothing.
     pub evidence: Option<Evidence>,
+    /// The last goodbye heard.
+    goodbye: Option<Goodbye>,
+}
+
+/// A goodbye that a node's records said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Goodbye {
+    /// The records' epoch.
+    epoch: u64,
+    /// Who it was when that was heard. The same node's next identity did not say it.
+    member: Member,
 }
 
 /// What a stream to a silent peer came to.
@@ -70,7 +81,22 @@ impl Peer {
             asked: false,
             exchanged: None,
             evidence: None,
+            goodbye: None,
         }
+    }
+
+    /// Whether `member` said goodbye, by what the catalogue has of its node now or had earlier.
+    fn has_left(&mut self, member: Member, said: Option<Said>) -> bool {
+        if let Some(Said { epoch, left }) = said {
+            let is_known = self.goodbye.is_some_and(|goodbye| goodbye.epoch == epoch);
+            match (left, is_known) {
+                (true, false) => self.goodbye = Some(Goodbye { epoch, member }),
+                (true, true) => {}
+                // A goodbye outlives the record that said it, but not the records of its node's next start.
+                (false, _) => self.goodbye = self.goodbye.filter(|goodbye| goodbye.epoch > epoch),
+            }
+        }
+        self.goodbye.is_some_and(|goodbye| goodbye.member == member)
     }
 
     /// How long it has been as it is.
@@ -136,11 +162,8 @@ impl Peers {
             let id = known.id().id;
             seen.insert(id);
             let peer = self.peers.entry(id).or_insert_with(|| Peer::new(now));
-            // A goodbye outlives the record that said it, as long as nobody comes back under a new identity.
-            let was_left = peer.state == NodeState::Left && peer.member == Some(*known.id());
-            let has_left = was_left || said_goodbye(catalogue, id);
             let state = match known.state() {
-                _ if has_left => NodeState::Left,
+                _ if peer.has_left(*known.id(), said(catalogue, id)) => NodeState::Left,
                 foca::State::Alive => NodeState::Alive,
                 foca::State::Suspect => NodeState::Suspect,
                 foca::State::Down => NodeState::Down,
@@ -270,7 +293,17 @@ impl Peers {
     }
 }
 
-fn said_goodbye(catalogue: &Catalogue, id: u64) -> bool {
-    let node = catalogue.owner(id).and_then(|owner| owner.node.as_ref());
-    node.is_some_and(|node| node.left)
+/// What a node's own record says of its presence.
+struct Said {
+    epoch: u64,
+    left: bool,
+}
+
+fn said(catalogue: &Catalogue, id: u64) -> Option<Said> {
+    let owner = catalogue.owner(id)?;
+    let left = owner.node.as_ref()?.left;
+    Some(Said {
+        epoch: owner.epoch,
+        left,
+    })
 }

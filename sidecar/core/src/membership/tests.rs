@@ -242,6 +242,25 @@ fn who_leaves_is_seen_as_left_and_not_as_down() {
 }
 
 #[test]
+fn who_said_goodbye_and_returns_is_alive_to_all() {
+    for seed in 0..40 {
+        let mut sim = Sim::settled(seed, 6);
+        sim.change(1, Change::Leave);
+        sim.until(SECOND * 2, "it is gone", |sim| sim.nodes[1].left);
+        sim.kill(1);
+        sim.start(1, 50);
+        // Some hear of the new identity while they still hold the old one's goodbye.
+        sim.until(SECOND * 2, "it is back", Sim::is_whole);
+        sim.run(SECOND);
+        assert!(sim.is_whole(), "seed {seed}");
+        sim.change(1, Change::Leave);
+        sim.until(SECOND, "the second goodbye is known", |sim| {
+            sim.all_see(1, NodeState::Left)
+        });
+    }
+}
+
+#[test]
 fn a_restarted_node_replaces_its_old_records() {
     let mut sim = Sim::settled(9, 6);
     sim.change(2, Change::Offer(service(77, InstanceState::Up)));
