@@ -32,6 +32,7 @@ pub mod publish;
 mod seeds;
 mod state;
 mod stream;
+mod told;
 
 /// Orders waiting for the gossip task; the caller waits when it is full.
 pub const ORDERS_MAX: usize = 64;

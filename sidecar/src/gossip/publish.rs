@@ -15,6 +15,7 @@ use mesh_core::{
 use metrics::gauge;
 use tokio::{sync::watch, time::sleep};
 
+use super::told;
 use crate::{caller_checks::NotPassing, clock::Clock, config::Loaded, resolve::Resolved};
 
 /// Changes that come within this time of each other make one snapshot.
@@ -73,7 +74,9 @@ impl Publisher {
         gauge!("starling_snapshot_generation").set(next.generation as f64);
         let stale_at = next.stale_at;
         build_tables(&next).await;
-        self.snapshot.store(Arc::new(next));
+        let next = Arc::new(next);
+        let old = self.snapshot.swap(Arc::clone(&next));
+        told::tell(&old.mesh, &next.mesh);
         stale_at
     }
 
