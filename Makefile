@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: ready fmt lint test docs deny bench demo
+.PHONY: ready fmt lint test docs deny bench demo fuzz
 
 ready: fmt lint test docs deny
 
@@ -29,6 +29,10 @@ deny:
 # Side by side with HAProxy on this machine; see tests/bench/run --help.
 bench:
 	tests/bench/run
+
+# Minutes of hostile bytes for datagrams, records and streams; see mesh-proto/fuzz/run --help.
+fuzz:
+	mesh-proto/fuzz/run --seconds 120
 
 demo:
 	$(CARGO) run --release -- demo
