@@ -1,7 +1,7 @@
 //! What one pick costs on one idle core, by policy and number of endpoints, and what a snapshot costs:
 //! `cargo bench -p mesh-core`.
 //!
-//! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/balance/simulation.rs`).
+//! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/sim/balance/`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

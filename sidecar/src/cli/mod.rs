@@ -21,6 +21,7 @@ mod members;
 mod reload;
 mod run;
 mod services;
+mod sim;
 mod status;
 mod table;
 
@@ -33,6 +34,7 @@ Examples:
   starling endpoints payments        whom this host would call, who is out, and why
   starling explain payments GET /    the decisions for one request, with their numbers
   starling drain checkout --wait     take a service of this host out of rotation
+  starling sim balance speeds        the balancer against Envoy's, Linkerd's and others, in virtual time
 
 Commands that ask a sidecar take --admin ADDR (or STARLING_ADMIN and STARLING_TOKEN), listings --json and --watch.
 
@@ -91,6 +93,9 @@ pub enum Command {
     Key(key::Command),
     /// Run a sidecar and its application together
     Run(run::Args),
+    /// Play what this build decides against backends and networks that misbehave, in virtual time
+    #[command(subcommand)]
+    Sim(sim::Command),
 }
 
 /// What every command comes to: the code to exit with, or what went wrong.
@@ -118,6 +123,7 @@ pub fn run(command: Command) -> Ended {
         Command::Explain(args) => explain::run(&args),
         Command::Key(command) => key::run(&command),
         Command::Run(args) => run::run(&args),
+        Command::Sim(command) => sim::run(&command),
     }
 }
 

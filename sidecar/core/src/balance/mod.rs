@@ -504,6 +504,3 @@ fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod simulation;

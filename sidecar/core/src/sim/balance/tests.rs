@@ -1,0 +1,138 @@
+//! The black-hole table, the ratios on small plays, and that a play depends on its seed alone.
+
+use std::time::Duration;
+
+use super::{
+    fleet::Way,
+    play,
+    scenario::{Fault, Scenario, named},
+    tally::Figures,
+    verdict::Comparison,
+};
+use crate::policy::Balance;
+
+const OURS: Way = Way::Starling(Balance::LeastResponseTime);
+
+/// The scenario of this name, cut short so that a test takes a second.
+fn short(name: &str) -> Scenario {
+    Scenario {
+        span: Duration::from_secs(8),
+        warm_up: Duration::from_secs(3),
+        ..named(name).expect("it is in the list")
+    }
+}
+
+#[test]
+fn names_are_unique_and_lead_back() {
+    let all = super::scenario::all();
+    for scenario in &all {
+        let same = all.iter().filter(|other| other.name == scenario.name);
+        assert_eq!(same.count(), 1, "{}", scenario.name);
+    }
+    for way in Way::ALL {
+        assert_eq!(Way::named(way.name()), Some(way));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_play() {
+    let mut scenario = short("all");
+    scenario.clients = 5;
+    scenario.load = 0.2;
+    for way in Way::ALL {
+        assert_eq!(play(&scenario, way, 6), play(&scenario, way, 6), "{way:?}");
+    }
+}
+
+/// What the default policy makes of it; prints the seed and what came of it.
+fn ours(scenario: &Scenario, seed: u64) -> Figures {
+    let figures = play(scenario, OURS, seed).figures();
+    println!("{} with seed {seed}: {figures:?}", scenario.name);
+    figures
+}
+
+#[test]
+fn a_backend_that_fails_fast_gets_hardly_any_traffic() {
+    let mut scenario = short("failing");
+    // Without the success factor it would get nearly all.
+    scenario.ejection = false;
+    assert!(ours(&scenario, 1).bad_share <= 0.003);
+    scenario.ejection = true;
+    assert!(ours(&scenario, 2).bad_share <= 0.003);
+}
+
+#[test]
+fn one_that_the_mesh_knows_to_fail_gets_even_less() {
+    let mut scenario = named("failing_told_held_back").expect("it is in the list");
+    scenario.span = Duration::from_secs(30);
+    scenario.load = 0.2;
+    let figures = ours(&scenario, 3);
+    // Eight errors of each client in seven seconds, whatever the load, and none after that.
+    let errors = figures.errors * figures.requests as f64;
+    assert!(errors <= 50.0 * 12.0, "{errors}");
+    scenario.warm_up = Duration::from_secs(8);
+    assert_eq!(ours(&scenario, 3).bad_share, 0.0);
+}
+
+#[test]
+fn a_slow_backend_does_not_show_in_the_p99() {
+    let figures = ours(&short("slow"), 4);
+    assert!(figures.bad_share <= 0.01);
+    assert!(figures.quantiles_ms[2] <= 70.0);
+}
+
+#[test]
+fn a_backend_that_falls_silent_is_left_within_moments() {
+    let mut scenario = short("alike_75");
+    scenario.backends[5].fault = Fault::Silent {
+        from: Duration::from_secs(4),
+    };
+    let figures = ours(&scenario, 5);
+    // Without the stall factor 300 a second would be lost until ejection.
+    let lost = figures.errors * figures.requests as f64;
+    assert!(lost <= 150.0, "{lost}");
+}
+
+#[test]
+fn all_alike_share_alike() {
+    for balance in [Balance::LeastResponseTime, Balance::LeastConnections] {
+        let figures = play(&short("alike_75"), Way::Starling(balance), 6).figures();
+        println!("{balance:?}: {figures:?}");
+        assert!(figures.spread <= 1.5, "{figures:?}");
+        assert_eq!(figures.errors, 0.0);
+    }
+}
+
+#[test]
+fn a_cold_joiner_is_not_flooded() {
+    let mut scenario = named("joiner").expect("it is in the list");
+    scenario.span = Duration::from_secs(13);
+    scenario.warm_up = Duration::from_secs(9);
+    let ratio = ratio(scenario, 7);
+    assert!(ratio <= 1.0, "{ratio}");
+}
+
+#[test]
+fn the_default_policy_beats_envoys_way() {
+    for (name, most) in [("alike_90", 1.0), ("speeds", 0.55), ("all", 0.55)] {
+        let ratio = ratio(short(name), 8);
+        assert!(ratio <= most, "{name}: {ratio}");
+    }
+}
+
+#[test]
+fn it_follows_speeds_that_change() {
+    let mut scenario = named("flips").expect("it is in the list");
+    scenario.span = Duration::from_secs(11);
+    let ratio = ratio(scenario, 9);
+    assert!(ratio <= 0.35, "{ratio}");
+}
+
+/// p99 of the default policy as a multiple of that of Envoy's way.
+fn ratio(scenario: Scenario, seed: u64) -> f64 {
+    let comparison = Comparison::play(scenario, &[OURS, Way::Envoy], seed, 1);
+    let name = comparison.scenario.name;
+    let ratio = comparison.p99_ratio(Way::Envoy).expect("both were played");
+    println!("{name} with seed {seed}: p99 is {ratio:.3} of Envoy's");
+    ratio
+}
