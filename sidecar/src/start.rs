@@ -140,7 +140,7 @@ impl Sidecar {
             mesh: gossip.mesh.clone(),
             config: config_receiver,
             resolved: resolver.resolved(),
-            failing: checks.not_passing(),
+            not_passing: checks.not_passing(),
         };
         tokio::spawn(publisher.run());
         tokio::spawn(gossip::demand::run(

@@ -4,7 +4,7 @@
 //! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/sim/balance/`).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     hint::black_box,
     net::SocketAddr,
     sync::Arc,
@@ -58,7 +58,7 @@ fn upstream(balance: Balance, endpoints: usize, even: bool) -> Arc<Upstream> {
         own_zone: "a",
         own_region: "a",
         resolved: &BTreeMap::new(),
-        failing: &BTreeSet::new(),
+        not_passing: &BTreeMap::new(),
         unix_ms: 0,
     };
     let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), Moment::START);
@@ -174,7 +174,7 @@ fn build_ms(services: usize) -> f64 {
             own_zone: "a",
             own_region: "r",
             resolved: &BTreeMap::new(),
-            failing: &BTreeSet::new(),
+            not_passing: &BTreeMap::new(),
             unix_ms: 1_700_000_000_000,
         };
         let before = Instant::now();

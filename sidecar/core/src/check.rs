@@ -1,19 +1,18 @@
-//! What a row of active checks comes to: so many passes in a row and it is well, so many failures and it is not.
+//! What a row of active checks comes to: so many results in a row that are better or worse, and the health changes.
 //!
-//! Not here: running a check, and when the next one is due (the sidecar's `active_check.rs`).
+//! Not here: running a check, and when the next one is due (the sidecar's `active_check/`).
 
 use mesh_proto::record::{Health, InstanceState};
 
 /// Counts results in a row of one instance and tells what they come to.
 ///
 /// Before the first `rise` is met the instance is warming: nobody is offered an application that
-/// never showed that it works.
+/// never showed that it works. A warning is good enough to be offered, and not as good as a pass.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verdict {
     rise: u32,
     fall: u32,
     standing: Standing,
-    /// The newest results that agree with each other.
     row: Row,
 }
 
@@ -23,16 +22,18 @@ enum Standing {
     Untold,
     /// `fall` was met before any `rise`.
     NeverWell,
-    /// The last threshold met was `rise`.
-    Well,
-    /// It was well once; then `fall` was met.
-    Ill,
+    /// It was well once, and this is what the last threshold met made of it.
+    Known(Health),
 }
 
+/// The newest results that all speak for a change in the same direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Row {
-    Passes(u32),
-    Failures(u32),
+    Empty,
+    /// So many better than the standing, and the worst of them.
+    Better(u32, Health),
+    /// So many worse, and the best of them.
+    Worse(u32, Health),
 }
 
 impl Verdict {
@@ -42,14 +43,14 @@ impl Verdict {
             rise: rise.max(1),
             fall: fall.max(1),
             standing: Standing::Untold,
-            row: Row::Passes(0),
+            row: Row::Empty,
         }
     }
 
     /// Nothing checks it: it is taken to be well at once.
     pub fn unchecked() -> Verdict {
         Verdict {
-            standing: Standing::Well,
+            standing: Standing::Known(Health::Passing),
             ..Verdict::new(1, 1)
         }
     }
@@ -63,33 +64,31 @@ impl Verdict {
     }
 
     /// Takes one result in. True if health or state is another one now.
-    pub fn record(&mut self, passed: bool) -> bool {
+    pub fn record(&mut self, result: Health) -> bool {
         let before = self.standing;
-        self.row = match (self.row, passed) {
-            (Row::Passes(n), true) => Row::Passes(n.saturating_add(1)),
-            (Row::Failures(n), false) => Row::Failures(n.saturating_add(1)),
-            (_, true) => Row::Passes(1),
-            (_, false) => Row::Failures(1),
-        };
+        self.row = self.row.with(result, before);
         match self.row {
-            Row::Passes(n) if n >= self.rise => self.standing = Standing::Well,
-            Row::Failures(n) if n >= self.fall => {
-                self.standing = match before {
-                    Standing::Well | Standing::Ill => Standing::Ill,
-                    Standing::Untold | Standing::NeverWell => Standing::NeverWell,
-                }
-            }
-            Row::Passes(_) | Row::Failures(_) => {}
+            Row::Better(n, worst) if n >= self.rise => self.settle(Standing::Known(worst)),
+            Row::Worse(n, best) if n >= self.fall => self.settle(match before {
+                Standing::Known(_) => Standing::Known(best),
+                Standing::Untold | Standing::NeverWell => Standing::NeverWell,
+            }),
+            Row::Empty | Row::Better(..) | Row::Worse(..) => {}
         }
         (self.health(), self.state()) != (told_as(before), state_of(before))
     }
 
-    /// Whether it was well at least once: until then checks follow each other quickly.
-    pub fn was_well(&self) -> bool {
-        matches!(self.standing, Standing::Well | Standing::Ill)
+    fn settle(&mut self, standing: Standing) {
+        self.standing = standing;
+        self.row = Row::Empty;
     }
 
-    /// What the results come to. Never `Warning`: no check built so far tells half measures.
+    /// Whether it was well at least once: until then checks follow each other quickly.
+    pub fn was_well(&self) -> bool {
+        matches!(self.standing, Standing::Known(_))
+    }
+
+    /// What the results come to.
     pub fn health(&self) -> Health {
         told_as(self.standing)
     }
@@ -100,17 +99,59 @@ impl Verdict {
     }
 }
 
+impl Row {
+    fn with(self, result: Health, standing: Standing) -> Row {
+        // Where nothing is known yet, a failure is news as much as anything better is.
+        let standard = match standing {
+            Standing::Untold => rank(Health::Failing) + 1,
+            Standing::NeverWell => rank(Health::Failing),
+            Standing::Known(health) => rank(health),
+        };
+        let (better, worse) = (rank(result) > standard, rank(result) < standard);
+        match self {
+            Row::Better(n, worst) if better => {
+                let worst = if rank(result) < rank(worst) {
+                    result
+                } else {
+                    worst
+                };
+                Row::Better(n.saturating_add(1), worst)
+            }
+            Row::Worse(n, best) if worse => {
+                let best = if rank(result) > rank(best) {
+                    result
+                } else {
+                    best
+                };
+                Row::Worse(n.saturating_add(1), best)
+            }
+            _ if better => Row::Better(1, result),
+            _ if worse => Row::Worse(1, result),
+            _ => Row::Empty,
+        }
+    }
+}
+
+/// Steps of two, so that there is room for a standing between them.
+fn rank(health: Health) -> u8 {
+    match health {
+        Health::Failing => 0,
+        Health::Warning => 2,
+        Health::Passing => 4,
+    }
+}
+
 fn told_as(standing: Standing) -> Health {
     match standing {
-        Standing::Well => Health::Passing,
-        Standing::Untold | Standing::NeverWell | Standing::Ill => Health::Failing,
+        Standing::Known(health) => health,
+        Standing::Untold | Standing::NeverWell => Health::Failing,
     }
 }
 
 fn state_of(standing: Standing) -> InstanceState {
     match standing {
         Standing::Untold | Standing::NeverWell => InstanceState::Warming,
-        Standing::Well | Standing::Ill => InstanceState::Up,
+        Standing::Known(_) => InstanceState::Up,
     }
 }
 
@@ -118,14 +159,22 @@ fn state_of(standing: Standing) -> InstanceState {
 mod tests {
     use super::*;
 
-    use Health::{Failing, Passing};
+    use Health::{Failing, Passing, Warning};
     use InstanceState::{Up, Warming};
 
-    /// `+` passes, `-` fails.
+    /// `+` passes, `~` warns, `-` fails.
+    fn result(letter: char) -> Health {
+        match letter {
+            '+' => Passing,
+            '~' => Warning,
+            _ => Failing,
+        }
+    }
+
     fn after(rise: u32, fall: u32, results: &str) -> (Health, InstanceState) {
         let mut verdict = Verdict::new(rise, fall);
-        for result in results.chars() {
-            verdict.record(result == '+');
+        for letter in results.chars() {
+            verdict.record(result(letter));
         }
         (verdict.health(), verdict.state())
     }
@@ -150,6 +199,20 @@ mod tests {
             (1, 1, "+-+", (Passing, Up)),
             (0, 0, "", (Failing, Warming)),
             (0, 0, "+", (Passing, Up)),
+            (2, 3, "~~", (Warning, Up)),
+            (2, 3, "+~", (Warning, Up)),
+            (2, 3, "-~+", (Warning, Up)),
+            (2, 3, "~~+", (Warning, Up)),
+            (2, 3, "~~++", (Passing, Up)),
+            (2, 3, "++~~", (Passing, Up)),
+            (2, 3, "++~~+~~", (Passing, Up)),
+            (2, 3, "++~~~", (Warning, Up)),
+            (2, 3, "++-~-", (Warning, Up)),
+            (2, 3, "++~~~---", (Failing, Up)),
+            (2, 3, "++---~+", (Warning, Up)),
+            (2, 3, "++---~+++", (Passing, Up)),
+            (1, 1, "+~-~+", (Passing, Up)),
+            (1, 1, "+~", (Warning, Up)),
         ];
         for (rise, fall, results, expected) in table {
             assert_eq!(
@@ -163,22 +226,25 @@ mod tests {
     #[test]
     fn only_a_change_is_told() {
         let mut verdict = Verdict::new(2, 3);
-        let told: Vec<bool> = "---++++---+++"
+        let told: Vec<bool> = "---++++---+++~~~++"
             .chars()
-            .map(|result| verdict.record(result == '+'))
+            .map(|letter| verdict.record(result(letter)))
             .collect();
-        let expected: Vec<bool> = "....x....x.x.".chars().map(|mark| mark == 'x').collect();
+        let expected: Vec<bool> = "....x....x.x...x.x"
+            .chars()
+            .map(|mark| mark == 'x')
+            .collect();
         assert_eq!(told, expected);
     }
 
     #[test]
     fn new_thresholds_take_nobody_out() {
         let mut verdict = Verdict::new(1, 1);
-        verdict.record(true);
+        verdict.record(Passing);
         let mut verdict = verdict.with_thresholds(5, 2);
         assert_eq!((verdict.health(), verdict.state()), (Passing, Up));
-        assert!(!verdict.record(false));
-        assert!(verdict.record(false));
+        assert!(!verdict.record(Failing));
+        assert!(verdict.record(Failing));
         assert_eq!((verdict.health(), verdict.state()), (Failing, Up));
     }
 

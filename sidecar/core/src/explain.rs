@@ -388,6 +388,7 @@ fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment
         _ if !member.is_well(now) => (true, Some("silent")),
         Word::Suspect => (true, Some("suspect")),
         Word::Vanished => (true, Some("panic: down, not believed")),
+        Word::Sure if member.warns => (true, Some("warning")),
         Word::Sure => (true, None),
     };
     let cost = usable.then(|| {

@@ -58,8 +58,9 @@ pub(crate) struct Trial {
     bad: AtomicU64,
     /// Whether `file` holds anything that a success has to clear.
     troubled: AtomicBool,
-    /// Whether it is out for refusing connections, which uses up no allowance.
-    refused: AtomicBool,
+    /// Whether it is out because nobody is there (it refuses connections, or its host is dead), which uses up no
+    /// allowance.
+    absent: AtomicBool,
     /// Outcomes by second: second << 40 | good << 20 | bad.
     window: [AtomicU64; WINDOW_SECONDS],
     times: AtomicU32,
@@ -119,21 +120,21 @@ pub enum Cause {
 pub(crate) struct Company {
     /// Endpoints of the service, this one included.
     pub all: usize,
-    /// Of those, out for anything but refused connections.
+    /// Of those, out for anything but being absent.
     pub ejected: usize,
     /// Others that are in.
     pub others_in: usize,
 }
 
 impl Company {
-    /// Whether one more may go.
-    fn allows(self, refused: bool, max_ejected: f64) -> bool {
+    /// Whether one more may go; whoever is absent goes without using up the allowance.
+    fn allows(self, absent: bool, max_ejected: f64) -> bool {
         if self.others_in == 0 {
             return false;
         }
         // At least one where there are two or more; `others_in` has seen to the two.
         let allowance = ((self.all as f64 * max_ejected).floor() as usize).max(1);
-        refused || self.ejected < allowance
+        absent || self.ejected < allowance
     }
 }
 
@@ -146,7 +147,7 @@ impl Trial {
             full_until: AtomicU64::new(0),
             bad: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
-            refused: AtomicBool::new(false),
+            absent: AtomicBool::new(false),
             window: Default::default(),
             times: AtomicU32::new(0),
             file: Mutex::default(),
@@ -159,7 +160,7 @@ impl Trial {
 
     /// Whether it is out and uses up the allowance.
     pub(crate) fn counts_as_ejected(&self) -> bool {
-        self.is_out() && !self.refused.load(Relaxed)
+        self.is_out() && !self.absent.load(Relaxed)
     }
 
     pub(crate) fn out_for(&self, now: Moment) -> Option<Duration> {
@@ -250,7 +251,7 @@ impl Trial {
             self.troubled.store(false, Relaxed);
             self.clear_window();
             self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
-            self.refused.store(false, Relaxed);
+            self.absent.store(false, Relaxed);
             self.out_until.store(0, Relaxed);
             self.canary.store(0, Relaxed);
             return true;
@@ -301,14 +302,16 @@ impl Trial {
         if self.is_out() {
             // Attempts that were under way when it went are no news; its canary is.
             let canary_failed = self.canary.load(Relaxed) != 0;
+            let gone = report.outcome == Outcome::Unreachable(Unreachable::Refused);
             return canary_failed
-                .then(|| self.send_out(&file, refused, Cause::Canary, rules, now, rng));
+                .then(|| self.send_out(&file, gone, Cause::Canary, rules, now, rng));
         }
         let cause = self.verdict(&file, run, local, word, at_connect, rules, now)?;
-        if !company().allows(refused, rules.max_ejected) {
+        let absent = refused || cause == Cause::Confirmed;
+        if !company().allows(absent, rules.max_ejected) {
             return None;
         }
-        Some(self.send_out(&file, refused, cause, rules, now, rng))
+        Some(self.send_out(&file, absent, cause, rules, now, rng))
     }
 
     #[expect(
@@ -344,7 +347,7 @@ impl Trial {
     fn send_out(
         &self,
         file: &File,
-        refused: bool,
+        absent: bool,
         cause: Cause,
         rules: &Ejection,
         now: Moment,
@@ -360,8 +363,11 @@ impl Trial {
         let duration = span.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER));
         self.times.store(times.saturating_add(1), Relaxed);
         if cause != Cause::Canary {
-            self.refused.store(refused, Relaxed);
+            self.absent.store(absent, Relaxed);
             self.bad.store(stamp(now), Relaxed);
+        } else if absent {
+            // A sick one that is gone by now frees its place; one that is back and sick does not take another's.
+            self.absent.store(true, Relaxed);
         }
         self.canary.store(0, Relaxed);
         self.out_until.store(stamp(now + duration), Relaxed);

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_proto::record::WireProtocol;
+use mesh_proto::record::{Health, WireProtocol};
 
 use crate::{
     mesh::{Demand, Instance, Mesh},
@@ -59,8 +59,8 @@ pub struct Inputs<'a> {
     pub own_region: &'a str,
     /// What names in `endpoints` resolved to.
     pub resolved: &'a BTreeMap<Place, Vec<SocketAddr>>,
-    /// Fixed endpoints, by upstream, whose check from here does not pass or has not passed yet.
-    pub failing: &'a BTreeSet<(Box<str>, SocketAddr)>,
+    /// Fixed endpoints, by upstream, whose check from here warns, fails, or has not passed yet.
+    pub not_passing: &'a BTreeMap<(Box<str>, SocketAddr), Health>,
     /// Wall time in Unix milliseconds, for the age of endpoints.
     pub unix_ms: u64,
 }

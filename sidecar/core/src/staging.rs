@@ -2,12 +2,7 @@
 //!
 //! Not here: any test.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_proto::record::{DemandRecord, Health, InstanceState, ServiceRecord, WireProtocol};
 use rand::{SeedableRng, rngs::StdRng};
@@ -46,7 +41,7 @@ pub(crate) struct Stage {
     pub policies: Vec<Arc<Policy>>,
     pub undeclared: bool,
     pub resolved: BTreeMap<Place, Vec<SocketAddr>>,
-    pub failing: BTreeSet<(Box<str>, SocketAddr)>,
+    pub not_passing: BTreeMap<(Box<str>, SocketAddr), Health>,
     pub snapshot: Snapshot,
 }
 
@@ -61,7 +56,7 @@ impl Stage {
             policies: Vec::new(),
             undeclared: true,
             resolved: BTreeMap::new(),
-            failing: BTreeSet::new(),
+            not_passing: BTreeMap::new(),
             snapshot: Snapshot::empty(),
         }
     }
@@ -103,7 +98,7 @@ impl Stage {
             own_zone: "a1",
             own_region: "a",
             resolved: &self.resolved,
-            failing: &self.failing,
+            not_passing: &self.not_passing,
             unix_ms: UNIX_MS + now.as_nanos() / 1_000_000,
         };
         self.snapshot = Snapshot::build(&inputs, &self.snapshot, now);

@@ -181,6 +181,8 @@ pub struct Member {
     pub capacity: f64,
     /// What SWIM says of it.
     pub word: Word,
+    /// Its check says that it could be better, which has halved its weight.
+    pub warns: bool,
 }
 
 impl Member {

@@ -2,7 +2,7 @@
 //!
 //! Not here: how a snapshot is built (`mesh_core::snapshot`) and who reads it (`proxy/`).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use mesh_core::{
@@ -36,8 +36,8 @@ pub struct Publisher {
     pub config: watch::Receiver<Arc<Loaded>>,
     /// What names of fixed endpoints resolved to.
     pub resolved: watch::Receiver<Arc<Resolved>>,
-    /// Fixed endpoints whose check from here does not pass.
-    pub failing: watch::Receiver<Arc<NotPassing>>,
+    /// Fixed endpoints whose check from here says anything but that they are well.
+    pub not_passing: watch::Receiver<Arc<NotPassing>>,
 }
 
 impl Publisher {
@@ -63,7 +63,7 @@ impl Publisher {
             changed = self.mesh.changed() => changed,
             changed = self.config.changed() => changed,
             changed = self.resolved.changed() => changed,
-            changed = self.failing.changed() => changed,
+            changed = self.not_passing.changed() => changed,
             () = stale => Ok(()),
         }
     }
@@ -85,7 +85,7 @@ impl Publisher {
         let config = &loaded.config;
         let mesh = Arc::clone(&self.mesh.borrow_and_update());
         let resolved = Arc::clone(&self.resolved.borrow_and_update());
-        let failing: Arc<BTreeSet<_>> = Arc::clone(&self.failing.borrow_and_update());
+        let not_passing = Arc::clone(&self.not_passing.borrow_and_update());
         let policies: Vec<Arc<Policy>> = config
             .upstreams
             .iter()
@@ -98,7 +98,7 @@ impl Publisher {
             own_zone: &config.node.zone,
             own_region: &config.node.region,
             resolved: &resolved,
-            failing: &failing,
+            not_passing: &not_passing,
             unix_ms: self.clock.unix_ms(),
         };
         Snapshot::build(&inputs, &self.snapshot.load(), self.clock.now())

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     io,
     net::SocketAddr,
@@ -138,7 +138,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         own_zone: "a",
         own_region: "a",
         resolved: &BTreeMap::new(),
-        failing: &BTreeSet::new(),
+        not_passing: &BTreeMap::new(),
         unix_ms: 1,
     };
     let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), clock.now());

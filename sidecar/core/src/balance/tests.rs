@@ -490,18 +490,77 @@ fn a_backup_is_used_only_when_nobody_else_is_left() {
     let mut rng = dice(1);
     let mut picker = Picker::new(&upstream, &mut rng);
     let check = |n: u8| ("shop".into(), ([10, 9, 9, n], 80).into());
-    stage.failing.insert(check(1));
+    stage.not_passing.insert(check(1), Health::Failing);
     picker.follow(&stage.build(at(1)), at(1));
     assert!(near(
         &tier_shares(&mut picker, at(1), &mut rng),
         &[1.0, 0.0, 0.0, 0.0]
     ));
-    stage.failing.insert(check(2));
+    stage.not_passing.insert(check(2), Health::Failing);
     picker.follow(&stage.build(at(2)), at(2));
     assert!(near(
         &tier_shares(&mut picker, at(2), &mut rng),
         &[0.0, 0.0, 0.0, 1.0]
     ));
+}
+
+#[test]
+fn a_warning_halves_the_share_and_a_suspicion_quarters_it() {
+    for balance in [Balance::RoundRobin, Balance::Random] {
+        let mut stage = Stage::with(&["a1"; 3], |policy| {
+            policy.balance = balance;
+            policy.service = Some("shop".into());
+        });
+        stage.record(1, |record| record.health = Health::Warning);
+        stage.state(2, NodeState::Suspect, at(0));
+        let upstream = stage.build(at(0));
+        let mut rng = dice(3);
+        let mut picker = Picker::new(&upstream, &mut rng);
+        let mut counts = BTreeMap::new();
+        for _ in 0..70_000 {
+            let pick = picker.pick(&REPEATABLE, at(0), &mut rng).expect("somebody");
+            *counts
+                .entry(pick.endpoint.key.instance.clone())
+                .or_insert(0) += 1;
+        }
+        let counts: Vec<i32> = counts.into_values().collect();
+        for (count, share) in counts.iter().zip([40_000, 20_000, 10_000]) {
+            assert!(
+                (count - share).abs() < share / 20,
+                "{balance:?}: {counts:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_callers_check_that_warns_halves_the_share_and_is_told() {
+    let mut stage = Stage::with(&[], |policy| {
+        policy.service = None;
+        policy.balance = Balance::RoundRobin;
+        let fixed = |n: u8| FixedEndpoint {
+            place: Place::Address(([10, 9, 9, n], 80).into()),
+            zone: None,
+            weight: Weight::DEFAULT,
+            backup: false,
+        };
+        policy.endpoints = vec![fixed(1), fixed(2)];
+    });
+    let address = ([10, 9, 9, 2], 80).into();
+    stage
+        .not_passing
+        .insert(("shop".into(), address), Health::Warning);
+    let upstream = stage.build(at(0));
+    let mut rng = dice(3);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let picks = (0..300).filter_map(|_| picker.pick(&REPEATABLE, at(0), &mut rng));
+    let warned = picks
+        .filter(|pick| pick.endpoint.key.address == address)
+        .count();
+    assert_eq!(warned, 100);
+    let told = crate::explain::endpoints(&upstream, at(0));
+    let why: Vec<_> = told.iter().map(|view| (view.usable, view.why)).collect();
+    assert_eq!(why, [(true, None), (true, Some("warning"))]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     balance::{Ask, PickKind, Picker},
     endpoint::Endpoint,
+    mesh::NodeState,
     staging::{MS, Stage, at, dice, report},
     upstream::{Member, Upstream},
 };
@@ -144,6 +145,41 @@ fn at_most_half_are_sent_out_but_refused_ones_do_not_count() {
     assert!(fail(&upstream, 3, REFUSED, at(10)).is_some());
     assert!(fail(&upstream, 4, REFUSED, at(10)).is_some());
     assert_eq!(fail(&upstream, 5, REFUSED, at(10)), None, "never the last");
+}
+
+#[test]
+fn a_suspected_host_that_cannot_be_connected_to_goes_at_once_and_takes_no_place() {
+    const TIMED_OUT: Outcome = Outcome::Unreachable(Unreachable::ConnectTimedOut);
+    let mut stage = Stage::new(&["a1"; 6]);
+    stage.build(at(0));
+    for i in 0..3 {
+        stage.state(i, NodeState::Suspect, at(1));
+    }
+    let upstream = stage.build(at(1));
+    // A well host may fail to be reached now and then; an answer, even a bad one, confirms no suspicion.
+    assert_eq!(report(&upstream, 3, TIMED_OUT, 0, at(2)), None);
+    assert_eq!(report(&upstream, 0, GATEWAY, 1, at(2)), None);
+    for (i, outcome) in [REFUSED, TIMED_OUT, REFUSED].into_iter().enumerate() {
+        let ejected = report(&upstream, i, outcome, 0, at(3)).expect("confirmed");
+        assert_eq!(ejected.cause, Cause::Confirmed);
+    }
+    let counted = |m: &Member| m.endpoint.trial.counts_as_ejected();
+    assert_eq!(upstream.members().filter(|m| counted(m)).count(), 0);
+    assert!(fail(&upstream, 3, GATEWAY, at(10)).is_some());
+    assert!(fail(&upstream, 4, GATEWAY, at(10)).is_some());
+    assert_eq!(fail(&upstream, 5, REFUSED, at(20)), None, "never the last");
+}
+
+#[test]
+fn a_sick_one_whose_canary_is_refused_frees_its_place() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let first = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    assert!(fail(&upstream, 1, GATEWAY, at(0)).is_some());
+    assert_eq!(fail(&upstream, 2, GATEWAY, at(0)), None, "half are out");
+    let over = at(4) + first.duration;
+    assert!(endpoint(&upstream, 0).trial.claim_canary(over));
+    assert!(report(&upstream, 0, REFUSED, 0, over).is_some());
+    assert!(fail(&upstream, 2, GATEWAY, over + MS).is_some());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::{
     owners::{Claim, owners},
 };
 
-/// An endpoint whose owner warns gets this part of its weight.
+/// An endpoint whose check warns gets this part of its weight.
 const WARNING_FACTOR: f64 = 0.5;
 
 /// An endpoint whose host is suspected gets this part of its weight: enough for a refusal to confirm it soon.
@@ -60,6 +60,7 @@ struct Candidate {
     capacity: f64,
     /// The weight without what this host suspects.
     told_weight: f64,
+    warns: bool,
     standing: Result<Word, Why>,
     /// When its host was declared down.
     down_since: Option<Moment>,
@@ -136,6 +137,7 @@ impl Builder<'_> {
                         weight: candidate.weight,
                         capacity: candidate.capacity,
                         word,
+                        warns: candidate.warns,
                     });
                 }
                 (standing, tier) => out.push(Out {
@@ -238,7 +240,8 @@ impl Builder<'_> {
             Some(capacity) if declared => f64::from(capacity),
             _ => weight,
         };
-        if record.health == Health::Warning {
+        let warns = record.health == Health::Warning;
+        if warns {
             weight *= WARNING_FACTOR;
             capacity *= WARNING_FACTOR;
         }
@@ -252,6 +255,7 @@ impl Builder<'_> {
             weight,
             capacity,
             told_weight,
+            warns,
             standing,
             down_since: (node.state == NodeState::Down).then_some(node.since),
         }
@@ -298,14 +302,21 @@ impl Builder<'_> {
                 http2: self.policy.http == HttpVersion::Two,
             };
             let check = (self.policy.name.clone(), *address);
-            let failing = self.inputs.failing.contains(&check);
+            let health = self.inputs.not_passing.get(&check);
+            let mut weight = f64::from(fixed.weight.get());
+            let warns = health == Some(&Health::Warning);
+            if warns {
+                weight *= WARNING_FACTOR;
+            }
             candidates.push(Candidate {
                 endpoint: self.endpoint(key, traits, 0, known),
                 tier,
-                weight: f64::from(fixed.weight.get()),
-                capacity: f64::from(fixed.weight.get()),
+                weight,
+                capacity: weight,
+                // What only this host knows must not move keys from where the others look for them.
                 told_weight: f64::from(fixed.weight.get()),
-                standing: if failing {
+                warns,
+                standing: if health == Some(&Health::Failing) {
                     Err(Why::CheckNotPassed)
                 } else {
                     Ok(Word::Sure)
@@ -466,6 +477,7 @@ impl Upstream {
                         && a.weight == b.weight
                         && a.capacity == b.capacity
                         && a.word == b.word
+                        && a.warns == b.warns
                 })
         };
         let tiers = self.tiers.len() == other.tiers.len()

@@ -2,7 +2,7 @@
 //!
 //! Not here: retries, which would hide what a pick was worth.
 
-use std::{collections::BTreeMap, collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
 use rand::rngs::SmallRng;
@@ -91,7 +91,7 @@ impl Starling {
             own_zone: "a1",
             own_region: "a",
             resolved: &BTreeMap::new(),
-            failing: &BTreeSet::new(),
+            not_passing: &BTreeMap::new(),
             unix_ms: UNIX_MS + now.as_nanos() / 1_000_000,
         };
         Snapshot::build(&inputs, before, now)
