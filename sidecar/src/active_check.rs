@@ -1,31 +1,40 @@
-//! One active check: does the application accept a connection, or answer `GET path` with 200–399?
+//! One active check: what is tried, and what came of it.
 //!
 //! Not here: what a row of results comes to (`mesh_core::check`) and whose checks are run
-//! (`gossip/probe.rs` for the host's own applications, `caller_checks.rs` for fixed endpoints).
+//! (`gossip/probe.rs` for the host's own applications, `caller_checks.rs` for fixed endpoints). One file a kind.
 
-use std::{fmt, io, net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, process::ExitStatus, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use ::http::StatusCode;
 use mesh_core::check::Verdict;
+use mesh_proto::record::Health;
 use rand::RngExt;
-use tokio::{net::TcpStream, task::JoinSet, time::Instant};
+use tokio::{net::TcpStream, time::Instant};
 
 use crate::config::{Check, CheckKind};
 
+mod exec;
+mod grpc;
+mod http;
+pub mod ttl;
+
 /// Most bytes of an answer's head; a health page with more is no health page.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Most bytes of an answer's body that are read, so that the application sees a polite reader.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Between two checks of what was never well yet.
 const FIRST_INTERVAL: Duration = Duration::from_millis(250);
 /// How long checks may follow each other that quickly; who needs longer to start can wait an interval more.
 const FIRST_INTERVAL_UNTIL: Duration = Duration::from_secs(60);
 /// Share of the interval by which a pause is longer or shorter, so that checks of many hosts spread.
 const JITTER: f64 = 0.1;
+
+/// What a check found out about an application that does not fail.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Finding {
+    /// It is well.
+    Well,
+    /// It serves, and could be better; what it said of that.
+    Warning(String),
+}
 
 /// Why a check did not pass.
 #[derive(Debug)]
@@ -36,10 +45,34 @@ pub enum Fault {
     Connect(io::Error),
     /// Connected, but what came was no HTTP answer.
     Http(hyper::Error),
-    /// Answered, and not with 200–399.
+    /// Answered with a status that is not expected.
     Status(StatusCode),
-    /// The path cannot be asked for.
-    Path(http::Error),
+    /// Answered, and this pattern is not in the body.
+    Body(Box<str>),
+    /// The path or authority cannot be asked for.
+    Path(::http::Error),
+    /// Connected, but what came was no HTTP/2 answer.
+    Grpc(h2::Error),
+    /// The health service answered with a gRPC status other than 0.
+    GrpcStatus {
+        /// The status.
+        code: Box<str>,
+        /// What it says.
+        message: Box<str>,
+    },
+    /// The health service answered with this `ServingStatus`.
+    NotServing(u64),
+    /// Something against the protocol came.
+    Garbled(&'static str),
+    /// The program cannot be run.
+    Spawn(io::Error),
+    /// The program ended with 2 or more, or by a signal.
+    Exit {
+        /// How.
+        status: ExitStatus,
+        /// The first line it said.
+        said: String,
+    },
 }
 
 impl fmt::Display for Fault {
@@ -49,7 +82,29 @@ impl fmt::Display for Fault {
             Fault::Connect(error) => write!(f, "not connected: {error}"),
             Fault::Http(error) => write!(f, "no HTTP answer: {error}"),
             Fault::Status(status) => write!(f, "answered {status}"),
+            Fault::Body(pattern) => write!(f, "answered a body without {pattern:?}"),
             Fault::Path(error) => write!(f, "path cannot be asked for: {error}"),
+            Fault::Grpc(error) => write!(f, "no gRPC answer: {error}"),
+            Fault::GrpcStatus { code, message } => {
+                let meaning = match &**code {
+                    "5" => " (it knows no service of that name)",
+                    "12" => " (it has no health service)",
+                    _ => "",
+                };
+                write!(f, "answered gRPC status {code}{meaning} {message}")
+            }
+            Fault::NotServing(status) => {
+                let name = match status {
+                    0 => "UNKNOWN",
+                    2 => "NOT_SERVING",
+                    3 => "SERVICE_UNKNOWN",
+                    _ => "a status that is not known here",
+                };
+                write!(f, "says {name}")
+            }
+            Fault::Garbled(what) => write!(f, "sent {what}"),
+            Fault::Spawn(error) => write!(f, "the program cannot be run: {error}"),
+            Fault::Exit { status, said } => write!(f, "{status}: {said}"),
         }
     }
 }
@@ -58,49 +113,28 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// The first thing that went wrong; [`Fault::TimedOut`] when `check.timeout` is over.
-pub async fn once(check: &Check, address: SocketAddr, host: &str) -> Result<(), Fault> {
-    let attempt = async {
-        let stream = TcpStream::connect(address).await.map_err(Fault::Connect)?;
-        match &check.kind {
-            CheckKind::Tcp => Ok(()),
-            CheckKind::Http { path } => get(stream, path, host).await,
-        }
+pub async fn once(check: &Check, address: SocketAddr, host: &str) -> Result<Finding, Fault> {
+    let _turn = match check.kind {
+        CheckKind::Exec { .. } => exec::turn().await,
+        _ => None,
     };
+    let attempt = attempt(&check.kind, address, host);
     tokio::time::timeout(check.timeout, attempt)
         .await
         .unwrap_or(Err(Fault::TimedOut))
 }
 
-async fn get(stream: TcpStream, path: &str, host: &str) -> Result<(), Fault> {
-    let request = Request::get(path)
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, "starling-check")
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(Fault::Path)?;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(Fault::Http)?;
-    // A set rather than a lone task: whoever drops this future (the timeout) closes the connection too.
-    let mut driver = JoinSet::new();
-    driver.spawn(connection);
-    let answer = sender.send_request(request).await.map_err(Fault::Http)?;
-    let status = answer.status();
-    if !(200..400).contains(&status.as_u16()) {
-        return Err(Fault::Status(status));
+async fn attempt(kind: &CheckKind, address: SocketAddr, host: &str) -> Result<Finding, Fault> {
+    let connect = || async { TcpStream::connect(address).await.map_err(Fault::Connect) };
+    match kind {
+        CheckKind::Tcp => connect().await.map(drop)?,
+        CheckKind::Http(check) => http::ask(connect().await?, check, host).await?,
+        CheckKind::Grpc { service } => grpc::ask(connect().await?, service, host).await?,
+        CheckKind::Exec { command } => return exec::run(command, address, host).await,
+        // Nobody asks for it: whoever holds the check listens instead.
+        CheckKind::Ttl { .. } => return Err(Fault::TimedOut),
     }
-    let mut body = answer.into_body();
-    let mut read = 0;
-    while read < BODY_BYTES_MAX {
-        match body.frame().await {
-            Some(Ok(frame)) => read += frame.data_ref().map_or(0, Bytes::len),
-            Some(Err(error)) => return Err(Fault::Http(error)),
-            None => break,
-        }
-    }
-    Ok(())
+    Ok(Finding::Well)
 }
 
 /// Runs `check` again and again for as long as it is polled, counting into `verdict`.
@@ -114,21 +148,26 @@ pub async fn repeat<F: Future<Output = ()>>(
     mut tell: impl FnMut(Verdict) -> F,
 ) {
     let began = Instant::now();
-    let mut last_fault = None;
+    let mut last_said = None;
     loop {
         let due = Instant::now() + pause(check, &verdict, began.elapsed());
-        let result = once(check, address, host).await;
-        let changed = verdict.record(result.is_ok());
+        let (health, said) = match once(check, address, host).await {
+            Ok(Finding::Well) => (Health::Passing, None),
+            Ok(Finding::Warning(said)) => (Health::Warning, Some(said)),
+            Err(fault) => (Health::Failing, Some(fault.to_string())),
+        };
         // The first failure of a row is worth a line; the same fault every two seconds is not.
-        match &result {
-            Err(fault) if last_fault.as_ref() != Some(&fault.to_string()) => {
-                tracing::info!(%address, %fault, "check failed");
-                last_fault = Some(fault.to_string());
-            }
-            Err(_) => {}
-            Ok(()) => last_fault = None,
+        if said != last_said
+            && let Some(said) = &said
+        {
+            let result = match health {
+                Health::Warning => "check warns",
+                _ => "check failed",
+            };
+            tracing::info!(%address, said, "{result}");
         }
-        if changed {
+        last_said = said;
+        if verdict.record(health) {
             tell(verdict.clone()).await;
         }
         tokio::time::sleep_until(due).await;
@@ -151,11 +190,12 @@ mod tests {
         net::TcpListener,
     };
 
-    use super::*;
+    use super::{http::BODY_BYTES_MAX, *};
+    use crate::config::{HttpCheck, Pattern, Statuses};
 
     fn http(path: &str, timeout_ms: u64) -> Check {
         Check {
-            kind: CheckKind::Http { path: path.into() },
+            kind: CheckKind::Http(HttpCheck::get(path)),
             interval: Duration::from_millis(20),
             timeout: Duration::from_millis(timeout_ms),
             fall: 1,
@@ -206,6 +246,107 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn method_status_and_body_are_as_the_check_says() {
+        let answer = "HTTP/1.1 503 Busy\r\ncontent-length: 15\r\n\r\n{\"role\": \"main\"}";
+        for (status, pattern, passes) in [
+            (200..=399, None, false),
+            (503..=503, None, true),
+            (503..=503, Some("\"role\":\\s*\"main\""), true),
+            (500..=599, Some("spare"), false),
+        ] {
+            let (address, mut heads) = server(answer.into()).await;
+            let kind = CheckKind::Http(HttpCheck {
+                method: ::http::Method::POST,
+                status: vec![Statuses(status), Statuses(100..=199)],
+                body: pattern.map(|text| Pattern::new(text).unwrap()),
+                ..HttpCheck::get("/role?of=me")
+            });
+            let check = Check {
+                kind,
+                ..http("", 5_000)
+            };
+            let result = once(&check, address, "app").await;
+            assert_eq!(result.is_ok(), passes, "{pattern:?}: {result:?}");
+            let head = heads.recv().await.unwrap();
+            assert!(head.starts_with("POST /role?of=me HTTP/1.1\r\n"), "{head}");
+        }
+    }
+
+    /// A gRPC server that answers one call with `message` and, in the trailers, `code`.
+    async fn grpc_server(message: &'static [u8], code: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                let mut asked = request.into_body();
+                let head = ::http::Response::builder().header("content-type", "application/grpc");
+                let mut body = respond
+                    .send_response(head.body(()).unwrap(), false)
+                    .unwrap();
+                tokio::spawn(async move {
+                    let question = asked.data().await.unwrap().unwrap();
+                    assert_eq!(&question[..], b"\0\0\0\0\x05\x0a\x03a.B");
+                    body.send_data(bytes::Bytes::from_static(message), false)
+                        .unwrap();
+                    let mut trailers = ::http::HeaderMap::new();
+                    trailers.insert("grpc-status", code.parse().unwrap());
+                    body.send_trailers(trailers).unwrap();
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn only_a_server_that_says_serving_passes_a_grpc_check() {
+        let check = Check {
+            kind: CheckKind::Grpc {
+                service: "a.B".into(),
+            },
+            ..http("", 5_000)
+        };
+        for (message, code, expected) in [
+            (&b"\0\0\0\0\x02\x08\x01"[..], "0", ""),
+            (b"\0\0\0\0\x02\x08\x02", "0", "NOT_SERVING"),
+            (b"\0\0\0\0\0", "0", "UNKNOWN"),
+            (b"", "5", "status 5 (it knows no service"),
+            (b"", "12", "it has no health service"),
+            (b"\0\0\0\0\x02\x08\x01", "14", "status 14"),
+            (b"\0\0\0\0\x09\x08", "0", "no health answer"),
+        ] {
+            let address = grpc_server(message, code).await;
+            let said = match once(&check, address, "app:80").await {
+                Ok(finding) => {
+                    assert_eq!(finding, Finding::Well);
+                    String::new()
+                }
+                Err(fault) => fault.to_string(),
+            };
+            let fits = said.contains(expected) && said.is_empty() == expected.is_empty();
+            assert!(fits, "{message:?} {code}: {said}");
+        }
+        let (http1, _heads) = server(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()).await;
+        let fault = once(&check, http1, "app").await.unwrap_err();
+        assert!(matches!(fault, Fault::Grpc(_)), "{fault:?}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_out_of_time() {
+        let check = Check {
+            kind: CheckKind::Exec {
+                command: ["/bin/sleep", "600"].map(Box::from).into(),
+            },
+            ..http("", 50)
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let fault = once(&check, address, "app").await.unwrap_err();
+        assert!(matches!(fault, Fault::TimedOut), "{fault:?}");
+    }
+
+    #[tokio::test]
     async fn garbage_silence_and_endless_heads_fail() {
         let (garbage, _heads) = server(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()).await;
         let fault = once(&http("/", 5_000), garbage, "app").await.unwrap_err();
@@ -250,7 +391,7 @@ mod tests {
         check.interval = Duration::from_secs(2);
         let fresh = Verdict::new(1, 1);
         let mut well = fresh.clone();
-        well.record(true);
+        well.record(Health::Passing);
         for _ in 0..100 {
             let quick = pause(&check, &fresh, Duration::ZERO).as_millis();
             assert!((225..=275).contains(&quick), "{quick}");

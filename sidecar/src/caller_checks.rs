@@ -3,11 +3,7 @@
 //! Not here: the check (`active_check.rs`), names → addresses (`resolve.rs`), and checks of the
 //! host's own applications (`gossip/probe.rs`).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::{check::Verdict, policy::Place};
 use mesh_proto::record::Health;
@@ -32,8 +28,8 @@ const CHECKED_MAX: usize = 4096;
 /// An upstream and one of its endpoints.
 pub type Key = (Box<str>, SocketAddr);
 
-/// The checked endpoints that are not passing; one whose check has not passed yet is among them.
-pub type NotPassing = BTreeSet<Key>;
+/// The checked endpoints that are not passing and how they are; one whose check has not passed yet is failing.
+pub type NotPassing = BTreeMap<Key, Health>;
 
 /// The way to the task that checks endpoints outside the mesh; it ends when the handle is dropped.
 #[derive(Debug)]
@@ -254,8 +250,8 @@ impl Task {
         let fresh: NotPassing = self
             .checked
             .iter()
-            .filter(|(_, checked)| checked.verdict.health() != Health::Passing)
-            .map(|(key, _)| key.clone())
+            .map(|(key, checked)| (key.clone(), checked.verdict.health()))
+            .filter(|(_, health)| *health != Health::Passing)
             .collect();
         self.results.send_if_modified(|not_passing| {
             let changed = **not_passing != fresh;
@@ -299,10 +295,10 @@ mod tests {
         }
     }
 
-    async fn until(checks: &CallerChecks, expected: &[(&str, SocketAddr)]) {
+    async fn until(checks: &CallerChecks, expected: &[(&str, SocketAddr, Health)]) {
         let expected: NotPassing = expected
             .iter()
-            .map(|(name, address)| (Box::from(*name), *address))
+            .map(|(name, address, health)| ((Box::from(*name), *address), *health))
             .collect();
         let mut not_passing = checks.not_passing();
         let reached = not_passing.wait_for(|now| **now == expected);
@@ -325,7 +321,7 @@ mod tests {
         let socket = TcpListener::bind(address).await.unwrap();
         until(&checks, &[]).await;
         drop(socket);
-        until(&checks, &[("db", address)]).await;
+        until(&checks, &[("db", address, Health::Failing)]).await;
         let unchecked = Upstream { check: None, ..db };
         checks.follow(&[unchecked]).await;
         until(&checks, &[]).await;
@@ -348,8 +344,27 @@ mod tests {
         let ill = closed.local_addr().unwrap();
         drop(closed);
         names.send_replace(Arc::new(Resolved::from([(place.clone(), vec![well, ill])])));
-        until(&checks, &[("db", ill)]).await;
+        until(&checks, &[("db", ill, Health::Failing)]).await;
         names.send_replace(Arc::new(Resolved::from([(place, vec![well])])));
         until(&checks, &[]).await;
+    }
+
+    #[tokio::test]
+    async fn a_program_is_told_whom_it_checks_and_may_warn() {
+        let (_names, resolved) = watch::channel(Arc::default());
+        let checks = CallerChecks::start(resolved);
+        let place = |last: u8| Place::Address(SocketAddr::from(([10, 9, 9, last], 1)));
+        let mut db = upstream("db", &[place(0), place(1), place(2)]);
+        let script = "a=${STARLING_ADDRESS%:1}; exit ${a##*.}";
+        db.check.as_mut().unwrap().kind = CheckKind::Exec {
+            command: ["/bin/sh", "-c", script].map(Box::from).into(),
+        };
+        checks.follow(&[db]).await;
+        let at = |last: u8| SocketAddr::from(([10, 9, 9, last], 1));
+        let expected = [
+            ("db", at(1), Health::Warning),
+            ("db", at(2), Health::Failing),
+        ];
+        until(&checks, &expected).await;
     }
 }

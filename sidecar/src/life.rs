@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use mesh_proto::record::Health;
 use metrics::counter;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -18,13 +19,13 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Answer, COMMANDS_MAX, Command, Refusal, Target},
+    admin::{self, Answer, COMMANDS_MAX, Command, Instance, Refusal, Target},
     clock::Clock,
-    config::{self, Loaded, Service},
+    config::{self, Lease, Loaded, Service},
     drain,
     gossip::{
         keys::{KeyAnswer, KeyFault, KeyOrder},
-        probe::Drained,
+        probe::{Drained, Gone, LEASES_MAX, LeaseRefused, Leased, WordRefused},
     },
     metrics::{Exporter, config_generation},
     start::{Sidecar, StartError},
@@ -173,6 +174,9 @@ impl Life {
             Command::Keys(order, done) => return drop(done.send(self.keys(order).await)),
             Command::Drain(target, done) => (self.drain(target).await, done),
             Command::Undrain(target, done) => (self.undrain(target).await, done),
+            Command::Register(lease, done) => (self.register(*lease).await, done),
+            Command::Deregister(instance, done) => (self.deregister(instance).await, done),
+            Command::Say(instance, health, done) => (self.say(instance, health).await, done),
             Command::Reload(done) => (self.reload().await, done),
             Command::Leave(done) => (Ok(String::new()), done),
         };
@@ -214,6 +218,40 @@ impl Life {
             &target,
             "back in use:",
         )
+    }
+
+    async fn register(&self, lease: Lease) -> Answer {
+        let (instance, lasts) = (instance_of(&lease.service), lease.lasts);
+        let leased = self.sidecar.probes.lease(lease).await.map_err(ended)?;
+        let what = match leased.map_err(|refused| lease_refused(&instance, refused))? {
+            Leased::New => "registered",
+            Leased::Changed => "changed",
+            Leased::Renewed => "renewed",
+        };
+        Ok(format!("{what} {instance} for {lasts:?}"))
+    }
+
+    async fn deregister(&self, instance: Instance) -> Answer {
+        let key = (instance.service.clone(), instance.instance.clone());
+        let released = self.sidecar.probes.release(key).await.map_err(ended)?;
+        released.map_err(|refused| lease_refused(&instance, refused))?;
+        Ok(format!("withdrew {instance}"))
+    }
+
+    async fn say(&self, instance: Instance, health: Health) -> Answer {
+        let key = (instance.service.clone(), instance.instance.clone());
+        let taken = self.sidecar.probes.say(key, health).await.map_err(ended)?;
+        taken.map_err(|refused| match refused {
+            WordRefused::Unknown => Refusal::unknown(
+                format!("this host offers no {instance}"),
+                "`starling services` lists what this host offers",
+            ),
+            WordRefused::Checked => Refusal::new(
+                format!("how {instance} is does not go by its own word"),
+                "give it check = { ttl = \"10s\" }",
+            ),
+        })?;
+        Ok(format!("heard {instance}"))
     }
 
     async fn reload_and_log(&mut self) {
@@ -264,6 +302,34 @@ impl Life {
     /// Whether it serves and is part of the mesh.
     pub fn is_ready(&self) -> bool {
         self.sidecar.ready.load(Ordering::Relaxed)
+    }
+}
+
+fn instance_of(service: &Service) -> Instance {
+    Instance {
+        service: service.service.clone(),
+        instance: service.instance.clone(),
+    }
+}
+
+fn ended(gone: Gone) -> Refusal {
+    Refusal::new(gone.to_string(), "wait for its end")
+}
+
+fn lease_refused(instance: &Instance, refused: LeaseRefused) -> Refusal {
+    match refused {
+        LeaseRefused::Configured => Refusal::new(
+            format!("the configuration offers {instance}, and stands above what is registered"),
+            "register under another instance name, or change the configuration",
+        ),
+        LeaseRefused::Full => Refusal::new(
+            format!("{LEASES_MAX} instances are registered here already"),
+            "take some back, or write those that stay into the configuration",
+        ),
+        LeaseRefused::Unknown => Refusal::unknown(
+            format!("nobody has registered {instance} here"),
+            "its lease may be over; `starling services` lists what this host offers",
+        ),
     }
 }
 

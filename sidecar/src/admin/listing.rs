@@ -190,13 +190,20 @@ pub fn status(state: &State) -> Status {
         joined: mesh.joined,
         isolated: mesh.isolated,
         members: by_state(mesh),
-        offers: config.services.len(),
+        offers: own_instances(mesh),
         services: services.len(),
         upstreams: snapshot.upstreams().count(),
         snapshot: snapshot.generation,
         drain_grace_ms: millis(config.drain.grace),
         drain_timeout_ms: millis(config.drain.timeout),
     }
+}
+
+/// Configured and registered ones alike.
+fn own_instances(mesh: &Mesh) -> usize {
+    let own = mesh.nodes.first().map(|node| node.id);
+    let instances = mesh.instances.iter();
+    instances.filter(|i| Some(i.node.id) == own).count()
 }
 
 /// How many nodes are in each state; every state is there.

@@ -1,17 +1,19 @@
 //! The admin API: how this sidecar is, whom it knows, what it would choose and why; and its lifecycle.
 //!
 //! Not here: what a command does (it goes through a bounded queue to `start.rs`), and the command line that asks
-//! (`cli/`). `serve.rs` holds the sockets, `guard.rs` who may ask what, `routes.rs` the paths, `listing.rs` the rows.
+//! (`cli/`). `serve.rs` holds the sockets, `guard.rs` who may ask what, `routes.rs` the paths,
+//! `registry.rs` what applications say of themselves, `listing.rs` the rows.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
 use arc_swap::ArcSwap;
 use mesh_core::snapshot::Snapshot;
+use mesh_proto::record::Health;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     clock::Clock,
-    config::Loaded,
+    config::{Lease, Loaded},
     gossip::keys::{KeyAnswer, KeyOrder},
     metrics::Exporter,
 };
@@ -20,6 +22,7 @@ mod gauges;
 mod guard;
 mod keys;
 pub mod listing;
+mod registry;
 mod routes;
 mod serve;
 
@@ -29,7 +32,7 @@ mod tests;
 pub use serve::{Serving, StartError, start};
 
 /// Commands waiting for the sidecar; a caller who finds the queue full is told to come back.
-pub const COMMANDS_MAX: usize = 16;
+pub const COMMANDS_MAX: usize = 64;
 
 /// What the admin API reads, and its way to the sidecar.
 #[derive(Clone, Debug)]
@@ -55,6 +58,12 @@ pub enum Command {
     Drain(Target, oneshot::Sender<Answer>),
     /// Puts them back.
     Undrain(Target, oneshot::Sender<Answer>),
+    /// Offers an instance that registers itself, or renews it.
+    Register(Box<Lease>, oneshot::Sender<Answer>),
+    /// Takes back what was registered.
+    Deregister(Instance, oneshot::Sender<Answer>),
+    /// An instance's own word on how it is.
+    Say(Instance, Health, oneshot::Sender<Answer>),
     /// Drains everything, leaves the mesh and ends the process; answered once it has begun.
     Leave(oneshot::Sender<Answer>),
     /// Reads the configuration again: swapped whole, or refused whole.
@@ -85,6 +94,21 @@ impl Target {
                 .instance
                 .as_deref()
                 .is_none_or(|wanted| wanted == instance)
+    }
+}
+
+/// One instance of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Instance {
+    /// Its service.
+    pub service: Box<str>,
+    /// Its name.
+    pub instance: Box<str>,
+}
+
+impl std::fmt::Display for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.service, self.instance)
     }
 }
 

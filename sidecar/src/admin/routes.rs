@@ -13,10 +13,10 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    Answer, Command, Refusal, State, Target, gauges,
+    Answer, Command, Instance, Refusal, State, Target, gauges,
     guard::Denied,
     keys::{self, Verb},
-    listing,
+    listing, registry,
 };
 use crate::request_key;
 
@@ -51,6 +51,10 @@ enum Route<'a> {
     Reload,
     Keys,
     Key(Verb),
+    /// One instance that an application registers itself.
+    Instance(Instance),
+    /// Its own word on how it is.
+    Health(Instance),
 }
 
 impl<'a> Route<'a> {
@@ -71,6 +75,12 @@ impl<'a> Route<'a> {
             "/v1/keys/install" => Route::Key(Verb::Install),
             "/v1/keys/use" => Route::Key(Verb::Use),
             "/v1/keys/remove" => Route::Key(Verb::Remove),
+            _ if path.starts_with("/v1/services/") => {
+                match registry::instance_of(&path["/v1/services/".len()..])? {
+                    (instance, false) => Route::Instance(instance),
+                    (instance, true) => Route::Health(instance),
+                }
+            }
             _ => match (
                 path.strip_prefix("/v1/endpoints/"),
                 path.strip_prefix("/v1/explain/"),
@@ -82,12 +92,14 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// Whether asking changes something.
-    fn writes(&self) -> bool {
-        matches!(
-            self,
-            Route::Drain | Route::Undrain | Route::Leave | Route::Reload | Route::Key(_)
-        )
+    /// The methods it is asked by; whatever is asked by `GET` changes nothing.
+    fn methods(&self) -> &'static str {
+        match self {
+            Route::Drain | Route::Undrain | Route::Leave | Route::Reload | Route::Key(_) => "POST",
+            Route::Instance(_) => "PUT, DELETE",
+            Route::Health(_) => "PUT",
+            _ => "GET",
+        }
     }
 }
 
@@ -99,17 +111,16 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
             &format!("there is no {}", asked.path),
             "see /live /ready /metrics /v1/status /v1/members /v1/services /v1/endpoints/{service} \
              /v1/explain/{upstream} /v1/config /v1/keys; POST /v1/drain /v1/undrain /v1/leave /v1/reload \
-             /v1/keys/install /v1/keys/use /v1/keys/remove",
+             /v1/keys/install /v1/keys/use /v1/keys/remove; \
+             PUT and DELETE /v1/services/{service}/{instance}; PUT /v1/services/{service}/{instance}/health",
         );
     };
-    let wanted = if route.writes() { "POST" } else { "GET" };
-    let reads = *asked.method == Method::GET || *asked.method == Method::HEAD;
-    let fits = if route.writes() {
-        *asked.method == Method::POST
-    } else {
-        reads
+    let wanted = route.methods();
+    let method = match asked.method.as_str() {
+        "HEAD" => "GET",
+        method => method,
     };
-    if !fits {
+    if !wanted.split(", ").any(|one| one == method) {
         let message = format!("{} is asked by {wanted}", asked.path);
         let mut reply = fault(StatusCode::METHOD_NOT_ALLOWED, &message, "use that method");
         reply
@@ -140,6 +151,10 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
         Route::Reload => order(state, Command::Reload).await,
         Route::Keys => keys::status(state).await,
         Route::Key(verb) => keys::order(state, verb, asked.body).await,
+        Route::Instance(instance) => {
+            registry::instance(state, asked.method, instance, asked.body).await
+        }
+        Route::Health(instance) => registry::health(state, instance, asked.body).await,
     }
 }
 
@@ -308,7 +323,11 @@ async fn order_for(
     }
 }
 
-async fn order(state: &State, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Reply {
+/// Sends a command to the sidecar and tells what came of it.
+pub async fn order(
+    state: &State,
+    command: impl FnOnce(oneshot::Sender<Answer>) -> Command,
+) -> Reply {
     let (sender, receiver) = oneshot::channel();
     match send(state, command(sender), receiver).await {
         Ok(done) => json(StatusCode::OK, &json!({ "done": done })),

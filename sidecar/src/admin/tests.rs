@@ -194,6 +194,69 @@ async fn the_socket_needs_no_token_and_gives_way_to_a_new_sidecar() {
 }
 
 #[tokio::test]
+async fn an_instance_registers_says_how_it_is_and_goes() {
+    let mut stage = stage("token = \"0123456789abcdef\"").await;
+    let authority = "Authorization: Bearer 0123456789abcdef\r\n";
+    let ask = |method: &str, path: &str, body: &str| {
+        let post = post(path, body, authority);
+        [method.as_bytes(), &post["POST".len()..]].concat()
+    };
+    let one = "/v1/services/shop/one";
+    let health = "/v1/services/shop/one/health";
+    let told = async |stage: &mut Stage, request: &[u8]| {
+        let stream = TcpStream::connect(stage.serving.address).await.unwrap();
+        let sidecar = async {
+            let (words, reply) = match stage.commands.recv().await.unwrap() {
+                Command::Register(lease, reply) => {
+                    let Lease { service, lasts } = *lease;
+                    (
+                        format!("{}/{} {lasts:?}", service.service, service.instance),
+                        reply,
+                    )
+                }
+                Command::Deregister(instance, reply) => (format!("gone {instance}"), reply),
+                Command::Say(instance, health, reply) => (format!("{instance} {health:?}"), reply),
+                other => panic!("{other:?}"),
+            };
+            reply.send(Ok(words)).unwrap();
+        };
+        tokio::join!(exchange(stream, request), sidecar).0
+    };
+    let body = "{\"port\": 8080, \"lease\": \"5s\"}";
+    for (request, expected) in [
+        (ask("PUT", one, body), "shop/one 5s"),
+        (ask("PUT", health, ""), "shop/one Passing"),
+        (
+            ask("PUT", health, "{\"health\": \"warning\"}"),
+            "shop/one Warning",
+        ),
+        (ask("DELETE", one, ""), "gone shop/one"),
+    ] {
+        let answer = told(&mut stage, &request).await;
+        assert!(answer.contains(expected), "{answer}");
+    }
+    for (request, status, expected) in [
+        (ask("PUT", one, "{}"), 400, "where the application listens"),
+        (ask("PUT", one, "port: 8080"), 400, "cannot be read"),
+        (ask("PUT", one, "[]"), 400, "no JSON object"),
+        (ask("PUT", health, "{\"health\": \"fine\"}"), 400, "`fine`"),
+        (ask("POST", one, body), 405, "PUT, DELETE"),
+        (ask("GET", health, ""), 405, "allow: PUT"),
+        (ask("PUT", "/v1/services/shop/", ""), 404, "there is no"),
+        (
+            ask("PUT", "/v1/services/shop/one/weight", ""),
+            404,
+            "there is no",
+        ),
+        (post(one, body, "")["POST".len()..].to_vec(), 400, ""),
+    ] {
+        let answer = stage.tcp(&request).await;
+        let fits = answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(expected);
+        assert!(fits, "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_full_queue_of_commands_is_told_at_once() {
     let stage = stage("token = \"0123456789abcdef\"").await;
     for _ in 0..COMMANDS_MAX {

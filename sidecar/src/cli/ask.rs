@@ -92,20 +92,24 @@ impl Admin {
         self.ask(Method::GET, path, &Value::Null)
     }
 
-    /// `POST path`.
-    ///
-    /// # Errors
-    /// As [`Admin::get`].
-    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        self.ask(Method::POST, path, body)
-    }
-
     /// `POST path`, and prints what was done.
     ///
     /// # Errors
     /// As [`Admin::get`].
     pub fn order(&self, path: &str, body: &Value) -> Ended {
-        let answer = self.post(path, body)?;
+        self.tell_done(Method::POST, path, body)
+    }
+
+    /// `PUT path`, and prints what was done.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub fn put(&self, path: &str, body: &Value) -> Ended {
+        self.tell_done(Method::PUT, path, body)
+    }
+
+    fn tell_done(&self, method: Method, path: &str, body: &Value) -> Ended {
+        let answer = self.ask(method, path, body)?;
         print(&format!("{}\n", answer["done"].as_str().unwrap_or("done")))?;
         Ok(ExitCode::SUCCESS)
     }

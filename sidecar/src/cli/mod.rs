@@ -15,6 +15,7 @@ mod completions;
 mod drain;
 mod endpoints;
 mod explain;
+mod heartbeat;
 mod key;
 mod leave;
 mod members;
@@ -74,6 +75,8 @@ pub enum Command {
     Drain(drain::DrainArgs),
     /// Put drained instances back into service
     Undrain(drain::OrderArgs),
+    /// Say how an instance of this host is, for checks of the kind ttl
+    Heartbeat(heartbeat::Args),
     /// Drain this sidecar, leave the mesh and end
     Leave(leave::Args),
     /// Read the configuration again
@@ -114,6 +117,7 @@ pub fn run(command: Command) -> Ended {
         Command::DemoBackend(args) => demo::backend::run(&args),
         Command::Drain(args) => drain::drain(&args),
         Command::Undrain(args) => drain::undrain(&args),
+        Command::Heartbeat(args) => heartbeat::run(&args),
         Command::Leave(args) => leave::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Status(args) => status::run(&args),

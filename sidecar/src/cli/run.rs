@@ -23,7 +23,7 @@ use super::{
     agent::{Ends, cannot_start, control_runtime},
 };
 use crate::{
-    config::{self, Check, CheckKind, Config, Service},
+    config::{self, Check, CheckKind, Config, HttpCheck, Service},
     life::{Life, Own},
     logs,
     metrics::Exporter,
@@ -128,9 +128,7 @@ fn service(args: &Args, config: &Config) -> Result<Service, Failure> {
     };
     let kind = match (&args.check, &service.check) {
         (None, Some(_)) => return Ok(service),
-        (Some(path), _) if path.starts_with('/') => CheckKind::Http {
-            path: path.as_str().into(),
-        },
+        (Some(path), _) if path.starts_with('/') => CheckKind::Http(HttpCheck::get(path)),
         (Some(path), _) => {
             return Err(Failure::new(
                 Exit::Usage,
@@ -141,13 +139,8 @@ fn service(args: &Args, config: &Config) -> Result<Service, Failure> {
         // Announced before it listens, it would lose its first callers: so an own application is always checked.
         (None, None) => CheckKind::Tcp,
     };
-    let timings = service.check.take().unwrap_or(Check {
-        kind: CheckKind::Tcp,
-        interval: Duration::from_secs(2),
-        timeout: Duration::from_secs(1),
-        fall: 3,
-        rise: 2,
-    });
+    let timings = service.check.take();
+    let timings = timings.unwrap_or_else(|| Check::of(CheckKind::Tcp));
     service.check = Some(Check { kind, ..timings });
     Ok(service)
 }
@@ -322,7 +315,7 @@ mod tests {
         let check = over.check.unwrap();
         assert_eq!(
             (check.kind, check.fall),
-            (CheckKind::Http { path: "/up".into() }, 9)
+            (CheckKind::Http(HttpCheck::get("/up")), 9)
         );
     }
 

@@ -12,8 +12,12 @@ use std::{
 use mesh_core::policy::{Policy, Weight};
 use mesh_proto::{frame::KeyId, record::WireProtocol};
 
-pub use self::fault::{Fault, Faults, Place};
+pub use self::{
+    active::{Check, CheckKind, HttpCheck, Pattern, Statuses},
+    fault::{Fault, Faults, Place},
+};
 
+mod active;
 mod check;
 mod fault;
 mod host;
@@ -52,6 +56,20 @@ pub fn parse(name: &str, text: &str) -> Result<Loaded, Faults> {
 /// A string as TOML, for whoever writes a text for [`parse`].
 pub fn quote(text: &str) -> String {
     value::quote(text)
+}
+
+/// What an application registers over the admin API as `instance` of `service`: the keys of a `[service.*]` table but
+/// for those two names, no program to run as a check, and `lease`. It is judged as a table of `config` would be.
+///
+/// # Errors
+/// Everything that is wrong with it; the faults' places say nothing.
+pub fn lease(
+    service: &str,
+    instance: &str,
+    body: &serde_json::Value,
+    config: &Config,
+) -> Result<Lease, Vec<Fault>> {
+    check::lease(service, instance, body, config)
 }
 
 fn checked(files: raw::Files, faults: Vec<Fault>, host: &host::Host) -> Result<Loaded, Faults> {
@@ -338,44 +356,13 @@ impl Service {
     }
 }
 
-impl Check {
-    /// A check with the default rhythm: every 2 s, 1 s each, down after 3, up after 2.
-    pub fn of(kind: CheckKind) -> Check {
-        Check {
-            kind,
-            interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
-            fall: 3,
-            rise: 2,
-        }
-    }
-}
-
-/// An active check.
+/// A service that an application has registered itself.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Check {
-    /// What is tried.
-    pub kind: CheckKind,
-    /// Between two checks (250 ms until the first verdict).
-    pub interval: Duration,
-    /// For one check.
-    pub timeout: Duration,
-    /// Failures in a row until it is failing.
-    pub fall: u32,
-    /// Successes in a row until it is passing.
-    pub rise: u32,
-}
-
-/// What an active check tries.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CheckKind {
-    /// A connection is accepted.
-    Tcp,
-    /// `GET path` answers 200–399.
-    Http {
-        /// The path asked for.
-        path: Box<str>,
-    },
+pub struct Lease {
+    /// What it offers.
+    pub service: Service,
+    /// How long the registration lasts unless it is renewed.
+    pub lasts: Duration,
 }
 
 /// One upstream: its policy and where it listens.

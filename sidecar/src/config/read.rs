@@ -397,13 +397,6 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Whether the table under `key` has the entry `inner`, known or not.
-    pub fn says(&self, key: &'static str, inner: &str) -> bool {
-        self.raw(key)
-            .and_then(table_of)
-            .is_some_and(|table| table.iter().any(|entry| entry.key == inner))
-    }
-
     fn inner_of(
         &self,
         key: &str,

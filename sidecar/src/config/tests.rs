@@ -95,12 +95,7 @@ fn the_fifteen_lines_most_hosts_need_are_enough() {
     assert_eq!(service.address.to_string(), "10.0.0.5:8080");
     assert_eq!(service.advertise, service.address);
     let check = service.check.as_ref().unwrap();
-    assert_eq!(
-        check.kind,
-        CheckKind::Http {
-            path: "/healthz".into()
-        }
-    );
+    assert_eq!(check.kind, CheckKind::Http(HttpCheck::get("/healthz")));
     assert_eq!((check.fall, check.rise), (3, 2));
     let policy = &config.upstreams[0].policy;
     assert_eq!(policy.service.as_deref(), Some("payments"));
@@ -148,6 +143,18 @@ weight = 50
 capacity = "500/s"
 tags = { version = "1.4.2", role = "primary" }
 check = { tcp = true, interval = "5s", timeout = "2s", fall = 2, rise = 1 }
+[service.asked]
+port = 8001
+check = { http = "/role?of=me", method = "POST", status = [200, "300-302"], body = "\\bmain\\b" }
+[service.called]
+port = 8002
+check = { grpc = "pkg.Service" }
+[service.tried]
+port = 8003
+check = { exec = ["/bin/true", "--now"] }
+[service.telling]
+port = 8004
+check = { ttl = "10s" }
 [upstream.shop-primary]
 service = "shop"
 select = { tags = { role = "primary" } }
@@ -166,7 +173,7 @@ listen = "127.0.0.1:5432"
 protocol = "tcp"
 endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:5432", zone = "z2", weight = 50, backup = true }]
 zones = { mode = "ignore" }
-check = { tcp = true }
+check = { exec = "/bin/true" }
 balance = { policy = "consistent_hash", key = "source_ip", table = "maglev-1" }
 "#;
 
@@ -177,6 +184,29 @@ fn every_key_of_this_version_is_honoured() {
     assert_eq!(service.address.port(), 8123);
     assert_eq!(service.capacity, Some(500));
     assert_eq!(&*service.tags[0].0, "role");
+    let check = |table: &str| {
+        let service = config.services.iter().find(|s| &*s.table == table);
+        service
+            .and_then(|s| s.check.clone())
+            .expect("it is checked")
+    };
+    let CheckKind::Http(asked) = check("asked").kind else {
+        panic!("{:?}", check("asked"));
+    };
+    assert_eq!(
+        (&*asked.path, asked.method),
+        ("/role?of=me", http::Method::POST)
+    );
+    assert_eq!(asked.status, [Statuses(200..=200), Statuses(300..=302)]);
+    assert!(asked.body.is_some_and(|body| body.is_in(b"a main b")));
+    let service = "pkg.Service".into();
+    assert_eq!(check("called").kind, CheckKind::Grpc { service });
+    let command = ["/bin/true", "--now"].map(Box::from).into();
+    assert_eq!(check("tried").kind, CheckKind::Exec { command });
+    let telling = check("telling");
+    let within = Duration::from_secs(10);
+    assert_eq!(telling.kind, CheckKind::Ttl { within });
+    assert_eq!((telling.fall, telling.rise), (1, 1));
     let shop = &config.upstreams[0];
     assert_eq!(&*shop.policy.name, "shop-primary");
     assert_eq!(shop.policy.http, HttpVersion::Two);
@@ -329,7 +359,7 @@ fn a_host_bound_to_one_loopback_address_is_told_by_it() {
 
 #[test]
 fn what_is_printed_is_a_configuration_again() {
-    let text = "[node]\nid = \"n\"\n[upstream.\"p.q\"]\ntimeout = \"1500ms\"\nendpoints = [{ address = \"a:1\", weight = 3 }, \"mesh\"]\nselect = { tags = { \"a b\" = \"c\" } }\n[gossip]\nkey = \"${env:KEY}\"\n[admin]\ntoken = \"0123456789abcdef\"\n";
+    let text = "[node]\nid = \"n\"\n[upstream.\"p.q\"]\ntimeout = \"1500ms\"\nendpoints = [{ address = \"a:1\", weight = 3 }, \"mesh\"]\nselect = { tags = { \"a b\" = \"c\" } }\n[gossip]\nkey = \"${env:KEY}\"\n[admin]\ntoken = \"0123456789abcdef\"\n[service.s]\nport = 80\ncheck = { http = \"/\", method = \"POST\", status = [\"200-299\", 304], body = '\"up\"\\s' }\n";
     let loaded = read(text).unwrap();
     let printed = loaded.print();
     assert!(

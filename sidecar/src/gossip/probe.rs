@@ -9,14 +9,19 @@ use std::{
 };
 
 use mesh_core::check::Verdict;
-use mesh_proto::record::{InstanceState, ServiceRecord};
+use mesh_proto::record::{Health, InstanceState, ServiceRecord};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
+    time::{Duration, Instant, sleep_until},
 };
 
 use super::{Gossip, Order};
-use crate::{active_check, clock::Clock, config::Service};
+use crate::{
+    active_check::{self, ttl::Word},
+    clock::Clock,
+    config::{CheckKind, Lease, Service},
+};
 
 pub use drain_state::DrainState;
 
@@ -26,6 +31,9 @@ mod drain_state;
 const ORDERS_MAX: usize = 64;
 /// Verdicts waiting for the checks' task; a check waits with its next run when it is full.
 const VERDICTS_MAX: usize = 256;
+
+/// Instances that may be registered at once: each is a record that the whole mesh keeps.
+pub const LEASES_MAX: usize = 256;
 
 /// Service and instance: what one of this host's applications is known by.
 pub type Key = (Box<str>, Box<str>);
@@ -59,6 +67,12 @@ pub enum ProbeOrder {
         /// Told what it came to.
         done: oneshot::Sender<Drained>,
     },
+    /// Offers an instance that an application registers itself, or renews it.
+    Lease(Box<Lease>, oneshot::Sender<Result<Leased, LeaseRefused>>),
+    /// Takes back what `Lease` offered.
+    Release(Key, oneshot::Sender<Result<(), LeaseRefused>>),
+    /// An application's own word on how it is.
+    Say(Key, Health, oneshot::Sender<Result<(), WordRefused>>),
     /// This process is going: everything drains, and nothing of it is written down.
     Retire {
         /// Told when the gossip task has all the orders.
@@ -73,6 +87,37 @@ pub struct Drained {
     pub instances: Vec<Key>,
     /// Why it will not survive a restart, if it will not.
     pub not_kept: Option<String>,
+}
+
+/// What a registration came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leased {
+    /// It is new.
+    New,
+    /// It was there and has changed.
+    Changed,
+    /// It was there as it is.
+    Renewed,
+}
+
+/// Why a registration was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseRefused {
+    /// The configuration offers an instance of this name, and stands above any registration.
+    Configured,
+    /// There are [`LEASES_MAX`] already.
+    Full,
+    /// Nobody has registered it.
+    Unknown,
+}
+
+/// Why an application's word was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WordRefused {
+    /// This host offers no such instance.
+    Unknown,
+    /// Its health is found out in another way.
+    Checked,
 }
 
 /// The checks' task has ended: the sidecar is on its way out.
@@ -96,6 +141,7 @@ impl Probes {
         let task = Task {
             gossip: gossip.orders.clone(),
             held: BTreeMap::new(),
+            leases: BTreeMap::new(),
             drain: DrainState::load(state_dir),
             retiring: false,
             generation: 0,
@@ -153,6 +199,36 @@ impl Probes {
         told.await.map_err(|_| Gone)
     }
 
+    /// Offers what an application registers itself, until its lease is over and not renewed by the same again.
+    ///
+    /// # Errors
+    /// [`Gone`] when the task has ended; within, why it was refused.
+    pub async fn lease(&self, lease: Lease) -> Result<Result<Leased, LeaseRefused>, Gone> {
+        let (done, told) = oneshot::channel();
+        self.send(ProbeOrder::Lease(Box::new(lease), done)).await?;
+        told.await.map_err(|_| Gone)
+    }
+
+    /// Takes back what was registered.
+    ///
+    /// # Errors
+    /// [`Gone`] when the task has ended; within, why it was refused.
+    pub async fn release(&self, key: Key) -> Result<Result<(), LeaseRefused>, Gone> {
+        let (done, told) = oneshot::channel();
+        self.send(ProbeOrder::Release(key, done)).await?;
+        told.await.map_err(|_| Gone)
+    }
+
+    /// Takes an application's own word on how it is; where it is registered, that renews its lease too.
+    ///
+    /// # Errors
+    /// [`Gone`] when the task has ended; within, why it was not taken.
+    pub async fn say(&self, key: Key, health: Health) -> Result<Result<(), WordRefused>, Gone> {
+        let (done, told) = oneshot::channel();
+        self.send(ProbeOrder::Say(key, health, done)).await?;
+        told.await.map_err(|_| Gone)
+    }
+
     /// Drains everything because this process ends; the next one starts undrained.
     ///
     /// # Errors
@@ -179,6 +255,22 @@ struct Held {
     /// Which start of its check the verdict must come from.
     generation: u64,
     check: Option<AbortHandle>,
+    /// Where its own word on its health goes, if that is what counts.
+    voice: Option<watch::Sender<Word>>,
+}
+
+/// How long a registration lasts.
+#[derive(Clone, Copy)]
+struct Term {
+    lasts: Duration,
+    ends: Instant,
+}
+
+impl Term {
+    fn of(lasts: Duration) -> Term {
+        let ends = Instant::now() + lasts;
+        Term { lasts, ends }
+    }
 }
 
 /// A check's news for the task.
@@ -191,6 +283,8 @@ struct Told {
 struct Task {
     gossip: mpsc::Sender<Order>,
     held: BTreeMap<Key, Held>,
+    /// Those of `held` that were registered, and not configured.
+    leases: BTreeMap<Key, Term>,
     drain: DrainState,
     retiring: bool,
     generation: u64,
@@ -202,6 +296,7 @@ struct Task {
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<ProbeOrder>, mut told: mpsc::Receiver<Told>) {
         loop {
+            let ends = self.leases.values().map(|term| term.ends).min();
             let turn = tokio::select! {
                 order = inbox.recv() => match order {
                     Some(order) => self.obey(order).await,
@@ -209,6 +304,7 @@ impl Task {
                 },
                 Some(news) = told.recv() => self.hear(news).await,
                 Some(_) = self.checks.join_next() => Ok(()),
+                () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => self.end_leases().await,
             };
             if turn.is_err() {
                 return;
@@ -245,6 +341,20 @@ impl Task {
                 }
                 self.drain_changed(keys, done).await
             }
+            ProbeOrder::Lease(lease, done) => {
+                let leased = self.lease(*lease).await?;
+                let _ = done.send(leased);
+                Ok(())
+            }
+            ProbeOrder::Release(key, done) => {
+                let released = self.release(&key).await?;
+                let _ = done.send(released);
+                Ok(())
+            }
+            ProbeOrder::Say(key, health, done) => {
+                let _ = done.send(self.say(&key, health));
+                Ok(())
+            }
             ProbeOrder::Retire { done } => {
                 self.retiring = true;
                 self.offer_all().await?;
@@ -256,26 +366,95 @@ impl Task {
 
     async fn follow(&mut self, services: Vec<Service>) -> Result<(), Gone> {
         let wanted: BTreeSet<Key> = services.iter().map(key).collect();
-        let gone: Vec<Key> = self
-            .held
-            .keys()
-            .filter(|key| !wanted.contains(*key))
+        // The configuration stands above what was registered under the same name.
+        self.leases.retain(|key, _| !wanted.contains(key));
+        let stays = |key: &Key| wanted.contains(key) || self.leases.contains_key(key);
+        let gone: Vec<Key> = (self.held.keys())
+            .filter(|key| !stays(key))
             .cloned()
             .collect();
         for key in gone {
-            if let Some(Held {
-                check: Some(check), ..
-            }) = self.held.remove(&key)
-            {
-                check.abort();
-            }
-            let (service, instance) = key;
-            self.order(Order::Withdraw { service, instance }).await?;
+            self.withdraw(key).await?;
         }
         for service in services {
             let key = key(&service);
             self.hold(key.clone(), service);
             self.offer(&key).await?;
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&mut self, key: Key) -> Result<(), Gone> {
+        if let Some(Held {
+            check: Some(check), ..
+        }) = self.held.remove(&key)
+        {
+            check.abort();
+        }
+        let (service, instance) = key;
+        self.order(Order::Withdraw { service, instance }).await
+    }
+
+    async fn lease(&mut self, lease: Lease) -> Result<Result<Leased, LeaseRefused>, Gone> {
+        let key = key(&lease.service);
+        let before = self.leases.contains_key(&key);
+        if !before && self.held.contains_key(&key) {
+            return Ok(Err(LeaseRefused::Configured));
+        }
+        if !before && self.leases.len() >= LEASES_MAX {
+            return Ok(Err(LeaseRefused::Full));
+        }
+        self.leases.insert(key.clone(), Term::of(lease.lasts));
+        let held = self.held.get(&key);
+        let same = held.is_some_and(|held| held.service == lease.service);
+        let leased = match (before, same) {
+            (_, true) => return Ok(Ok(Leased::Renewed)),
+            (true, false) => Leased::Changed,
+            (false, false) => Leased::New,
+        };
+        tracing::info!(service = %key.0, instance = %key.1, lasts = ?lease.lasts, "registered");
+        self.hold(key.clone(), lease.service);
+        self.offer(&key).await?;
+        Ok(Ok(leased))
+    }
+
+    async fn release(&mut self, key: &Key) -> Result<Result<(), LeaseRefused>, Gone> {
+        if self.leases.remove(key).is_none() {
+            let configured = self.held.contains_key(key);
+            return Ok(Err(if configured {
+                LeaseRefused::Configured
+            } else {
+                LeaseRefused::Unknown
+            }));
+        }
+        tracing::info!(service = %key.0, instance = %key.1, "registration taken back");
+        self.withdraw(key.clone()).await?;
+        Ok(Ok(()))
+    }
+
+    async fn end_leases(&mut self) -> Result<(), Gone> {
+        let now = Instant::now();
+        let over: Vec<Key> = (self.leases.iter())
+            .filter(|(_, term)| term.ends <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in over {
+            tracing::warn!(service = %key.0, instance = %key.1, "registration not renewed: withdrawn");
+            self.leases.remove(&key);
+            self.withdraw(key).await?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, key: &Key, health: Health) -> Result<(), WordRefused> {
+        let held = self.held.get(key).ok_or(WordRefused::Unknown)?;
+        let voice = held.voice.as_ref().ok_or(WordRefused::Checked)?;
+        voice.send_modify(|word| {
+            word.count += 1;
+            word.health = health;
+        });
+        if let Some(term) = self.leases.get_mut(key) {
+            *term = Term::of(term.lasts);
         }
         Ok(())
     }
@@ -305,7 +484,7 @@ impl Task {
             check.abort();
         }
         self.generation += 1;
-        let check = self.start_check(&key, &service, verdict.clone());
+        let (check, voice) = self.start_check(&key, &service, verdict.clone());
         let (started_at_ms, offered) = before.map_or((self.clock.unix_ms(), None), |held| {
             (held.started_at_ms, held.offered)
         });
@@ -316,6 +495,7 @@ impl Task {
             offered,
             generation: self.generation,
             check,
+            voice,
         };
         self.held.insert(key, held);
     }
@@ -325,13 +505,19 @@ impl Task {
         key: &Key,
         service: &Service,
         verdict: Verdict,
-    ) -> Option<AbortHandle> {
-        let check = service.check.clone()?;
+    ) -> (Option<AbortHandle>, Option<watch::Sender<Word>>) {
+        let Some(check) = service.check.clone() else {
+            return (None, None);
+        };
+        let (voice, words) = watch::channel(Word {
+            count: 0,
+            health: Health::Failing,
+        });
+        let is_own_word = matches!(check.kind, CheckKind::Ttl { .. });
         let (key, address, generation) = (key.clone(), service.address, self.generation);
         let verdicts = self.verdicts.clone();
-        Some(self.checks.spawn(async move {
-            let host = address.to_string();
-            active_check::repeat(&check, address, &host, verdict, |verdict| {
+        let running = self.checks.spawn(async move {
+            let tell = |verdict| {
                 let told = Told {
                     key: key.clone(),
                     generation,
@@ -340,9 +526,18 @@ impl Task {
                 let verdicts = verdicts.clone();
                 // Nobody listens any more: then this check is about to be dropped, too.
                 async move { drop(verdicts.send(told).await) }
-            })
-            .await;
-        }))
+            };
+            match check.kind {
+                CheckKind::Ttl { within } => {
+                    active_check::ttl::listen(within, words, verdict, tell).await;
+                }
+                _ => {
+                    let host = address.to_string();
+                    active_check::repeat(&check, address, &host, verdict, tell).await;
+                }
+            }
+        });
+        (Some(running), is_own_word.then_some(voice))
     }
 
     async fn hear(&mut self, news: Told) -> Result<(), Gone> {
@@ -355,7 +550,8 @@ impl Task {
         let (service, instance) = &news.key;
         let health = news.verdict.health();
         tracing::info!(%service, %instance, ?health, "our instance's health changed");
-        if health == mesh_proto::record::Health::Passing {
+        // From then on it is offered (again); a warning that comes or goes makes nobody new.
+        if held.verdict.health() == Health::Failing {
             held.started_at_ms = self.clock.unix_ms();
         }
         held.verdict = news.verdict;

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+pub use lease::lease;
+
 use super::{
-    Check, CheckKind, Config, Drain,
+    Config, Drain,
     fault::Place,
     raw::Files,
     read::{Keys, Sheet},
@@ -14,7 +16,9 @@ use super::{
 
 mod balance;
 mod endpoints;
+mod health;
 mod host;
+mod lease;
 mod outbound;
 mod rules;
 mod service;
@@ -99,7 +103,7 @@ pub fn check(files: &Files, sheet: &Sheet<'_>) -> Config {
             timeout: tables.drain.or("timeout", Duration::from_secs(30)),
         },
         services: services
-            .filter_map(|(name, keys)| service::service(name, keys, &node))
+            .filter_map(|(name, keys)| service::service(name, keys, &node, health::Whose::Own))
             .collect(),
         upstreams: upstreams
             .map(|(name, keys)| upstream::upstream(name, keys))
@@ -110,66 +114,6 @@ pub fn check(files: &Files, sheet: &Sheet<'_>) -> Config {
     tables.done();
     top.done();
     config
-}
-
-/// The `check` of a service or an upstream.
-fn active_check(keys: &Keys<'_>) -> Option<Check> {
-    if !keys.has("check") {
-        return None;
-    }
-    let check = keys.inner("check", &["grpc", "exec", "ttl"]);
-    let tcp: Option<bool> = check.optional("tcp");
-    let http: Option<Box<str>> = check.optional("http");
-    if let Some(path) = &http
-        && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
-    {
-        check.wrong(
-            "http",
-            format!("{path:?} is not a path"),
-            "write it like \"/healthz\"",
-        );
-    }
-    let kind = match (tcp, http) {
-        (Some(true), None) => CheckKind::Tcp,
-        (None | Some(false), Some(path)) => CheckKind::Http { path },
-        (Some(true), Some(_)) => {
-            check.wrong(
-                "tcp",
-                "a check is either tcp or http",
-                "keep http: it sees more",
-            );
-            CheckKind::Tcp
-        }
-        (_, None) => {
-            let said = ["grpc", "exec", "ttl", "tcp", "http"]
-                .iter()
-                .any(|key| keys.says("check", key));
-            if !said {
-                keys.wrong(
-                    "check",
-                    "the check says nothing to try",
-                    "write http = \"/healthz\" or tcp = true",
-                );
-            } else if tcp == Some(false) {
-                check.wrong(
-                    "tcp",
-                    "the check says nothing to try",
-                    "write tcp = true, or drop the check",
-                );
-            }
-            CheckKind::Tcp
-        }
-    };
-    let default = Check::of(kind);
-    let checked = Check {
-        interval: positive(&check, "interval", default.interval),
-        timeout: positive(&check, "timeout", default.timeout),
-        fall: check.or("fall", default.fall),
-        rise: check.or("rise", default.rise),
-        ..default
-    };
-    check.done();
-    Some(checked)
 }
 
 /// A duration that must leave some time.

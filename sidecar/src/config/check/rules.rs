@@ -107,23 +107,46 @@ fn open_without_clients(keys: &Keys<'_>, key: &'static str, listen: &[ListenAddr
 }
 
 fn services_are_in_reach(tables: &Tables<'_>, config: &Config) {
-    if config.gossip.bind.ip().is_loopback() {
-        return;
-    }
     for (keys, service) in services(tables, config) {
-        if service.advertise.ip().is_loopback() {
-            let written = keys.has("advertise");
-            keys.wrong(
-                if written { "advertise" } else { "address" },
-                format!(
-                    "other hosts would be sent to {}, which is themselves",
-                    service.advertise
-                ),
-                "let the application listen on the host's address and write port = …, \
-                 or keep gossip on loopback (an [inbound] door is not in this version)",
-            );
-        }
+        is_in_reach(keys, service, config);
     }
+}
+
+fn is_in_reach(keys: &Keys<'_>, service: &Service, config: &Config) {
+    if !config.gossip.bind.ip().is_loopback() && service.advertise.ip().is_loopback() {
+        let written = keys.has("advertise");
+        keys.wrong(
+            if written { "advertise" } else { "address" },
+            format!(
+                "other hosts would be sent to {}, which is themselves",
+                service.advertise
+            ),
+            "let the application listen on the host's address and write port = …, \
+             or keep gossip on loopback (an [inbound] door is not in this version)",
+        );
+    }
+}
+
+/// The rules that also hold for a service which is registered while the sidecar runs.
+pub fn judge_leased(keys: &Keys<'_>, service: &Service, config: &Config) {
+    is_in_reach(keys, service, config);
+    let mut own = vec![
+        taken("gossip.bind", ListenAddress::Tcp(config.gossip.bind)),
+        taken("admin.bind", ListenAddress::Tcp(config.admin.bind)),
+    ];
+    let outbound = config.outbound.http.iter().cloned();
+    own.extend(outbound.map(|address| taken("outbound.http", address)));
+    for upstream in &config.upstreams {
+        let key = format!("upstream.{}.listen", upstream.policy.name);
+        let addresses = upstream.listen.iter().cloned();
+        own.extend(addresses.map(|address| taken(&key, address)));
+    }
+    is_no_circle(keys, service, &own);
+}
+
+fn taken(key: &str, address: ListenAddress) -> Taken {
+    let key = key.to_owned();
+    Taken { address, key }
 }
 
 /// A socket somebody listens on.
@@ -170,12 +193,6 @@ fn listeners_are_apart(tables: &Tables<'_>, config: &Config) -> Vec<Taken> {
 }
 
 fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {
-    let circle = |address: SocketAddr, own: &Taken| {
-        format!(
-            "{address} is this sidecar's own {}: calls would go round in a circle",
-            own.key
-        )
-    };
     for (keys, upstream) in upstreams(tables, config) {
         for endpoint in &upstream.policy.endpoints {
             if let EndpointPlace::Address(address) = endpoint.place
@@ -190,19 +207,26 @@ fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {
         }
     }
     for (keys, service) in services(tables, config) {
-        if let Some(own) = listener_at(taken, service.address) {
-            let key = if keys.has("address") {
-                "address"
-            } else {
-                "port"
-            };
-            keys.wrong(
-                key,
-                circle(service.address, own),
-                "write the application's own port",
-            );
-        }
+        is_no_circle(keys, service, taken);
     }
+}
+
+fn is_no_circle(keys: &Keys<'_>, service: &Service, taken: &[Taken]) {
+    if let Some(own) = listener_at(taken, service.address) {
+        let written = keys.has("address");
+        keys.wrong(
+            if written { "address" } else { "port" },
+            circle(service.address, own),
+            "write the application's own port",
+        );
+    }
+}
+
+fn circle(address: SocketAddr, own: &Taken) -> String {
+    format!(
+        "{address} is this sidecar's own {}: calls would go round in a circle",
+        own.key
+    )
 }
 
 fn listener_at(taken: &[Taken], address: SocketAddr) -> Option<&Taken> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use mesh_core::policy::Weight;
 use mesh_proto::record::WireProtocol;
 
+use super::health::{Whose, active_check};
 use crate::config::{
     Node, Service,
     raw::Value,
@@ -16,7 +17,7 @@ use crate::config::{
 const TAGS_BYTES_MAX: usize = 192;
 
 /// One service table; `None` if it does not say where the application is.
-pub fn service(table: &str, keys: &Keys<'_>, node: &Node) -> Option<Service> {
+pub fn service(table: &str, keys: &Keys<'_>, node: &Node, whose: Whose) -> Option<Service> {
     let service = service_name(table, keys);
     let address = address(keys, node);
     let known_address = address.unwrap_or(SocketAddr::new(node.advertise, 0));
@@ -33,7 +34,7 @@ pub fn service(table: &str, keys: &Keys<'_>, node: &Node) -> Option<Service> {
     let tags = tags(keys);
     let protocol = keys.or("protocol", WireProtocol::Http);
     let weight = keys.or("weight", Weight::DEFAULT);
-    let check = super::active_check(keys);
+    let check = active_check(keys, whose);
     Some(Service {
         table: table.into(),
         service,

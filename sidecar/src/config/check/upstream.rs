@@ -10,6 +10,7 @@ use mesh_proto::record::WireProtocol;
 use super::{
     balance::balance,
     endpoints::endpoints,
+    health::{Whose, active_check},
     positive,
     words::{Budget, Class, OnClass},
 };
@@ -64,7 +65,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         let ServiceName(name) = keys.or("service", ServiceName(table.into()));
         Some(name)
     };
-    let check = super::active_check(keys);
+    let check = active_check(keys, Whose::Caller);
     if keys.has("check") && !keys.has("endpoints") {
         keys.wrong(
             "check",

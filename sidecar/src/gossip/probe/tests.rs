@@ -170,3 +170,110 @@ async fn a_drain_survives_a_restart_until_undrain_and_retiring_does_not() {
     );
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+fn lease(name: &str, address: SocketAddr, check: Option<Check>, millis: u64) -> Lease {
+    Lease {
+        service: service(name, address, check),
+        lasts: Duration::from_millis(millis),
+    }
+}
+
+async fn withdrawn(inbox: &mut mpsc::Receiver<Order>) -> String {
+    match next(inbox).await {
+        Order::Withdraw { service, .. } => service.into(),
+        other => panic!("expected a withdrawal, got {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_registered_lasts_as_long_as_it_is_renewed() {
+    let (gossip, mut inbox) = gossip();
+    let probes = Probes::start(&gossip, None, Clock::new());
+    let address = SocketAddr::from(([127, 0, 0, 1], 9));
+    let began = Instant::now();
+    let web = || lease("web", address, None, 1_000);
+    assert_eq!(probes.lease(web()).await, Ok(Ok(Leased::New)));
+    assert_eq!(offered(&mut inbox).await.0, "web");
+    // A reload of the configuration does not know it and leaves it alone.
+    probes.follow(Vec::new()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(probes.lease(web()).await, Ok(Ok(Leased::Renewed)));
+    let mut heavier = web();
+    heavier.service.weight = Weight::new(7).unwrap();
+    assert_eq!(probes.lease(heavier).await, Ok(Ok(Leased::Changed)));
+    assert_eq!(offered(&mut inbox).await.0, "web");
+    assert_eq!(withdrawn(&mut inbox).await, "web");
+    assert_eq!(began.elapsed().as_millis() / 100, 19);
+
+    assert_eq!(probes.lease(web()).await, Ok(Ok(Leased::New)));
+    assert_eq!(offered(&mut inbox).await.0, "web");
+    let key: Key = ("web".into(), "one".into());
+    assert_eq!(probes.release(key.clone()).await, Ok(Ok(())));
+    assert_eq!(withdrawn(&mut inbox).await, "web");
+    assert_eq!(probes.release(key).await, Ok(Err(LeaseRefused::Unknown)));
+}
+
+#[tokio::test]
+async fn the_configuration_stands_above_what_is_registered() {
+    let (gossip, mut inbox) = gossip();
+    let probes = Probes::start(&gossip, None, Clock::new());
+    let address = SocketAddr::from(([127, 0, 0, 1], 9));
+    let web = service("web", address, None);
+    let registered = lease("web", SocketAddr::from(([127, 0, 0, 2], 9)), None, 60_000);
+    assert_eq!(probes.lease(registered.clone()).await, Ok(Ok(Leased::New)));
+    assert_eq!(offered(&mut inbox).await.0, "web");
+    probes.follow(vec![web]).await.unwrap();
+    match next(&mut inbox).await {
+        Order::Offer(record) => assert_eq!(record.address, address),
+        other => panic!("expected an offer, got {other:?}"),
+    }
+    let key = ("web".into(), "one".into());
+    let refused = Ok(Err(LeaseRefused::Configured));
+    assert_eq!(probes.lease(registered).await, refused);
+    assert_eq!(probes.release(key).await, Ok(Err(LeaseRefused::Configured)));
+}
+
+#[tokio::test]
+async fn no_more_than_so_many_can_be_registered() {
+    let (gossip, mut inbox) = gossip();
+    let probes = Probes::start(&gossip, None, Clock::new());
+    let address = SocketAddr::from(([127, 0, 0, 1], 9));
+    for i in 0..LEASES_MAX {
+        let one = lease(&format!("s{i}"), address, None, 60_000);
+        assert_eq!(probes.lease(one).await, Ok(Ok(Leased::New)));
+        offered(&mut inbox).await;
+    }
+    let one_more = lease("more", address, None, 60_000);
+    assert_eq!(probes.lease(one_more).await, Ok(Err(LeaseRefused::Full)));
+    let known = lease("s0", address, None, 60_000);
+    assert_eq!(probes.lease(known).await, Ok(Ok(Leased::Renewed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_applications_own_word_is_its_health_and_renews_its_lease() {
+    let (gossip, mut inbox) = gossip();
+    let probes = Probes::start(&gossip, None, Clock::new());
+    let address = SocketAddr::from(([127, 0, 0, 1], 9));
+    let within = Duration::from_secs(2);
+    let check = Check::of(CheckKind::Ttl { within });
+    let web = lease("web", address, Some(check), 3_000);
+    assert_eq!(probes.lease(web).await, Ok(Ok(Leased::New)));
+    let warming = told("web", Health::Failing, InstanceState::Warming);
+    assert_eq!(offered(&mut inbox).await, warming);
+    let key = || ("web".into(), "one".into());
+    for health in [Health::Passing, Health::Warning, Health::Passing] {
+        tokio::time::sleep(Duration::from_millis(1_900)).await;
+        assert_eq!(probes.say(key(), health).await, Ok(Ok(())));
+        let up = told("web", health, InstanceState::Up);
+        assert_eq!(offered(&mut inbox).await, up);
+    }
+    let silent = told("web", Health::Failing, InstanceState::Up);
+    assert_eq!(offered(&mut inbox).await, silent);
+    assert_eq!(withdrawn(&mut inbox).await, "web");
+    let unknown = probes.say(key(), Health::Passing).await;
+    assert_eq!(unknown, Ok(Err(WordRefused::Unknown)));
+    let web = service("web", address, Some(tcp_check()));
+    probes.follow(vec![web]).await.unwrap();
+    let checked = probes.say(key(), Health::Passing).await;
+    assert_eq!(checked, Ok(Err(WordRefused::Checked)));
+}
