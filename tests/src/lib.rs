@@ -3,6 +3,7 @@
 //! Not here: the stories themselves (`tests/`, one file a story) and the benchmark (`bench/`). A harness
 //! panics with a sentence when the machine cannot do its part; it never skips a claim in silence.
 
+pub mod attack;
 pub mod binary;
 pub mod frames;
 pub mod http;
