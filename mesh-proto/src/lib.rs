@@ -13,6 +13,7 @@ pub mod frame;
 pub mod member;
 pub mod message;
 pub mod record;
+pub mod session;
 
 /// The wire version this build speaks: first byte of every datagram and stream.
 pub const WIRE_VERSION: u8 = 1;

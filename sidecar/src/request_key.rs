@@ -1,11 +1,17 @@
-//! What of a request makes it belong to an endpoint: its key, hashed where it stands, nothing copied.
+//! What of a request makes it belong to an endpoint: its key and its session, read where they stand, nothing copied.
 //!
-//! Not here: whose which key is (`mesh_core::hash`).
+//! Not here: whose which key is (`mesh_core::hash`), and where sessions are (`mesh_core::session`).
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, Uri, header::COOKIE};
-use mesh_core::{hash::hash_of, policy::HashKey};
+use http::{HeaderMap, HeaderValue, Uri, header::COOKIE};
+use mesh_core::{
+    hash::hash_of,
+    policy::{HashKey, Sticky},
+    session::Session,
+    snapshot::Upstream,
+};
+use mesh_proto::session::Token;
 
 /// The hash of a request's key; `None` if the request has none, or an empty one.
 pub fn of_request(
@@ -22,6 +28,38 @@ pub fn of_request(
         HashKey::Path => uri.path().as_bytes(),
     };
     (!bytes.is_empty()).then(|| hash_of(bytes))
+}
+
+/// What a request says of its session; `None` if it has none yet, or nobody looks at it.
+pub fn session(sticky: &Sticky, headers: &HeaderMap, client: Option<IpAddr>) -> Option<Session> {
+    match sticky {
+        Sticky::Cookie { name, .. } => {
+            let token = Token::read(cookie(headers, name)?)?;
+            Some(Session::Token(token))
+        }
+        Sticky::SourceIp { .. } => client.map(of_address).map(Session::Source),
+    }
+}
+
+/// The cookie that keeps a client with the endpoint of this id; `None` where cookies do not, or it has it already.
+pub fn new_cookie(
+    upstream: &Upstream,
+    endpoint: u64,
+    session: Option<Session>,
+) -> Option<HeaderValue> {
+    let Some(Sticky::Cookie { name, ttl }) = &upstream.policy.sticky else {
+        return None;
+    };
+    let token = upstream.hosts.as_ref()?.by_id(endpoint)?.token()?;
+    if session == Some(Session::Token(token)) {
+        return None;
+    }
+    let mut text = format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax");
+    if let Some(ttl) = ttl {
+        // A browser counts whole seconds, and takes 0 for an order to forget.
+        text += &format!("; Max-Age={}", ttl.as_secs().max(1));
+    }
+    HeaderValue::try_from(text).ok()
 }
 
 /// The hash of a client's address; an IPv4 address mapped into IPv6 is the IPv4 address.
@@ -50,8 +88,6 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

@@ -141,6 +141,7 @@ impl Sidecar {
             config: config_receiver,
             resolved: resolver.resolved(),
             not_passing: checks.not_passing(),
+            session_keys: gossip.session_keys.clone(),
         };
         tokio::spawn(publisher.run());
         tokio::spawn(gossip::demand::run(

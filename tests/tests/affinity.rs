@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_tests::{
     PATIENCE,
-    http::Call,
+    http::{Answer, Call},
     mesh::{self, Host},
     sidecar::{Setup, Sidecar, own_address},
     until::until,
@@ -131,6 +131,121 @@ async fn a_killed_instance_moves_only_its_own_keys_and_gets_them_back() {
         })
         .await;
     }
+}
+
+/// The value of the cookie that an answer sets, and the whole line.
+fn set_cookie(answer: &Answer) -> Option<(String, String)> {
+    let line = answer.header("set-cookie").to_owned();
+    let pair = line.split(';').next()?.to_owned();
+    pair.starts_with("starling=").then_some((pair, line))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_keeps_a_client_with_its_backend_through_any_sidecar() {
+    let tables = "[upstream.shop]\nbalance = \"round_robin\"\nzones = { mode = \"ignore\" }\n\
+                  sticky = { cookie = \"starling\", ttl = \"1h\" }\n";
+    let mut hosts = mesh::shops(&ZONES[..3], tables).await;
+    let begun = hosts[0]
+        .sidecar
+        .get("shop.mesh", "/")
+        .await
+        .expect("an answer");
+    let home = begun.header("x-backend").to_owned();
+    let (cookie, line) = set_cookie(&begun).expect("a cookie is set");
+    for part in ["; Path=/", "; HttpOnly", "; SameSite=Lax", "; Max-Age=3600"] {
+        assert!(line.contains(part), "{line}");
+    }
+    let place = hosts
+        .iter()
+        .position(|host| host.sidecar.setup.name == home);
+    let place = place.expect("it is one of them");
+    let address = hosts[place].sidecar.setup.address.to_string();
+    assert!(!line.contains(&home) && !line.contains(&address), "{line}");
+    let call = |cookie: &str| {
+        let others = format!("a=1; {cookie}; b=2");
+        Call::get("shop.mesh", "/").header("cookie", &others)
+    };
+    for host in &hosts {
+        for _ in 0..6 {
+            let answer = call(&cookie)
+                .to(host.sidecar.outbound())
+                .await
+                .expect("an answer");
+            assert_eq!(answer.header("x-backend"), home);
+            assert_eq!(set_cookie(&answer), None, "it has one already");
+        }
+    }
+    // Draining, it keeps this session, and new ones begin elsewhere.
+    let other = &hosts[(place + 1) % 3].sidecar;
+    let drained = hosts[place]
+        .sidecar
+        .order("/v1/drain", "{\"service\": \"shop\"}")
+        .await;
+    assert_eq!(drained.expect("an answer").status, 200);
+    other.until_usable("shop", 2, PATIENCE).await;
+    for _ in 0..6 {
+        let answer = call(&cookie).to(other.outbound()).await.expect("an answer");
+        assert_eq!(
+            answer.header("x-backend"),
+            home,
+            "a draining instance keeps its sessions"
+        );
+        let new = other.get("shop.mesh", "/").await.expect("an answer");
+        assert_ne!(new.header("x-backend"), home);
+    }
+    let undrained = hosts[place]
+        .sidecar
+        .order("/v1/undrain", "{\"service\": \"shop\"}")
+        .await;
+    assert_eq!(undrained.expect("an answer").status, 200);
+    // Gone, the session goes on elsewhere, with another cookie.
+    hosts[place].kill_backend();
+    let other = &hosts[(place + 1) % 3].sidecar;
+    let moved = call(&cookie).to(other.outbound()).await.expect("an answer");
+    assert_eq!(moved.status, 200, "{moved:?}");
+    assert_ne!(moved.header("x-backend"), home);
+    let (next, _) = set_cookie(&moved).expect("another cookie is set");
+    let third = &hosts[(place + 2) % 3].sidecar;
+    let again = call(&next).to(third.outbound()).await.expect("an answer");
+    assert_eq!(again.header("x-backend"), moved.header("x-backend"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_callers_stay_where_their_address_was_sent_first() {
+    let mut endpoints = Vec::new();
+    for i in 0..3 {
+        let listener = TcpListener::bind((own_address(), 6000))
+            .await
+            .expect("a free address");
+        endpoints.push(format!(
+            "\"{}\"",
+            listener.local_addr().expect("it is bound")
+        ));
+        tokio::spawn(named(listener, format!("server-{i}")));
+    }
+    let setup = Setup::new("one", "eu-1a");
+    let table = format!(
+        "[upstream.store]\nprotocol = \"tcp\"\nlisten = \"{}:7001\"\nendpoints = [{}]\n\
+         balance = \"round_robin\"\nsticky = {{ source_ip = true }}\n",
+        setup.address,
+        endpoints.join(", ")
+    );
+    let sidecar = Sidecar::ready(setup.with(&table)).await;
+    let mut homes = BTreeMap::new();
+    let callers: Vec<SocketAddr> = (0..6)
+        .map(|_| SocketAddr::from((own_address(), 0)))
+        .collect();
+    for _ in 0..4 {
+        for caller in &callers {
+            let name = heard(*caller, sidecar.port(7001)).await.expect("a name");
+            let home = homes.entry(caller).or_insert_with(|| name.clone());
+            assert_eq!(*home, name, "{caller}");
+        }
+    }
+    let mut used: Vec<&String> = homes.values().collect();
+    used.sort();
+    used.dedup();
+    assert_eq!(used.len(), 3, "round robin dealt out the six new ones");
 }
 
 /// Says its name to whoever connects.

@@ -59,6 +59,7 @@ fn upstream(balance: Balance, endpoints: usize, even: bool) -> Arc<Upstream> {
         own_region: "a",
         resolved: &BTreeMap::new(),
         not_passing: &BTreeMap::new(),
+        session_keys: &Arc::default(),
         unix_ms: 0,
     };
     let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), Moment::START);
@@ -175,6 +176,7 @@ fn build_ms(services: usize) -> f64 {
             own_region: "r",
             resolved: &BTreeMap::new(),
             not_passing: &BTreeMap::new(),
+            session_keys: &Arc::default(),
             unix_ms: 1_700_000_000_000,
         };
         let before = Instant::now();

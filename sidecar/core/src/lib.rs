@@ -19,6 +19,7 @@ pub mod outlier;
 pub mod policy;
 pub mod retry;
 pub mod route;
+pub mod session;
 pub mod sim;
 pub mod snapshot;
 pub mod upstream;

@@ -21,6 +21,8 @@ pub struct Policy {
     pub balance: Balance,
     /// What makes a request belong to one endpoint, before `balance` has a say.
     pub hash: Option<Hash>,
+    /// What makes a client stay with one endpoint, before anything else has a say.
+    pub sticky: Option<Sticky>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// When a failed attempt is made again.
@@ -126,6 +128,23 @@ impl HashTable {
             HashTable::Maglev => "maglev-1",
         }
     }
+}
+
+/// Sessions: a client stays with the endpoint it was sent to first, as long as that can be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sticky {
+    /// A cookie of this name says where.
+    Cookie {
+        /// Its name.
+        name: Box<str>,
+        /// How long a client keeps it; `None`: until it closes.
+        ttl: Option<Duration>,
+    },
+    /// This sidecar remembers where it sent a client's address.
+    SourceIp {
+        /// For how long since its last request.
+        ttl: Duration,
+    },
 }
 
 /// Time limits of one upstream.
@@ -287,6 +306,7 @@ impl Policy {
             http: HttpVersion::Auto,
             balance: Balance::LeastResponseTime,
             hash: None,
+            sticky: None,
             timeouts: Timeouts::default(),
             retry: Retry::default(),
             ejection: Ejection::default(),

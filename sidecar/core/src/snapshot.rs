@@ -5,7 +5,7 @@
 
 mod builder;
 mod layout;
-mod owners;
+mod names;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_proto::record::{Health, WireProtocol};
+use mesh_proto::{
+    record::{Health, WireProtocol},
+    session::SessionKeys,
+};
 
 use crate::{
     mesh::{Demand, Instance, Mesh},
@@ -61,6 +64,8 @@ pub struct Inputs<'a> {
     pub resolved: &'a BTreeMap<Place, Vec<SocketAddr>>,
     /// Fixed endpoints, by upstream, whose check from here warns, fails, or has not passed yet.
     pub not_passing: &'a BTreeMap<(Box<str>, SocketAddr), Health>,
+    /// What cookies of sessions are made with.
+    pub session_keys: &'a Arc<SessionKeys>,
     /// Wall time in Unix milliseconds, for the age of endpoints.
     pub unix_ms: u64,
 }

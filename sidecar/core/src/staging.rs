@@ -4,7 +4,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use mesh_proto::record::{DemandRecord, Health, InstanceState, ServiceRecord, WireProtocol};
+use mesh_proto::{
+    record::{DemandRecord, Health, InstanceState, ServiceRecord, WireProtocol},
+    session::SessionKeys,
+};
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -42,6 +45,7 @@ pub(crate) struct Stage {
     pub undeclared: bool,
     pub resolved: BTreeMap<Place, Vec<SocketAddr>>,
     pub not_passing: BTreeMap<(Box<str>, SocketAddr), Health>,
+    pub session_keys: Arc<SessionKeys>,
     pub snapshot: Snapshot,
 }
 
@@ -57,6 +61,7 @@ impl Stage {
             undeclared: true,
             resolved: BTreeMap::new(),
             not_passing: BTreeMap::new(),
+            session_keys: Arc::default(),
             snapshot: Snapshot::empty(),
         }
     }
@@ -99,6 +104,7 @@ impl Stage {
             own_region: "a",
             resolved: &self.resolved,
             not_passing: &self.not_passing,
+            session_keys: &self.session_keys,
             unix_ms: UNIX_MS + now.as_nanos() / 1_000_000,
         };
         self.snapshot = Snapshot::build(&inputs, &self.snapshot, now);

@@ -22,6 +22,7 @@ use crate::{
     outlier::{Company, Ejected},
     policy::Policy,
     retry::Budget,
+    session::{Hosts, Sources},
     zone::{History, water::Levels},
 };
 
@@ -40,6 +41,8 @@ pub struct Upstream {
     pub panic: bool,
     /// Whose which key is, where requests belong to endpoints by a key.
     pub owners: Option<Owners>,
+    /// Whom sessions may stay with, where they do.
+    pub hosts: Option<Hosts>,
     /// What is kept while snapshots come and go.
     pub shared: Arc<Shared>,
     /// The generation of the snapshot that it was first part of.
@@ -249,6 +252,8 @@ pub struct Shared {
     pub in_flight: AtomicU32,
     /// Requests waiting for a connection, counted by the proxy against `limits.pending`.
     pub pending: AtomicU32,
+    /// Where clients were sent by their address.
+    pub sources: Sources,
     /// Requests ever made by own applications; the demand of this host is measured by it.
     asked: AtomicU64,
     /// Held while an endpoint may be sent out, so that two workers do not each send out the last but one.

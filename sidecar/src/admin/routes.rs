@@ -235,7 +235,10 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
         .hash
         .as_ref()
         .and_then(|hash| request_key::of_request(&hash.key, &head.headers, &head.uri, head.client));
-    let way = explain::request(upstream, &explain::Asked { key }, now);
+    let sticky = policy.sticky.as_ref();
+    let session =
+        sticky.and_then(|sticky| request_key::session(sticky, &head.headers, head.client));
+    let way = explain::request(upstream, &explain::Asked { session, key }, now);
     let view = explain::upstream(upstream, now);
     json(StatusCode::OK, &Explanation { request, way, view })
 }

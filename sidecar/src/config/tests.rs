@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use mesh_core::policy::{
-    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol,
+    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol, Sticky,
 };
 
 use super::{host::Host, *};
@@ -167,6 +167,7 @@ idle_timeout = "1m"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
 ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
 limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
+sticky = { cookie = "starling", ttl = "1h" }
 zones = { mode = "waterfill", order = ["z2", "*"] }
 [upstream.db]
 listen = "127.0.0.1:5432"
@@ -175,6 +176,7 @@ endpoints = ["10.0.9.1:5432", "db.internal:5432", "mesh", { address = "10.0.9.9:
 zones = { mode = "ignore" }
 check = { exec = "/bin/true" }
 balance = { policy = "consistent_hash", key = "source_ip", table = "maglev-1" }
+sticky = { source_ip = true }
 "#;
 
 #[test]
@@ -217,6 +219,12 @@ fn every_key_of_this_version_is_honoured() {
     assert_eq!(shop.policy.retry.budget_per_second, 0.0);
     assert_eq!(shop.policy.limits.endpoint_requests, Some(4));
     assert_eq!(shop.listen.len(), 2);
+    let hour = Duration::from_secs(3_600);
+    let cookie = Sticky::Cookie {
+        name: "starling".into(),
+        ttl: Some(hour),
+    };
+    assert_eq!(shop.policy.sticky, Some(cookie));
     let db = &config.upstreams[1].policy;
     assert_eq!(
         (db.protocol, db.service.as_deref()),
@@ -229,6 +237,7 @@ fn every_key_of_this_version_is_honoured() {
         EndpointPlace::Name { port: 5432, .. }
     ));
     assert!(db.endpoints[2].backup);
+    assert_eq!(db.sticky, Some(Sticky::SourceIp { ttl: hour }));
     let hash = db.hash.as_ref().unwrap();
     assert_eq!(
         (&hash.key, hash.table),

@@ -18,6 +18,7 @@ use mesh_core::{
 use mesh_proto::{
     frame::{KeyRing, Opener, Sealer, boot},
     member::Member,
+    session::SessionKeys,
 };
 use rand::seq::SliceRandom;
 use tokio::{
@@ -76,6 +77,7 @@ pub struct Agent {
     own: Vec<SocketAddr>,
     orders: mpsc::Receiver<Order>,
     mesh: watch::Sender<Arc<Mesh>>,
+    session_keys: watch::Sender<Arc<SessionKeys>>,
     names: watch::Sender<Vec<Box<str>>>,
     company: watch::Sender<bool>,
     found: mpsc::Receiver<Found>,
@@ -145,6 +147,7 @@ impl Agent {
         membership.on_local_change(Change::Keys(keys.ids()), clock.now());
         let (orders_in, orders) = mpsc::channel(ORDERS_MAX);
         let (mesh_in, mesh) = watch::channel(Arc::new(membership.mesh()));
+        let (sessions_in, session_keys) = watch::channel(sealing::session_keys(keys.ring()));
         let (names_in, names) = watch::channel(gossip.join.clone());
         let (company_in, company) = watch::channel(false);
         let (found_in, found) = mpsc::channel(FOUND_MAX);
@@ -172,6 +175,7 @@ impl Agent {
             membership,
             orders,
             mesh: mesh_in,
+            session_keys: sessions_in,
             names: names_in,
             company: company_in,
             found,
@@ -195,6 +199,7 @@ impl Agent {
         let gossip = Gossip {
             orders: orders_in,
             mesh,
+            session_keys,
         };
         (agent, gossip, counters)
     }

@@ -5,7 +5,10 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use mesh_core::mesh::Mesh;
-use mesh_proto::record::{DemandRecord, ServiceRecord};
+use mesh_proto::{
+    record::{DemandRecord, ServiceRecord},
+    session::SessionKeys,
+};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -50,6 +53,8 @@ pub struct Gossip {
     pub orders: mpsc::Sender<Order>,
     /// The mesh as it stands; changes are coalesced to one every 20 ms.
     pub mesh: watch::Receiver<Arc<Mesh>>,
+    /// What cookies of sessions are made with: it follows from the keys in force.
+    pub session_keys: watch::Receiver<Arc<SessionKeys>>,
 }
 
 /// What the gossip task is asked to do.

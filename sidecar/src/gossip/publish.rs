@@ -12,6 +12,7 @@ use mesh_core::{
     policy::Policy,
     snapshot::{Inputs, Snapshot},
 };
+use mesh_proto::session::SessionKeys;
 use metrics::gauge;
 use tokio::{sync::watch, time::sleep};
 
@@ -38,6 +39,8 @@ pub struct Publisher {
     pub resolved: watch::Receiver<Arc<Resolved>>,
     /// Fixed endpoints whose check from here says anything but that they are well.
     pub not_passing: watch::Receiver<Arc<NotPassing>>,
+    /// What cookies of sessions are made with.
+    pub session_keys: watch::Receiver<Arc<SessionKeys>>,
 }
 
 impl Publisher {
@@ -64,6 +67,7 @@ impl Publisher {
             changed = self.config.changed() => changed,
             changed = self.resolved.changed() => changed,
             changed = self.not_passing.changed() => changed,
+            changed = self.session_keys.changed() => changed,
             () = stale => Ok(()),
         }
     }
@@ -86,6 +90,7 @@ impl Publisher {
         let mesh = Arc::clone(&self.mesh.borrow_and_update());
         let resolved = Arc::clone(&self.resolved.borrow_and_update());
         let not_passing = Arc::clone(&self.not_passing.borrow_and_update());
+        let session_keys = Arc::clone(&self.session_keys.borrow_and_update());
         let policies: Vec<Arc<Policy>> = config
             .upstreams
             .iter()
@@ -99,6 +104,7 @@ impl Publisher {
             own_region: &config.node.region,
             resolved: &resolved,
             not_passing: &not_passing,
+            session_keys: &session_keys,
             unix_ms: self.clock.unix_ms(),
         };
         Snapshot::build(&inputs, &self.snapshot.load(), self.clock.now())

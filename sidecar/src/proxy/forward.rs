@@ -15,6 +15,7 @@ use mesh_core::{
     policy::Protocol,
     retry::{Sent, Tries, Verdict},
     route::{Target, target},
+    session::Session,
     snapshot::Upstream,
 };
 
@@ -50,6 +51,8 @@ pub struct Call {
     /// The other end of a client's wish to leave HTTP.
     pub upgrade: Option<OnUpgrade>,
     id: HeaderValue,
+    /// Its session, if it has one.
+    session: Option<Session>,
     /// What it belongs to an endpoint by, hashed.
     key: Option<u64>,
     /// The client's own deadline, from `grpc-timeout`.
@@ -84,6 +87,7 @@ pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<Re
             tried: tries.tried(),
             beyond_tier: tries.beyond_tier(),
             idempotent: call.method.is_idempotent(),
+            session: call.session,
             key: call.key,
         };
         let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
@@ -222,10 +226,12 @@ fn read(
         return Err(refused(Cause::HeadersTooLarge));
     }
 
-    let key = found.policy.hash.as_ref().and_then(|hash| {
-        let client = headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
-        request_key::of_request(&hash.key, &parts.headers, &parts.uri, client)
-    });
+    let client = || headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
+    let sticky = found.policy.sticky.as_ref();
+    let session = sticky.and_then(|sticky| request_key::session(sticky, &parts.headers, client()));
+    let hash = found.policy.hash.as_ref();
+    let key = hash
+        .and_then(|hash| request_key::of_request(&hash.key, &parts.headers, &parts.uri, client()));
     let source = Source::new(body);
     let timeout = if grpc {
         parts.headers.get("grpc-timeout").and_then(grpc_timeout)
@@ -248,6 +254,7 @@ fn read(
         grpc,
         upgrade,
         id,
+        session,
         key,
         timeout,
     };
@@ -352,6 +359,9 @@ fn pass_on(
     }
     headers::strip_hop_by_hop(&mut head.headers, switches);
     headers::add_via(&mut head.headers, head.version, &worker.settings().via);
+    if let Some(cookie) = request_key::new_cookie(upstream, attempt.endpoint().id, call.session) {
+        head.headers.append(header::SET_COOKIE, cookie);
+    }
     tally.answered(status.as_u16(), "-");
     let settle = Settle {
         attempt,

@@ -139,6 +139,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         own_region: "a",
         resolved: &BTreeMap::new(),
         not_passing: &BTreeMap::new(),
+        session_keys: &Arc::default(),
         unix_ms: 1,
     };
     let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), clock.now());

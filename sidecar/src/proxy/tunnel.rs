@@ -11,6 +11,7 @@ use mesh_core::{
     moment::Moment,
     outcome::{Outcome, Unreachable},
     retry::{Sent, Tries, Verdict},
+    session::Session,
     snapshot::Upstream,
 };
 use tokio::{
@@ -68,12 +69,10 @@ async fn reach(
 ) -> Option<(Transport, Attempt)> {
     let desk = worker.desk(upstream);
     // Of a connection nothing is known but where it comes from, whatever the key.
-    let key = upstream
-        .policy
-        .hash
-        .as_ref()
-        .and(peer)
-        .map(request_key::of_address);
+    let source = peer.map(request_key::of_address);
+    let session = source.map(Session::Source);
+    let session = session.filter(|_| upstream.policy.sticky.is_some());
+    let key = source.filter(|_| upstream.policy.hash.is_some());
     let began = worker.clock.now();
     upstream.shared.budget.request(began);
     let mut tries = Tries::start(&upstream.policy, true, false, began);
@@ -83,6 +82,7 @@ async fn reach(
             tried: tries.tried(),
             beyond_tier: tries.beyond_tier(),
             idempotent: true,
+            session,
             key,
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {

@@ -1,13 +1,17 @@
-//! Requests that belong somewhere: to the owner of their key, as long as it is in and not busier than the rest.
+//! Requests that belong somewhere: where their session is, or else to the owner of their key, as long as that one is in
+//! and not busier than the rest.
 //!
-//! Not here: whose which key is (`hash/`). It comes before zones and algorithms, so a key has one owner wherever it
+//! Not here: whose which key is (`hash/`), and what a cookie means (`session.rs`). It comes before zones and algorithms, so a key has one owner wherever it
 //! is asked from; whoever finds nobody here goes by zone and algorithm.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use crate::{
+    endpoint::Endpoint,
     moment::Moment,
-    upstream::{Owners, Seat, Upstream},
+    policy::Sticky,
+    session::{Host, Session},
+    upstream::{Owners, Upstream},
     zone::TRIP_CANARY_SHARE,
 };
 
@@ -20,7 +24,7 @@ const BUSY_MIN: f64 = 8.0;
 /// Zadimoghaddam, 2016).
 const BUSY_TIMES: f64 = 1.25;
 
-/// Why a key's owner is passed over.
+/// Why somebody that a request belongs to is passed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hindrance {
     /// It was sent out.
@@ -34,29 +38,33 @@ pub enum Hindrance {
 }
 
 impl Hindrance {
+    /// What stands in the way of `endpoint` at `now`, whoever it is for.
+    pub fn of(upstream: &Upstream, endpoint: &Endpoint, now: Moment) -> Option<Hindrance> {
+        let limit = upstream.policy.limits.endpoint_requests;
+        if endpoint.is_ejected() {
+            Some(Hindrance::Ejected)
+        } else if endpoint.full_for(now).is_some() {
+            Some(Hindrance::Overloaded)
+        } else if limit.is_some_and(|limit| endpoint.in_flight() >= limit) {
+            Some(Hindrance::Full)
+        } else {
+            None
+        }
+    }
+
     /// What stands in the way of owner number `owner` at `now`.
-    pub fn of(
+    pub fn of_owner(
         upstream: &Upstream,
         owners: &Owners,
         owner: usize,
         now: Moment,
     ) -> Option<Hindrance> {
         let endpoint = &upstream.at(owners.seats[owner]).endpoint;
-        let in_flight = endpoint.in_flight();
-        let limit = upstream.policy.limits.endpoint_requests;
-        if endpoint.is_ejected() {
-            Some(Hindrance::Ejected)
-        } else if endpoint.full_for(now).is_some() {
-            Some(Hindrance::Overloaded)
-        } else if limit.is_some_and(|limit| in_flight >= limit) {
-            Some(Hindrance::Full)
-        } else if f64::from(in_flight) >= BUSY_MIN
-            && in_flight >= busy_from(upstream, owners, owner)
-        {
-            Some(Hindrance::Busy)
-        } else {
-            None
-        }
+        let is_busy = || {
+            let in_flight = endpoint.in_flight();
+            f64::from(in_flight) >= BUSY_MIN && in_flight >= busy_from(upstream, owners, owner)
+        };
+        Hindrance::of(upstream, endpoint, now).or_else(|| is_busy().then_some(Hindrance::Busy))
     }
 
     /// The word that listings use.
@@ -78,21 +86,59 @@ pub fn busy_from(upstream: &Upstream, owners: &Owners, owner: usize) -> u32 {
 }
 
 impl Picker {
-    /// The endpoint that the request belongs to; `None` if it belongs nowhere, or nobody it could belong to is in.
+    /// The endpoint that the request belongs to, by its session or else by its key; `None` if it belongs nowhere, or
+    /// nobody it could belong to is in.
     pub(super) fn bound(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
-        let key = ask.key?;
-        if self.wants_canary
-            && ask.tried.is_empty()
-            && let Some(pick) = self.own_canary(key, ask, now)
+        let session = ask.session;
+        session
+            .and_then(|session| self.stayed(session, ask, now))
+            .or_else(|| self.owned(ask, now))
+    }
+
+    /// Notes where a client without a cookie was sent.
+    pub(super) fn remember(&self, ask: &Ask<'_>, pick: &Pick, now: Moment) {
+        if let Some(Session::Source(source)) = ask.session
+            && let Some(hosts) = &self.upstream.hosts
+            && let Some(host) = hosts.by_id(pick.endpoint.id)
         {
+            let sources = &self.upstream.shared.sources;
+            sources.remember(source, host.seed, now);
+        }
+    }
+
+    /// Where the request's session is, if it can stay there.
+    fn stayed(&mut self, session: Session, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+        let upstream = Arc::clone(&self.upstream);
+        let host = host_of(&upstream, session, now)?;
+        if ask.tried.contains(&host.endpoint.id) {
+            return None;
+        }
+        if let Some(pick) = self.own_canary(&host.endpoint, host.tier, ask, now) {
             return Some(pick);
+        }
+        let hindrance = Hindrance::of(&upstream, &host.endpoint, now);
+        let is_lost = !host.draining && self.trips[host.tier] == Trip::Yes;
+        (hindrance.is_none() && !is_lost).then(|| self.called(&host.endpoint, host.tier))
+    }
+
+    /// The first owner of the request's key that can take it.
+    fn owned(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+        let key = ask.key?;
+        if self.wants_canary && ask.tried.is_empty() {
+            let upstream = Arc::clone(&self.upstream);
+            let owners = upstream.owners.as_ref()?;
+            let seat = owners.seats[owners.table.owner(key)?];
+            let endpoint = &upstream.at(seat).endpoint;
+            if let Some(pick) = self.own_canary(endpoint, seat.tier, ask, now) {
+                return Some(pick);
+            }
         }
         let upstream = &*self.upstream;
         let owners = upstream.owners.as_ref()?;
         let seat = |owner: usize| owners.seats[owner];
         let open = |owner: usize, busy_too: bool| {
             let untried = !ask.tried.contains(&upstream.at(seat(owner)).endpoint.id);
-            let hindrance = Hindrance::of(upstream, owners, owner, now);
+            let hindrance = Hindrance::of_owner(upstream, owners, owner, now);
             let fits = hindrance.is_none() || (busy_too && hindrance == Some(Hindrance::Busy));
             untried && fits && self.trips[seat(owner).tier] == Trip::No
         };
@@ -102,28 +148,57 @@ impl Picker {
             .table
             .find(key, |owner| open(owner, false) && far(owner));
         let found = found.or_else(|| owners.table.find(key, |owner| open(owner, true)));
-        Some(self.usual(seat(found?)))
+        let seat = seat(found?);
+        Some(self.called(&upstream.at(seat).endpoint, seat.tier))
     }
 
-    /// Only its own keys find out whether an owner is well again: nobody else's need to move for that.
-    fn own_canary(&mut self, key: u64, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
-        let upstream: Arc<Upstream> = Arc::clone(&self.upstream);
-        let owners = upstream.owners.as_ref()?;
-        let seat: Seat = owners.seats[owners.table.owner(key)?];
-        let endpoint = &upstream.at(seat).endpoint;
+    /// Only those that belong to an endpoint find out whether it is well again: nobody else needs to move for that.
+    fn own_canary(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        tier: usize,
+        ask: &Ask<'_>,
+        now: Moment,
+    ) -> Option<Pick> {
         let trial = &endpoint.trial;
-        if trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now) {
-            return Some(self.as_canary(endpoint, seat.tier));
+        if !ask.tried.is_empty() {
+            return None;
         }
-        if self.trips[seat.tier] == Trip::Yes {
+        if trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now) {
+            return Some(self.as_canary(endpoint, tier));
+        }
+        if self.trips[tier] == Trip::Yes {
             self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
             let is_bad = !endpoint.is_ejected() && trial.bad_since().is_some();
             if is_bad && endpoint.in_flight() == 0 && self.trip_canary_is_due(ask, now) {
                 self.trip_canary_goes(now);
-                return Some(self.as_canary(endpoint, seat.tier));
+                return Some(self.as_canary(endpoint, tier));
             }
         }
         None
+    }
+}
+
+/// Where a session is, if that is still there; its client is seen now.
+fn host_of(upstream: &Upstream, session: Session, now: Moment) -> Option<&Host> {
+    if let (Session::Source(source), Some(Sticky::SourceIp { ttl })) =
+        (session, &upstream.policy.sticky)
+    {
+        let seed = upstream.shared.sources.find(source, *ttl, now)?;
+        return upstream.hosts.as_ref()?.by_seed(seed);
+    }
+    seen_host(upstream, session, now)
+}
+
+/// Where a session is, if that is still there, for whoever only looks.
+pub fn seen_host(upstream: &Upstream, session: Session, now: Moment) -> Option<&Host> {
+    let hosts = upstream.hosts.as_ref()?;
+    match (session, upstream.policy.sticky.as_ref()?) {
+        (Session::Token(token), Sticky::Cookie { .. }) => hosts.by_token(token),
+        (Session::Source(source), Sticky::SourceIp { ttl }) => {
+            hosts.by_seed(upstream.shared.sources.peek(source, *ttl, now)?)
+        }
+        _ => None,
     }
 }
 

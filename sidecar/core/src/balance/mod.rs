@@ -20,7 +20,8 @@ use crate::{
     endpoint::{Endpoint, Word},
     moment::Moment,
     policy::Balance,
-    upstream::{Seat, Tier, Upstream},
+    session::Session,
+    upstream::{Tier, Upstream},
     zone::{self, TRIP_CANARY_SHARE, TRIP_WINDOW},
 };
 
@@ -57,6 +58,8 @@ pub struct Ask<'a> {
     pub beyond_tier: Option<usize>,
     /// The request may be repeated elsewhere, so it may find out whether somebody is well again.
     pub idempotent: bool,
+    /// Its session, if it has one.
+    pub session: Option<Session>,
     /// What it belongs somewhere by, hashed ([`crate::hash::hash_of`]); `None` if it goes by the algorithm.
     pub key: Option<u64>,
 }
@@ -195,11 +198,17 @@ impl Picker {
             self.alarms = alarms;
             self.refresh(now);
         }
-        if ask.key.is_some()
-            && let Some(pick) = self.bound(ask, now)
-        {
-            return Some(pick);
+        if ask.session.is_none() && ask.key.is_none() {
+            return self.free(ask, now, rng);
         }
+        let pick = self.bound(ask, now);
+        let pick = pick.or_else(|| self.free(ask, now, rng))?;
+        self.remember(ask, &pick, now);
+        Some(pick)
+    }
+
+    /// The endpoint for a request that belongs nowhere.
+    fn free(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
         if self.wants_canary
             && ask.tried.is_empty()
             && let Some(pick) = self.canary(ask, now)
@@ -248,18 +257,18 @@ impl Picker {
 
     fn choose(&mut self, tier: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
         let place = self.columns[tier].pick(ask.tried, rng)?;
-        Some(self.usual(Seat { tier, place }))
+        let member = &self.upstream.tiers[tier].members[place];
+        Some(self.called(&member.endpoint, tier))
     }
 
-    fn usual(&self, seat: Seat) -> Pick {
-        let member = self.upstream.at(seat);
-        let kind = match member.word {
+    fn called(&self, endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
+        let kind = match endpoint.word() {
             Word::Vanished => PickKind::Panic,
             Word::Sure | Word::Suspect => PickKind::Usual,
         };
         Pick {
-            endpoint: Arc::clone(&member.endpoint),
-            tier: seat.tier,
+            endpoint: Arc::clone(endpoint),
+            tier,
             kind,
             patience: None,
         }

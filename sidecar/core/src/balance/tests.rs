@@ -29,6 +29,7 @@ const REPEATABLE: Ask<'_> = Ask {
     tried: &[],
     beyond_tier: None,
     idempotent: true,
+    session: None,
     key: None,
 };
 

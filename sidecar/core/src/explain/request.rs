@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use crate::{
-    balance::bound::{Hindrance, busy_from},
+    balance::bound::{Hindrance, busy_from, seen_host},
     moment::Moment,
+    policy::Sticky,
+    session::Session,
     upstream::{Owners, Upstream},
 };
 
@@ -61,6 +63,8 @@ pub struct OwnerView {
 /// What is known of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked {
+    /// Its session, if it has one.
+    pub session: Option<Session>,
     /// Its key, hashed.
     pub key: Option<u64>,
 }
@@ -71,39 +75,56 @@ pub fn request(upstream: &Upstream, asked: &Asked, now: Moment) -> RequestView {
         (Some(owners), Some(key)) => owners_of(upstream, owners, key, now),
         _ => Vec::new(),
     };
+    let (stays, session) = session_says(upstream, asked, now);
     let owner = owners.iter().find(|owner| owner.called);
-    let hash = hash_says(upstream, asked, owner);
-    let is_bound = owner.is_some();
-    let not_asked = "not asked: a key has one owner wherever it is called from".to_owned();
-    let mode = zone_mode(&upstream.policy);
+    let owned = !stays && owner.is_some();
+    let is_free = !stays && !owned;
+    let zones = if is_free {
+        format!("{}: see the tiers' shares", zone_mode(&upstream.policy))
+    } else {
+        "not asked: a session or a key stays with its endpoint wherever that is".to_owned()
+    };
     let step = |step, decides, says| Step {
         step,
         decides,
         says,
     };
+    let no_control = "control headers are not in this version".to_owned();
     let order = vec![
-        step(
-            "forced instance",
-            false,
-            "control headers are not in this version".to_owned(),
-        ),
-        step("hash key", is_bound, hash),
-        step(
-            "zone",
-            !is_bound,
-            if is_bound {
-                not_asked
-            } else {
-                format!("{mode}: see the tiers' shares")
-            },
-        ),
-        step(
-            "algorithm",
-            !is_bound,
-            algorithm(&upstream.policy).to_owned(),
-        ),
+        step("forced instance", false, no_control),
+        step("sticky session", stays, session),
+        step("hash key", owned, hash_says(upstream, asked, owner)),
+        step("zone", is_free, zones),
+        step("algorithm", is_free, algorithm(&upstream.policy).to_owned()),
     ];
     RequestView { order, owners }
+}
+
+/// Whether the request stays where its session is, and what is to be said of that.
+fn session_says(upstream: &Upstream, asked: &Asked, now: Moment) -> (bool, String) {
+    let begins = match &upstream.policy.sticky {
+        None => return (false, "none is set".to_owned()),
+        Some(Sticky::Cookie { name, .. }) => {
+            format!("no cookie {name} that says where: its answer brings one")
+        }
+        Some(Sticky::SourceIp { .. }) => {
+            "no request of this address yet: wherever it goes, later ones go too".to_owned()
+        }
+    };
+    let host = asked
+        .session
+        .and_then(|session| seen_host(upstream, session, now));
+    let Some(host) = host else {
+        return (false, begins);
+    };
+    let instance = &host.endpoint.key.instance;
+    let is_tripped = !host.draining && upstream.tiers[host.tier].live.is_tripped();
+    let hindrance = Hindrance::of(upstream, &host.endpoint, now).map(Hindrance::as_str);
+    match is_tripped.then_some("zone tripped").or(hindrance) {
+        Some(why) => (false, format!("with {instance}, which is out ({why})")),
+        None if host.draining => (true, format!("with {instance}, which is draining")),
+        None => (true, format!("with {instance}")),
+    }
 }
 
 fn hash_says(upstream: &Upstream, asked: &Asked, owner: Option<&OwnerView>) -> String {
@@ -124,7 +145,7 @@ fn hash_says(upstream: &Upstream, asked: &Asked, owner: Option<&OwnerView>) -> S
 }
 
 fn owners_of(upstream: &Upstream, owners: &Owners, key: u64, now: Moment) -> Vec<OwnerView> {
-    let hindrance = |owner: usize| Hindrance::of(upstream, owners, owner, now);
+    let hindrance = |owner: usize| Hindrance::of_owner(upstream, owners, owner, now);
     let is_tripped = |owner: usize| upstream.tiers[owners.seats[owner].tier].live.is_tripped();
     let open = |owner: usize| hindrance(owner).is_none() && !is_tripped(owner);
     let may = |owner: usize| {

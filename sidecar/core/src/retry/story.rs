@@ -60,6 +60,7 @@ impl Client {
                 tried: tries.tried(),
                 beyond_tier: tries.beyond_tier(),
                 idempotent: true,
+                session: None,
                 key: None,
             };
             let Some(pick) = self.picker.pick(&ask, now, &mut self.rng) else {

@@ -15,13 +15,14 @@ use crate::{
     mesh::{Demand, Instance, NodeState},
     moment::Moment,
     policy::{FixedEndpoint, HttpVersion, Place, Policy},
+    session::Hosts,
     upstream::{Member, Out, Seat, Tier, Told, Upstream, WaterZone, Why},
 };
 
 use super::{
     Inputs,
     layout::Layout,
-    owners::{Claim, owners},
+    names::{Claim, Stay, hosts, owners},
 };
 
 /// An endpoint whose check warns gets this part of its weight.
@@ -64,6 +65,8 @@ struct Candidate {
     standing: Result<Word, Why>,
     /// When its host was declared down.
     down_since: Option<Moment>,
+    /// It is draining, and well enough to end the sessions it has.
+    ends_sessions: bool,
 }
 
 impl Builder<'_> {
@@ -91,6 +94,7 @@ impl Builder<'_> {
         let unchanged = Arc::ptr_eq(&previous.policy, self.policy)
             && self.policy.endpoints.is_empty()
             && !previous.panic
+            && (previous.hosts.iter()).all(|hosts| hosts.uses(self.inputs.session_keys))
             && still
             && previous.sources.len() == self.instances.len()
             && self.instances.iter().zip(&previous.sources).all(same)
@@ -153,6 +157,7 @@ impl Builder<'_> {
         let hash = self.policy.hash.as_ref();
         let known = self.previous.and_then(|u| u.owners.as_ref());
         let owners = hash.map(|hash| owners(self.policy, hash.table, &claims, known));
+        let hosts = self.hosts(&candidates);
         let shared = self.previous.map(|u| Arc::clone(&u.shared));
         let upstream = Upstream {
             policy: Arc::clone(self.policy),
@@ -161,6 +166,7 @@ impl Builder<'_> {
             water,
             panic,
             owners,
+            hosts,
             shared: shared.unwrap_or_default(),
             generation: self.generation,
             sources: self.instances.iter().copied().cloned().collect(),
@@ -170,6 +176,19 @@ impl Builder<'_> {
             Some(previous) if previous.says_the_same(&upstream) => Arc::clone(previous),
             _ => Arc::new(upstream),
         }
+    }
+
+    fn hosts(&self, candidates: &[Candidate]) -> Option<Hosts> {
+        let sticky = self.policy.sticky.as_ref()?;
+        let stays = candidates.iter().filter_map(|candidate| {
+            let is_member = candidate.standing.is_ok() && candidate.tier.is_some();
+            let stays = is_member || candidate.ends_sessions;
+            let tier = candidate.tier.unwrap_or(0);
+            stays.then_some((&candidate.endpoint, tier, !is_member))
+        });
+        let stays: Vec<Stay<'_>> = stays.collect();
+        let known = self.previous.and_then(|u| u.hosts.as_ref());
+        Some(hosts(self.policy, sticky, self.inputs, &stays, known))
     }
 
     fn known(&self) -> BTreeMap<&Key, &Arc<Endpoint>> {
@@ -258,6 +277,9 @@ impl Builder<'_> {
             warns,
             standing,
             down_since: (node.state == NodeState::Down).then_some(node.since),
+            ends_sessions: standing == Err(Why::Draining)
+                && matches!(node.state, NodeState::Alive | NodeState::Suspect)
+                && record.health != Health::Failing,
         }
     }
 
@@ -322,6 +344,7 @@ impl Builder<'_> {
                     Ok(Word::Sure)
                 },
                 down_since: None,
+                ends_sessions: false,
             });
         }
     }
@@ -495,8 +518,16 @@ impl Upstream {
                 Arc::ptr_eq(&a.endpoint, &b.endpoint) && a.tier == b.tier && a.why == b.why
             });
         let water = self.water == other.water && self.demands == other.demands;
+        let hosts = match (&self.hosts, &other.hosts) {
+            (Some(a), Some(b)) => a.says_the_same(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let owners = match (&self.owners, &other.owners) {
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.table, &b.table) && a.seats == b.seats,
+            (a, b) => a.is_none() && b.is_none(),
+        };
         self.panic == other.panic
-            && water
+            && (water && hosts && owners)
             && Arc::ptr_eq(&self.policy, &other.policy)
             && tiers
             && out

@@ -1,10 +1,12 @@
-//! `upstream.*.balance`: the algorithm, or the key by which requests belong to endpoints.
+//! `upstream.*.balance` and `sticky`: the algorithm, and by what requests belong to endpoints before it has a say.
 //!
 //! Not here: what is decided by them (`mesh-core`).
 
-use mesh_core::policy::{Balance, Hash, HashKey, HashTable, Protocol};
+use std::time::Duration;
 
-use super::words::BALANCES;
+use mesh_core::policy::{Balance, Hash, HashKey, HashTable, Protocol, Sticky};
+
+use super::{positive, words::BALANCES};
 use crate::config::{
     ListenAddress,
     raw::Value,
@@ -14,6 +16,9 @@ use crate::config::{
 
 /// Longest name of a header, cookie or query parameter that is a key.
 const KEY_NAME_BYTES_MAX: usize = 128;
+
+/// How long an address is remembered after its last request, unless told otherwise.
+const SOURCE_TTL: Duration = Duration::from_secs(3_600);
 
 const KEYS: &str =
     "write \"source_ip\", \"header:NAME\", \"cookie:NAME\", \"query:NAME\" or \"path\"";
@@ -113,6 +118,81 @@ fn hash(inner: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> Optio
         one_address(inner, "key", protocol, listen);
     }
     Some(Hash { key, table })
+}
+
+/// Whether and by what clients stay with an endpoint.
+pub fn sticky(keys: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> Option<Sticky> {
+    if !keys.has("sticky") {
+        return None;
+    }
+    let inner = keys.inner("sticky", &[]);
+    let cookie = inner.optional::<CookieName>("cookie");
+    let by_source = inner.optional::<bool>("source_ip").unwrap_or(false);
+    let sticky = match (cookie, by_source) {
+        (Some(_), true) => {
+            inner.wrong(
+                "source_ip",
+                "a session goes by a cookie or by an address",
+                "keep one of the two",
+            );
+            None
+        }
+        (Some(CookieName(name)), false) => {
+            if protocol == Protocol::Tcp {
+                inner.wrong(
+                    "cookie",
+                    "a tcp upstream relays bytes and sees no cookies",
+                    "write source_ip = true",
+                );
+            }
+            let ttl = inner
+                .has("ttl")
+                .then(|| positive(&inner, "ttl", SOURCE_TTL));
+            Some(Sticky::Cookie { name, ttl })
+        }
+        (None, true) => {
+            one_address(&inner, "source_ip", protocol, listen);
+            let ttl = positive(&inner, "ttl", SOURCE_TTL);
+            Some(Sticky::SourceIp { ttl })
+        }
+        (None, false) => {
+            if !inner.has("cookie") {
+                keys.wrong(
+                    "sticky",
+                    "it does not say by what clients stay",
+                    "write cookie = \"starling\" or source_ip = true, or drop it",
+                );
+            }
+            // Asked for, so that it is not unknown.
+            let _ = inner.has("ttl");
+            None
+        }
+    };
+    inner.done();
+    sticky
+}
+
+/// The name of a cookie.
+struct CookieName(Box<str>);
+
+impl Setting for CookieName {
+    fn read(value: &Value) -> Result<CookieName, Wrong> {
+        let text = value::text(value, "starling")?;
+        let fits =
+            !text.is_empty() && text.len() <= KEY_NAME_BYTES_MAX && text.bytes().all(is_token_byte);
+        if fits {
+            return Ok(CookieName(text.into()));
+        }
+        let fix = "use letters, digits and signs such as \"-\" and \"_\", at most 128";
+        Err(Wrong::new(
+            format!("{text:?} cannot be a cookie's name"),
+            fix,
+        ))
+    }
+
+    fn show(&self) -> String {
+        value::quote(&self.0)
+    }
 }
 
 /// Warns where every caller has the same address, so that all of them would be sent to one endpoint.

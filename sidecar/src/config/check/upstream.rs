@@ -8,7 +8,7 @@ use mesh_core::policy::{
 use mesh_proto::record::WireProtocol;
 
 use super::{
-    balance::balance,
+    balance::{balance, sticky},
     endpoints::endpoints,
     health::{Whose, active_check},
     positive,
@@ -21,8 +21,7 @@ use crate::config::{
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
-pub const KEYS_LATER: [&str; 8] = [
-    "sticky",
+pub const KEYS_LATER: [&str; 7] = [
     "listen_tls",
     "accept_proxy_protocol",
     "send_proxy_protocol",
@@ -82,6 +81,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         http: http_version(keys, spoken),
         balance,
         hash,
+        sticky: sticky(keys, protocol, &listen),
         timeouts: timeouts(keys, protocol),
         retry: retry(keys, protocol),
         ejection: ejection(keys),

@@ -2,7 +2,7 @@
 //!
 //! Not here: which order is allowed (`../keys.rs`), and the seal itself (`mesh_proto::frame`).
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use mesh_core::{
     membership::{CallId, Change},
@@ -14,6 +14,7 @@ use mesh_proto::{
     frame::{Floor, KeyId, KeyRing},
     member::Member,
     message::{Item, Purpose},
+    session::SessionKeys,
 };
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -27,6 +28,11 @@ use crate::{
 /// The ring of these keys.
 pub(super) fn ring(keys: &[GossipKey], cluster: &str) -> KeyRing {
     KeyRing::new(keys.iter().map(|key| key.0), cluster)
+}
+
+/// What cookies of sessions are made with while these keys are in force.
+pub(super) fn session_keys(keys: &[GossipKey]) -> Arc<SessionKeys> {
+    Arc::new(SessionKeys::new(keys.iter().map(|key| key.0)))
 }
 
 impl Agent {
@@ -50,6 +56,8 @@ impl Agent {
         self.sealer.replace(self.ring.clone());
         self.opener.replace(self.ring.clone());
         self.key_use.show(self.ring.ids());
+        self.session_keys
+            .send_replace(session_keys(self.keys.ring()));
         let change = Change::Keys(self.keys.ids());
         self.membership.on_local_change(change, self.clock.now());
     }

@@ -14,7 +14,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 fn gossip() -> (Gossip, mpsc::Receiver<Order>) {
     let (orders, inbox) = mpsc::channel(super::super::ORDERS_MAX);
     let (_, mesh) = watch::channel(Arc::new(Mesh::default()));
-    (Gossip { orders, mesh }, inbox)
+    let (_, session_keys) = watch::channel(Arc::default());
+    let gossip = Gossip {
+        orders,
+        mesh,
+        session_keys,
+    };
+    (gossip, inbox)
 }
 
 fn service(name: &str, address: SocketAddr, check: Option<Check>) -> Service {

@@ -11,7 +11,7 @@ use crate::{
     hash::hash_of,
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, Hash, HashKey, HashTable, Place, Weight},
+    policy::{FixedEndpoint, Hash, HashKey, HashTable, Place, Sticky, Weight},
     snapshot::Snapshot,
     staging::{Stage, at, dice, report},
 };
@@ -384,4 +384,173 @@ fn a_snapshot_in_which_only_a_tag_changed_keeps_the_table() {
     stage.state(1, NodeState::Suspect, at(1));
     stage.build(at(1));
     assert!(Arc::ptr_eq(&before, &table(&stage.snapshot)));
+}
+
+fn sticky(zones: &[&str], by: Sticky) -> Stage {
+    Stage::with(zones, |policy| {
+        policy.sticky = Some(by);
+        policy.balance = crate::policy::Balance::RoundRobin;
+    })
+}
+
+fn by_cookie() -> Sticky {
+    Sticky::Cookie {
+        name: "starling".into(),
+        ttl: None,
+    }
+}
+
+fn token(upstream: &Upstream, i: usize) -> Session {
+    let member = upstream.members().nth(i).expect("it is there");
+    let hosts = upstream.hosts.as_ref().expect("it is sticky");
+    let host = hosts
+        .by_id(member.endpoint.id)
+        .expect("members host sessions");
+    Session::Token(host.token().expect("cookies are used"))
+}
+
+fn stays(session: Session) -> Ask<'static> {
+    Ask {
+        idempotent: true,
+        session: Some(session),
+        ..Ask::default()
+    }
+}
+
+#[test]
+fn a_session_stays_with_its_instance_in_whatever_zone_and_through_other_changes() {
+    let mut stage = sticky(&["a1", "a1", "b1"], by_cookie());
+    let upstream = stage.build(at(0));
+    let mut picker = picker(&upstream);
+    let mut rng = dice(1);
+    let session = token(&upstream, 2);
+    let mut home = |picker: &mut Picker, now| {
+        let pick = picker
+            .pick(&stays(session), now, &mut rng)
+            .expect("somebody is in");
+        pick.endpoint.key.instance.clone()
+    };
+    let far = &upstream.tiers.last().expect("there are tiers").members[0];
+    assert_eq!(home(&mut picker, at(1)), far.endpoint.key.instance);
+    stage.state(0, NodeState::Left, at(2));
+    stage.state(2, NodeState::Suspect, at(2));
+    picker.follow(&stage.build(at(2)), at(2));
+    assert_eq!(home(&mut picker, at(3)), far.endpoint.key.instance);
+    // Another sidecar of the mesh made the cookie: one key, one token.
+    let other = sticky(&["a1", "a1", "b1"], by_cookie()).build(at(0));
+    assert_eq!(token(&other, 2), session);
+}
+
+#[test]
+fn a_draining_instance_keeps_its_sessions_and_gets_no_new_ones() {
+    let mut stage = sticky(&["a1"; 3], by_cookie());
+    let first = stage.build(at(0));
+    let session = token(&first, 1);
+    let draining = Arc::clone(&first.tiers[0].members[1].endpoint);
+    stage.record(1, |record| {
+        record.state = mesh_proto::record::InstanceState::Draining
+    });
+    let upstream = stage.build(at(10));
+    let mut picker = picker(&upstream);
+    let mut rng = dice(1);
+    for _ in 0..30 {
+        let pick = picker
+            .pick(&stays(session), at(11), &mut rng)
+            .expect("it is there");
+        assert_eq!(pick.endpoint.id, draining.id);
+        let pick = picker
+            .pick(&Ask::default(), at(11), &mut rng)
+            .expect("others are in");
+        assert_ne!(pick.endpoint.id, draining.id);
+    }
+    // Draining and dead is dead, and so is draining and failing.
+    stage.state(1, NodeState::Down, at(20));
+    picker.follow(&stage.build(at(20)), at(20));
+    let pick = picker
+        .pick(&stays(session), at(21), &mut rng)
+        .expect("others are in");
+    assert_ne!(pick.endpoint.id, draining.id);
+}
+
+#[test]
+fn a_session_whose_instance_is_out_goes_elsewhere_and_an_unknown_one_begins_anew() {
+    let mut stage = sticky(&["a1"; 3], by_cookie());
+    let upstream = stage.build(at(0));
+    let session = token(&upstream, 0);
+    for n in 0..5 {
+        report(&upstream, 0, REFUSED, 0, at(n));
+    }
+    let mut picker = picker(&upstream);
+    let mut rng = dice(1);
+    let out = upstream.tiers[0].members[0].endpoint.id;
+    for _ in 0..20 {
+        let pick = picker
+            .pick(&stays(session), at(10), &mut rng)
+            .expect("others are in");
+        assert_ne!(pick.endpoint.id, out);
+    }
+    // Its canary is one of its own sessions.
+    let pick = picker
+        .pick(&stays(session), at(5_000), &mut rng)
+        .expect("it may be well");
+    assert_eq!(
+        (pick.endpoint.id, pick.kind),
+        (out, super::super::PickKind::Canary)
+    );
+    // Keys were changed: what was made with the old one means nobody.
+    stage.session_keys = Arc::new(mesh_proto::session::SessionKeys::new([[9; 32]]));
+    let rekeyed = stage.build(at(6_000));
+    assert_ne!(token(&rekeyed, 0), session);
+    assert!(seen_host(&rekeyed, session, at(6_000)).is_none());
+    stage.session_keys = Arc::new(mesh_proto::session::SessionKeys::new([[8; 32], [9; 32]]));
+    let both = stage.build(at(7_000));
+    assert!(
+        seen_host(&both, token(&rekeyed, 0), at(7_000)).is_some(),
+        "while both are held"
+    );
+}
+
+#[test]
+fn an_address_stays_where_it_was_sent_first_for_as_long_as_it_comes_back() {
+    let ttl = std::time::Duration::from_secs(60);
+    let mut stage = sticky(&["a1"; 4], Sticky::SourceIp { ttl });
+    let upstream = stage.build(at(0));
+    let mut here = picker(&upstream);
+    // Another worker of the same sidecar knows as well.
+    let mut there = picker(&upstream);
+    let mut rng = dice(1);
+    let mut homes = Vec::new();
+    for source in 0..20 {
+        let client = stays(Session::Source(source));
+        let first = here
+            .pick(&client, at(source), &mut rng)
+            .expect("all are in");
+        for _ in 0..5 {
+            let again = there
+                .pick(&client, at(40_000), &mut rng)
+                .expect("all are in");
+            assert_eq!(again.endpoint.id, first.endpoint.id);
+        }
+        homes.push(first.endpoint.id);
+    }
+    let used: BTreeSet<&u64> = homes.iter().collect();
+    assert_eq!(used.len(), 4, "the algorithm deals out those that are new");
+    // Restarted under the same name it is the same host of sessions.
+    let place = upstream.tiers[0]
+        .members
+        .iter()
+        .position(|m| m.endpoint.id == homes[0]);
+    let place = place.expect("it is a member");
+    let instance = upstream.tiers[0].members[place]
+        .endpoint
+        .key
+        .instance
+        .clone();
+    stage.instances[place].epoch = 2;
+    here.follow(&stage.build(at(50_000)), at(50_000));
+    let client = stays(Session::Source(0));
+    let pick = here
+        .pick(&client, at(50_000), &mut rng)
+        .expect("all are in");
+    assert_eq!(pick.endpoint.key.instance, instance);
 }

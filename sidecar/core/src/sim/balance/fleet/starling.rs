@@ -92,6 +92,7 @@ impl Starling {
             own_region: "a",
             resolved: &BTreeMap::new(),
             not_passing: &BTreeMap::new(),
+            session_keys: &Arc::default(),
             unix_ms: UNIX_MS + now.as_nanos() / 1_000_000,
         };
         Snapshot::build(&inputs, before, now)
