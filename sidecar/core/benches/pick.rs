@@ -1,13 +1,17 @@
-//! What one pick costs on one idle core, by policy and number of endpoints, and what a snapshot costs:
-//! `cargo bench -p mesh-core`.
+//! What one pick costs on one idle core, by policy and number of endpoints, that it allocates nothing, and what a
+//! snapshot costs: `cargo bench -p mesh-core`.
 //!
 //! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/sim/balance/`).
 
 use std::{
+    alloc::{GlobalAlloc, Layout, System},
     collections::{BTreeMap, VecDeque},
     hint::black_box,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -24,7 +28,33 @@ use mesh_core::{
     snapshot::{Inputs, Snapshot, Upstream},
 };
 use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+/// Counts what is allocated; the system's allocator does the work.
+struct Counting;
+
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[expect(unsafe_code, reason = "an allocator cannot be written without")]
+// SAFETY: every call is handed on as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATED.fetch_add(1, Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` by way of `alloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// Every figure is the range of this many runs.
+const RUNS: usize = 5;
 
 /// Refreshes.
 const ROUNDS: usize = 100;
@@ -69,6 +99,7 @@ fn upstream(balance: Balance, endpoints: usize, even: bool) -> Arc<Upstream> {
 #[derive(Default)]
 struct Figures {
     picks: Duration,
+    allocated: u64,
     refresh: Duration,
 }
 
@@ -79,7 +110,7 @@ struct Figures {
 )]
 fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
     let upstream = upstream(balance, endpoints, even);
-    let mut rng = StdRng::seed_from_u64(1);
+    let mut rng = SmallRng::seed_from_u64(1);
     let mut now = Moment::from_millis(1);
     for member in upstream.members() {
         let report = Report {
@@ -90,7 +121,7 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
         upstream.report(&member.endpoint, &report, now, &mut rng);
     }
     let mut picker = Picker::new(&upstream, &mut rng);
-    let mut flying = VecDeque::with_capacity(IN_FLIGHT + ROUND);
+    let mut flying = VecDeque::with_capacity(IN_FLIGHT + ROUND + 1);
     let mut figures = Figures::default();
     for _ in 0..ROUNDS {
         now = now + Duration::from_millis(100);
@@ -99,6 +130,7 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
         let first = picker.pick(&Ask::default(), now, &mut rng);
         figures.refresh += before.elapsed();
         flying.extend(first.map(|pick| pick.endpoint));
+        let allocated = ALLOCATED.load(Relaxed);
         let before = Instant::now();
         for _ in 0..ROUND {
             let pick = picker.pick(black_box(&Ask::default()), now, &mut rng);
@@ -106,6 +138,7 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
             flying.push_back(endpoint);
         }
         figures.picks += before.elapsed();
+        figures.allocated += ALLOCATED.load(Relaxed) - allocated;
         for endpoint in flying.iter().rev().take(ROUND) {
             endpoint.begin(now);
         }
@@ -196,24 +229,52 @@ fn main() {
             build_ms(services)
         );
     }
-    println!("ns per pick / us per refresh, every 10 ms");
-    println!("{:<24}{:>14}{:>14}{:>14}{:>14}", "", 10, 100, 1_000, 10_000);
-    for (name, balance, even) in [
-        ("round_robin", Balance::RoundRobin, true),
-        ("round_robin, weighted", Balance::RoundRobin, false),
-        ("random", Balance::Random, true),
-        ("random, weighted", Balance::Random, false),
-        ("power_of_two", Balance::PowerOfTwo, true),
-        ("least_connections", Balance::LeastConnections, true),
-        ("least_response_time", Balance::LeastResponseTime, true),
+    println!("ns per pick, range of {RUNS} runs (what it shall be) / us per refresh, every 10 ms");
+    println!("{:<24}{:>22}{:>22}{:>22}{:>22}", "", 10, 100, 1_000, 10_000);
+    let mut allocated = 0;
+    for (name, balance, even, targets) in [
+        ("round_robin", Balance::RoundRobin, true, [4, 4, 5, 5]),
+        (
+            "round_robin, weighted",
+            Balance::RoundRobin,
+            false,
+            [12, 12, 15, 18],
+        ),
+        ("random", Balance::Random, true, [4, 4, 5, 5]),
+        ("random, weighted", Balance::Random, false, [12, 12, 15, 18]),
+        ("power_of_two", Balance::PowerOfTwo, true, [6, 6, 8, 12]),
+        (
+            "least_connections",
+            Balance::LeastConnections,
+            true,
+            [15, 35, 150, 100],
+        ),
+        (
+            "least_response_time",
+            Balance::LeastResponseTime,
+            true,
+            [25, 60, 200, 100],
+        ),
     ] {
         print!("{name:<24}");
-        for endpoints in [10, 100, 1_000, 10_000] {
-            let figures = measure(balance, endpoints, even);
-            let pick = figures.picks.as_nanos() as f64 / (ROUNDS * ROUND) as f64;
-            let refresh = figures.refresh.as_nanos() as f64 / ROUNDS as f64 / 1e3;
-            print!("{:>14}", format!("{pick:.0} / {refresh:.1}"));
+        for (endpoints, target) in [10, 100, 1_000, 10_000].into_iter().zip(targets) {
+            let runs: Vec<Figures> = (0..RUNS)
+                .map(|_| measure(balance, endpoints, even))
+                .collect();
+            let picks = runs
+                .iter()
+                .map(|f| f.picks.as_nanos() as f64 / (ROUNDS * ROUND) as f64);
+            let (least, most) = picks.fold((f64::INFINITY, 0.0_f64), |(least, most), pick| {
+                (least.min(pick), most.max(pick))
+            });
+            let refresh = runs.iter().map(|f| f.refresh.as_nanos()).min().unwrap_or(0);
+            let refresh = refresh as f64 / ROUNDS as f64 / 1e3;
+            allocated += runs.iter().map(|f| f.allocated).sum::<u64>();
+            let cell = format!("{least:.0}-{most:.0} ({target}) / {refresh:.1}");
+            print!("{cell:>22}");
         }
         println!();
     }
+    println!("allocations in all picks: {allocated}");
+    assert_eq!(allocated, 0, "a pick allocates nothing");
 }

@@ -15,8 +15,9 @@ use super::{
 /// The arguments of `explain`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The cost is what least_response_time compares within a tier: the smallest is called next. Latency, requests of this \
- sidecar in flight, success share, stall and ramp are its factors.
+The cost is what least_response_time compares within a tier: the smallest is called next, and among costs within some \
+ 30 % of each other who was asked less than its share lately. Latency, requests of this sidecar in flight, success \
+ share, stall and ramp are its factors.
 
 Examples:
   starling explain payments

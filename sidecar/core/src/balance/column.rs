@@ -2,19 +2,17 @@
 //!
 //! Not here: what the numbers mean for a policy (the file of that policy).
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
 use crate::{endpoint::Endpoint, moment::Moment, policy::Balance, upstream::Member};
 
 use super::{
-    least_connections, least_response_time, power_of_two, random::Random, round_robin::RoundRobin,
+    costs::Costs, least_connections, least_response_time, power_of_two, random::Random,
+    round_robin::RoundRobin,
 };
 
-/// Up to this many endpoints the requests in flight are read anew for every pick.
+/// Up to this many endpoints the requests in flight that matter are read anew for every pick.
 const FRESH_MAX: usize = 16;
-
-/// Above this many endpoints a scan looks at a random block only.
-const SCAN_MAX: usize = 1_000;
 
 /// The arrays of one tier; index = place in the tier's members.
 #[derive(Debug)]
@@ -27,7 +25,10 @@ pub(super) struct Column {
     /// Requests in flight as last read, and this worker's picks since.
     pub own: Vec<u32>,
     /// `base` with the requests in flight.
-    cost: Vec<f32>,
+    costs: Costs,
+    /// This worker's picks, those of the last ten seconds or so.
+    used: Vec<f32>,
+    refreshed: Moment,
     /// Most requests in flight.
     pub most: Vec<u32>,
     /// Who is out by ejection.
@@ -44,6 +45,8 @@ pub(super) struct Column {
     pub mean_latency: f64,
     endpoints: Vec<std::sync::Arc<Endpoint>>,
     limit: u32,
+    /// Somebody may get no more than so many requests, so that they have to be counted whatever the policy.
+    limited: bool,
     picks_since_reading: usize,
     policy: Policy,
 }
@@ -87,7 +90,9 @@ impl Column {
             weight: vec![0.0; n],
             base: vec![f32::INFINITY; n],
             own: vec![0; n],
-            cost: vec![f32::INFINITY; n],
+            costs: Costs::new(n),
+            used: vec![0.0; n],
+            refreshed: Moment::START,
             most: vec![0; n],
             out: Vec::with_capacity(n),
             blemished: Vec::with_capacity(n),
@@ -97,6 +102,7 @@ impl Column {
             mean_latency: 0.0,
             endpoints: members.iter().map(|m| m.endpoint.clone()).collect(),
             limit: limit.unwrap_or(u32::MAX),
+            limited: true,
             picks_since_reading: 0,
             policy,
         }
@@ -117,6 +123,7 @@ impl Column {
         (self.usable, self.well, self.capacity) = (0, 0, 0.0);
         self.out.clear();
         self.blemished.clear();
+        self.limited = self.limit != u32::MAX;
         for (i, member) in members.iter().enumerate() {
             let endpoint = &*member.endpoint;
             (self.weight[i], self.base[i]) = (0.0, f32::INFINITY);
@@ -138,6 +145,7 @@ impl Column {
             let ramp = endpoint.ramp(now) / top_ramp;
             self.weight[i] = (member.weight * ramp) as f32;
             let lone = others_answered && !endpoint.load().answered();
+            self.limited |= lone;
             self.most[i] = if lone { 1.min(self.limit) } else { self.limit };
             self.base[i] = match self.policy {
                 Policy::LeastResponseTime => {
@@ -152,7 +160,31 @@ impl Column {
             Policy::PowerOfTwo(random) | Policy::Random(random) => random.weigh(&self.weight),
             Policy::LeastResponseTime | Policy::LeastConnections => {}
         }
+        if matches!(self.policy, Policy::LeastResponseTime) {
+            self.even_out(now);
+        }
+        self.refreshed = now;
         self.read_in_flight(true);
+    }
+
+    /// Among those whose costs are about the same, whoever was asked less than its share comes first.
+    fn even_out(&mut self, now: Moment) {
+        let kept = least_response_time::use_kept(now.since(self.refreshed));
+        let mut sum = (0.0, 0.0);
+        for (used, weight) in self.used.iter_mut().zip(&self.weight) {
+            *used *= kept;
+            if *weight > 0.0 {
+                sum = (sum.0 + *used, sum.1 + *weight);
+            }
+        }
+        if sum.0 <= 0.0 {
+            return;
+        }
+        let fair = sum.0 / sum.1;
+        let places = self.base.iter_mut().zip(&self.used).zip(&self.weight);
+        for ((base, used), weight) in places.filter(|(_, weight)| **weight > 0.0) {
+            *base *= least_response_time::evenness(*used / (fair * weight));
+        }
     }
 
     /// Index of the endpoint for one more request; `None` if nobody untried may be chosen.
@@ -160,16 +192,35 @@ impl Column {
         if self.usable == 0 {
             return None;
         }
-        self.picks_since_reading += 1;
-        let n = self.ids.len();
-        // Reading costs as much as a few picks; half a round of them is how wrong the counts may get.
-        if n <= FRESH_MAX || self.picks_since_reading > n / 2 {
-            self.read_in_flight(false);
+        if self.counts() {
+            self.picks_since_reading += 1;
+            let n = self.ids.len();
+            // Reading costs as much as a few picks; half a round of them is how wrong the counts may get.
+            if n <= FRESH_MAX || self.picks_since_reading > n / 2 {
+                self.read_in_flight(false);
+            }
         }
         let index = self.choose(tried, rng)?;
         self.own[index] += 1;
-        self.cost[index] = self.cost_of(index);
+        if self.scans() {
+            self.used[index] += 1.0;
+            self.costs.set_one(index, self.cost_of(index));
+        }
         Some(index)
+    }
+
+    /// Whether costs are compared.
+    fn scans(&self) -> bool {
+        matches!(
+            self.policy,
+            Policy::LeastResponseTime | Policy::LeastConnections
+        )
+    }
+
+    /// Whether it matters how many requests are in flight.
+    fn counts(&self) -> bool {
+        let many = self.ids.len() > FRESH_MAX;
+        self.limited || self.scans() || (many && matches!(self.policy, Policy::PowerOfTwo(_)))
     }
 
     fn choose(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
@@ -179,29 +230,36 @@ impl Column {
         match &mut self.policy {
             Policy::RoundRobin(turns) => turns.next(&self.weight, open),
             Policy::Random(random) => random.draw(open, rng),
-            Policy::PowerOfTwo(random) => power_of_two::draw(random, &self.own, open, rng),
+            Policy::PowerOfTwo(random) if self.ids.len() <= FRESH_MAX => {
+                power_of_two::draw(random, |i| self.endpoints[i].in_flight(), open, rng)
+            }
+            Policy::PowerOfTwo(random) => power_of_two::draw(random, |i| self.own[i], open, rng),
             Policy::LeastResponseTime if tried.is_empty() => {
-                cheapest(&self.cost, least_response_time::BLOCK, rng)
+                self.costs.cheapest(least_response_time::BLOCK, rng)
             }
             Policy::LeastConnections if tried.is_empty() => {
-                cheapest(&self.cost, least_connections::BLOCK, rng)
+                self.costs.cheapest(least_connections::BLOCK, rng)
             }
             Policy::LeastResponseTime | Policy::LeastConnections => {
-                let open = (0..self.cost.len()).filter(|i| open(*i));
-                open.min_by(|a, b| self.cost[*a].total_cmp(&self.cost[*b]))
+                let open = (0..self.ids.len()).filter(|i| open(*i));
+                open.min_by(|a, b| self.costs.of(*a).total_cmp(&self.costs.of(*b)))
             }
         }
     }
 
     fn read_in_flight(&mut self, all: bool) {
         self.picks_since_reading = 0;
+        let scans = self.scans();
         for i in 0..self.endpoints.len() {
             let own = self.endpoints[i].in_flight();
             if all || own != self.own[i] {
                 self.own[i] = own;
-                self.cost[i] = self.cost_of(i);
+                if scans {
+                    self.costs.set(i, self.cost_of(i));
+                }
             }
         }
+        self.costs.settle();
     }
 
     fn cost_of(&self, i: usize) -> f32 {
@@ -214,51 +272,4 @@ impl Column {
             _ => self.base[i] * least_connections::crowding(own),
         }
     }
-}
-
-/// The place of the least cost, ties broken by where a random start finds the first of them; `None` if all are
-/// infinite. Long arrays are sampled by one random block.
-fn cheapest(cost: &[f32], block: usize, rng: &mut impl Rng) -> Option<usize> {
-    let n = cost.len();
-    if n > SCAN_MAX {
-        let start = rng.random_range(0..n);
-        let (head, tail) = (start.min(n - 1), (start + block).saturating_sub(n));
-        let first = &cost[head..(head + block).min(n)];
-        let least = least(first).min(least(&cost[..tail]));
-        if least < f32::INFINITY {
-            let at = place_of(least, first).map(|i| head + i);
-            return at.or_else(|| place_of(least, &cost[..tail]));
-        }
-    }
-    let least = least(cost);
-    if least == f32::INFINITY {
-        return None;
-    }
-    let start = if n > 1 { rng.random_range(0..n) } else { 0 };
-    let after = place_of(least, &cost[start..]).map(|i| start + i);
-    after.or_else(|| place_of(least, &cost[..start]))
-}
-
-/// The first place of `wanted`, sixteen numbers at a time for the same reason as in [`least`].
-fn place_of(wanted: f32, cost: &[f32]) -> Option<usize> {
-    let mut chunks = cost.chunks_exact(16);
-    let chunk = chunks.position(|chunk| chunk.iter().fold(false, |any, c| any | (*c == wanted)));
-    let from = chunk.map_or(cost.len() - cost.len() % 16, |chunk| chunk * 16);
-    let found = cost[from..].iter().position(|c| *c == wanted);
-    found.map(|i| from + i)
-}
-
-/// The smallest number, eight lanes at a time so that the compiler can use vector instructions.
-fn least(cost: &[f32]) -> f32 {
-    let mut lanes = [f32::INFINITY; 8];
-    let chunks = cost.chunks_exact(8);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, c) in lanes.iter_mut().zip(chunk) {
-            *lane = if *c < *lane { *c } else { *lane };
-        }
-    }
-    let smaller = |a: f32, c: &f32| if *c < a { *c } else { a };
-    let least = lanes.iter().fold(f32::INFINITY, smaller);
-    rest.iter().fold(least, smaller)
 }

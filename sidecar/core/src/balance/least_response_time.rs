@@ -31,6 +31,16 @@ const NEW_SHARE_OF_MEAN: f64 = 0.9;
 /// The latency to expect where nobody has answered yet, in nanoseconds; only ratios matter then.
 const UNKNOWN_NS: f64 = 1e6;
 
+/// Costs that differ by less than about this share either way are taken for the same: among them goes first who was
+/// asked less than its share. Smoothed latencies of equal endpoints differ by as much (24 answers spread exponentially
+/// have a standard error of 20 %), and the smallest of them would win every time while nothing is in flight. More evens
+/// out more and listens less to small differences; in simulation 0.3 cost 2 to 4 % of p99 where all are alike.
+const TIE_SHARE: f32 = 0.3;
+
+/// How long it is remembered who was asked. Long against [`super::REFRESH`] and the time a queue lasts: picking by chance
+/// among near ties anew each time cost 12 to 20 % of p99 at 90 % load, as it threw away what queues had just told.
+const USE_TAU: Duration = Duration::from_secs(10);
+
 /// What makes up an endpoint's cost.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Factors {
@@ -87,6 +97,16 @@ impl Factors {
 pub(super) fn crowding(own: u32) -> f32 {
     let crowd = 1.0 + KAPPA * own as f32;
     crowd * crowd.sqrt()
+}
+
+/// What is left of the count of picks after `span`.
+pub(super) fn use_kept(span: Duration) -> f32 {
+    (-span.as_secs_f32() / USE_TAU.as_secs_f32()).exp()
+}
+
+/// What having been asked `share` times its share makes of the cost.
+pub(super) fn evenness(share: f32) -> f32 {
+    1.0 + TIE_SHARE * (share - 1.0).min(1.0)
 }
 
 /// Mean latency in nanoseconds of the members that have answered and are in.

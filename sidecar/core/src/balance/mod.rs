@@ -5,6 +5,7 @@
 
 pub mod bound;
 mod column;
+mod costs;
 pub mod least_connections;
 pub mod least_response_time;
 mod power_of_two;
@@ -240,6 +241,13 @@ impl Picker {
             }
         };
         let first_is_backup = first >= backup_from && first < tiers && ask.beyond_tier.is_none();
+        // Nearly always it ends here.
+        if (first < backup_from || first_is_backup)
+            && self.trips[first] == Trip::No
+            && let Some(pick) = self.choose(first, ask, rng)
+        {
+            return Some(pick);
+        }
         for ill in [Trip::No, Trip::Yes] {
             if first_is_backup && let Some(pick) = self.choose(first, ask, rng) {
                 return Some(pick);

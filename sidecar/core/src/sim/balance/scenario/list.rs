@@ -203,6 +203,16 @@ fn chosen_on() -> Vec<Scenario> {
             0.75,
             joining(alike(20), 19, 10 * SECOND, cold),
         ),
+        Scenario {
+            clients: 1,
+            span: 60 * SECOND,
+            ..scenario(
+                "pair",
+                "2 equal backends of 1.5 ms and one client with 50 requests a second",
+                0.01,
+                vec![backend(4, 1.5); 2],
+            )
+        },
         scenario("three", "3 equal backends at 75 %", 0.75, alike(3)),
         Scenario {
             clients: 200,
