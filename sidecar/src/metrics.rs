@@ -78,7 +78,17 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_bytes_total",
         Unit::Bytes,
-        "Bytes of gossip, by direction.",
+        "Bytes of gossip datagrams (UDP payload, seal included), by direction.",
+    ),
+    (
+        "starling_gossip_stream_bytes_total",
+        Unit::Bytes,
+        "Bytes of gossip streams (TCP payload: joins, exchanges and probes), by direction.",
+    ),
+    (
+        "starling_gossip_unsent_total",
+        Unit::Count,
+        "Gossip datagrams that the system would not take; they are as good as lost.",
     ),
     (
         "starling_gossip_refused_total",
@@ -103,7 +113,27 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_suspicions_total",
         Unit::Count,
-        "Suspicions raised against members by this node.",
+        "Suspicions against members seen, this node's and others'.",
+    ),
+    (
+        "starling_gossip_suspicions_originated_total",
+        Unit::Count,
+        "Suspicions that began with a probe of this node; many of them with few confirmed mean that it is badly connected or busy.",
+    ),
+    (
+        "starling_gossip_suspicions_ended_total",
+        Unit::Count,
+        "Suspicions seen that are over, by result: refuted by the suspect, or confirmed and the member is down.",
+    ),
+    (
+        "starling_gossip_news_total",
+        Unit::Count,
+        "Records received that were news.",
+    ),
+    (
+        "starling_gossip_records_refused_total",
+        Unit::Count,
+        "Records refused because a table of the catalogue was full.",
     ),
     (
         "starling_gossip_renewals_total",
@@ -137,12 +167,22 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_turn_seconds",
         Unit::Seconds,
-        "Longest turn of the gossip task lately; a slow one makes peers suspect this node.",
+        "Longest turn of the gossip task in the last 30 s at the most; a slow one makes peers suspect this node.",
     ),
     (
         "starling_gossip_isolated",
         Unit::Count,
         "1 when nothing was heard of others for a while.",
+    ),
+    (
+        "starling_gossip_divergent_peers",
+        Unit::Count,
+        "Living nodes that last said to know something else than this one.",
+    ),
+    (
+        "starling_gossip_divergence_seconds",
+        Unit::Seconds,
+        "For how long the longest of them has said so; over 10 s, exchanges do not get through.",
     ),
     (
         "starling_gossip_records",
@@ -329,6 +369,18 @@ mod tests {
             .filter(|name| *name != "starling_")
             .collect();
         assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn every_metric_of_the_gossip_stands_in_its_manual() {
+        let manual = include_str!("../../deploy/metrics.md");
+        let families = [COUNTERS, GAUGES].into_iter().flatten();
+        let names = families.map(|(name, ..)| *name);
+        for name in names.chain(READ_OFF.iter().map(|(name, _)| *name)) {
+            let is_told =
+                manual.contains(&format!("`{name}`")) || manual.contains(&format!("`{name}{{"));
+            assert!(is_told || !name.contains("_gossip_"), "{name}");
+        }
     }
 
     #[test]

@@ -14,10 +14,11 @@ use mesh_tests::{
     until::until,
 };
 
-const PAPERS: [&str; 4] = [
+const PAPERS: [&str; 5] = [
     "README.md",
     "deploy/README.md",
     "deploy/configuration.md",
+    "deploy/metrics.md",
     "examples/three-zones/README.md",
 ];
 

@@ -197,9 +197,8 @@ fn build_ms(services: usize) -> f64 {
         let mesh = Arc::new(Mesh {
             nodes: nodes.clone(),
             instances: instances.clone(),
-            demands: Vec::new(),
-            isolated: false,
             joined: true,
+            ..Mesh::default()
         });
         let inputs = Inputs {
             mesh: &mesh,

@@ -2,7 +2,7 @@
 //!
 //! Not here: how it came to be known (`membership.rs`, `catalogue.rs`) and what this host makes of it (`snapshot.rs`).
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_proto::record::{DemandRecord, ServiceRecord};
 
@@ -22,6 +22,36 @@ pub struct Mesh {
     pub isolated: bool,
     /// At least one full exchange with a peer is done, or there is no seed to join.
     pub joined: bool,
+    /// What is to be said of nodes beside their state, by id; few have anything.
+    pub remarks: BTreeMap<u64, Remark>,
+}
+
+/// What is to be said of a node beside its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remark {
+    /// It is suspected.
+    Suspected {
+        /// By probes of this node, which nobody answered; else others said so.
+        by_us: bool,
+        /// What a stream to it came to, if one was tried since.
+        stream: Option<Stream>,
+    },
+    /// Datagrams do not get through to it or back, streams do.
+    StreamsOnly {
+        /// The first one that was missed.
+        since: Moment,
+    },
+}
+
+/// What a stream to a silent node came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// It was answered.
+    Answered,
+    /// Its host refused it.
+    Refused,
+    /// Nothing came back.
+    Silent,
 }
 
 /// One host of the mesh.

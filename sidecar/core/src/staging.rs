@@ -95,6 +95,7 @@ impl Stage {
             demands: self.demands.clone(),
             isolated: self.isolated,
             joined: true,
+            ..Mesh::default()
         });
         let inputs = Inputs {
             mesh: &mesh,

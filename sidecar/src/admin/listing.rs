@@ -11,7 +11,7 @@ use mesh_core::{
 use mesh_proto::record::{Health, InstanceState, WireProtocol};
 use serde::Serialize;
 
-use super::State;
+use super::{State, words};
 
 /// One row of `/v1/members`.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -32,6 +32,9 @@ pub struct Member {
     pub since_ms: u64,
     /// SWIM incarnation last heard.
     pub incarnation: u64,
+    /// A sentence on a suspicion or a blocked path, with the next step; absent where there is nothing to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// One row of `/v1/services`.
@@ -119,6 +122,7 @@ pub fn members(mesh: &Mesh, now: Moment, unix_ms: u64) -> Vec<Member> {
         state: state(node.state),
         since_ms: unix_ms.saturating_sub(millis(now.since(node.since))),
         incarnation: node.incarnation,
+        note: words::note(node, mesh.remarks.get(&node.id)),
     };
     let mut rows: Vec<Member> = mesh.nodes.iter().map(row).collect();
     if let Some((_, others)) = rows.split_first_mut() {

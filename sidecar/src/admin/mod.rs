@@ -25,6 +25,7 @@ pub mod listing;
 mod registry;
 mod routes;
 mod serve;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 States: alive answers probes; suspect did not, and may still object; down is declared dead; left said goodbye.
+Below the table stands what was tried with each suspect, and whose UDP is blocked while TCP works.
 
 Examples:
   starling members
@@ -36,9 +37,18 @@ const COLUMNS: [Column; 6] = [
 
 pub(super) fn run(args: &Args) -> Ended {
     args.listing.show("/v1/members", |rows| {
-        table::draw(rows, &COLUMNS, "nobody is known yet")
+        table::draw(rows, &COLUMNS, "nobody is known yet") + &notes(rows)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each node of which there is more to say.
+fn notes(rows: &Value) -> String {
+    let rows = rows.as_array().map_or(&[][..], Vec::as_slice);
+    rows.iter()
+        .filter(|row| row["note"].is_string())
+        .map(|row| format!("{}: {}\n", text(row, "node"), text(row, "note")))
+        .collect()
 }
 
 /// How long a node has been in its state, by this host's clock.
@@ -47,4 +57,18 @@ fn age(row: &Value) -> String {
     row["since_ms"]
         .as_u64()
         .map_or_else(|| "-".to_owned(), |since| span(now.saturating_sub(since)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_said_of_a_node_stands_below_the_table() {
+        let rows = serde_json::json!([
+            {"node": "a"},
+            {"node": "b", "note": "UDP is lost"},
+        ]);
+        assert_eq!(notes(&rows), "b: UDP is lost\n");
+    }
 }

@@ -35,7 +35,7 @@ use super::{
     keys::Keys,
     seeds::{FOUND_MAX, Found, Seeker},
     state::State,
-    stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX, STRANGERS_MAX},
+    stream::{self, EVENTS_MAX, Event, FRAMES_MAX, INBOUND_MAX, Line, STRANGERS_MAX},
 };
 use crate::{
     clock::Clock,
@@ -263,14 +263,15 @@ impl Agent {
         self.publish(now);
         if now >= self.meters_at {
             self.meters_at = now + METERS;
-            let (counts, backlog) = (self.membership.counts, self.membership.backlog());
-            self.meters.update(&self.counters, &counts, backlog);
+            self.meters.update(&self.counters, &self.membership, now);
+            self.meters.turn(self.turn_longest.as_secs_f64());
             self.key_use.update();
             self.forget_senders();
             while self.tasks.try_join_next().is_some() {}
         }
         if now >= self.snapshot_at {
             self.snapshot_at = now + SNAPSHOT;
+            self.turn_longest = Duration::ZERO;
             self.keep_peers();
         }
         is_flooded
@@ -313,12 +314,19 @@ impl Agent {
                 .fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let (ring, events) = (self.ring.clone(), self.events_in.clone());
-        let turns = Arc::clone(&self.turns);
+        let (turns, line) = (Arc::clone(&self.turns), self.line());
         self.tasks.spawn(async move {
-            stream::answer(caller, ring, turns, events).await;
+            stream::answer(caller, turns, line).await;
             drop(permit);
         });
+    }
+
+    fn line(&self) -> Line {
+        Line {
+            ring: self.ring.clone(),
+            events: self.events_in.clone(),
+            counters: Arc::clone(&self.counters),
+        }
     }
 
     fn on_event(&mut self, event: Event) {
@@ -408,9 +416,9 @@ impl Agent {
                     let (frames_in, frames) = mpsc::channel(FRAMES_MAX);
                     self.calls.insert(call, frames_in);
                     self.key_use.sealed(self.sealer.key_id());
-                    let (ring, events) = (self.ring.clone(), self.events_in.clone());
+                    let line = self.line();
                     self.tasks
-                        .spawn(stream::call(call, to, ring, hello, within, frames, events));
+                        .spawn(stream::call(call, to, hello, within, frames, line));
                 }
                 Effect::Frame { call, payload } => {
                     let frames = self.calls.get(&call);
@@ -558,10 +566,7 @@ impl Agent {
     }
 
     fn time(&mut self, turn: Duration) {
-        if turn > self.turn_longest {
-            self.turn_longest = turn;
-            self.meters.turn(turn.as_secs_f64());
-        }
+        self.turn_longest = self.turn_longest.max(turn);
         if turn > TURN_SLOW {
             warn!(
                 ms = turn.as_millis(),

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use mesh_core::membership::Counts;
+use mesh_core::{membership::Membership, moment::Moment};
 use mesh_proto::frame::{KeyId, Reject};
 use metrics::{Counter, Gauge, counter, gauge};
 
@@ -22,6 +22,10 @@ pub struct Counters {
     pub bytes_in: AtomicU64,
     /// Their bytes.
     pub bytes_out: AtomicU64,
+    /// Bytes of streams received, as far as they made sense.
+    pub stream_bytes_in: AtomicU64,
+    /// Bytes of streams sent.
+    pub stream_bytes_out: AtomicU64,
     /// Datagrams that the system would not take at once.
     pub unsent: AtomicU64,
     /// Datagrams and streams dropped unread: one count for each reason.
@@ -132,14 +136,23 @@ impl KeyUse {
 pub struct Meters {
     datagrams: [Counter; 2],
     bytes: [Counter; 2],
+    stream_bytes: [Counter; 2],
+    unsent: Counter,
     refused: Vec<Counter>,
     streams_refused: Counter,
     malformed: Counter,
     exchanges_begun: Counter,
     exchanges_done: Counter,
     suspicions: Counter,
+    originated: Counter,
+    refuted: Counter,
+    confirmed: Counter,
     renewals: Counter,
+    news: Counter,
+    records_refused: Counter,
     isolated: Gauge,
+    divergent: Gauge,
+    divergence: Gauge,
     records: Gauge,
     rumours: Gauge,
     turn: Gauge,
@@ -152,9 +165,14 @@ impl Meters {
         let bytes = "starling_gossip_bytes_total";
         let refused = "starling_gossip_refused_total";
         let exchanges = "starling_gossip_exchanges_total";
+        let streams = "starling_gossip_stream_bytes_total";
+        let ended = "starling_gossip_suspicions_ended_total";
         Meters {
             datagrams: ["in", "out"].map(|direction| counter!(datagrams, "direction" => direction)),
             bytes: ["in", "out"].map(|direction| counter!(bytes, "direction" => direction)),
+            stream_bytes: ["in", "out"]
+                .map(|direction| counter!(streams, "direction" => direction)),
+            unsent: counter!("starling_gossip_unsent_total"),
             refused: REASONS
                 .map(|reason| counter!(refused, "reason" => reason.word()))
                 .into(),
@@ -163,8 +181,15 @@ impl Meters {
             exchanges_begun: counter!(exchanges, "result" => "begun"),
             exchanges_done: counter!(exchanges, "result" => "done"),
             suspicions: counter!("starling_gossip_suspicions_total"),
+            originated: counter!("starling_gossip_suspicions_originated_total"),
+            refuted: counter!(ended, "result" => "refuted"),
+            confirmed: counter!(ended, "result" => "confirmed"),
             renewals: counter!("starling_gossip_renewals_total"),
+            news: counter!("starling_gossip_news_total"),
+            records_refused: counter!("starling_gossip_records_refused_total"),
             isolated: gauge!("starling_gossip_isolated"),
+            divergent: gauge!("starling_gossip_divergent_peers"),
+            divergence: gauge!("starling_gossip_divergence_seconds"),
             records: gauge!("starling_gossip_records"),
             rumours: gauge!("starling_gossip_backlog"),
             turn: gauge!("starling_gossip_turn_seconds"),
@@ -172,12 +197,16 @@ impl Meters {
     }
 
     /// Brings them up to date.
-    pub fn update(&self, counters: &Counters, counts: &Counts, (records, rumours): (usize, usize)) {
+    pub fn update(&self, counters: &Counters, membership: &Membership, now: Moment) {
+        let counts = &membership.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         self.datagrams[0].absolute(read(&counters.datagrams_in));
         self.datagrams[1].absolute(read(&counters.datagrams_out));
         self.bytes[0].absolute(read(&counters.bytes_in));
         self.bytes[1].absolute(read(&counters.bytes_out));
+        self.stream_bytes[0].absolute(read(&counters.stream_bytes_in));
+        self.stream_bytes[1].absolute(read(&counters.stream_bytes_out));
+        self.unsent.absolute(read(&counters.unsent));
         for (meter, count) in self.refused.iter().zip(&counters.rejected) {
             meter.absolute(read(count));
         }
@@ -187,9 +216,18 @@ impl Meters {
         self.exchanges_begun.absolute(counts.exchanges_begun);
         self.exchanges_done.absolute(counts.exchanges_done);
         self.suspicions.absolute(counts.suspicions);
+        self.originated.absolute(membership.originated());
+        self.refuted.absolute(counts.refuted);
+        self.confirmed.absolute(counts.confirmed);
+        self.news.absolute(counts.news);
+        self.records_refused.absolute(counts.refused);
         self.renewals.absolute(counts.renewals);
+        let (records, rumours) = membership.backlog();
         self.records.set(records as f64);
         self.rumours.set(rumours as f64);
+        let (divergent, longest) = membership.divergence(now);
+        self.divergent.set(divergent as f64);
+        self.divergence.set(longest.as_secs_f64());
     }
 
     /// Whether nothing is heard.

@@ -2,7 +2,12 @@
 //!
 //! Not here: what the frames say (`mesh_core::membership`).
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use mesh_core::membership::{CallEnd, CallId};
 use mesh_proto::{
@@ -22,6 +27,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::Counters;
+
 /// Frames waiting to be written on one stream: a whole exchange of the largest size.
 pub const FRAMES_MAX: usize = EXCHANGE_BYTES_MAX / mesh_proto::FRAME_BYTES_MAX + 16;
 
@@ -36,6 +43,9 @@ pub const STRANGERS_MAX: usize = 128;
 
 /// The first frame of a stream is a name and a digest.
 const HELLO_BYTES_MAX: usize = 4_096;
+
+/// A frame's length stands before it.
+const FRAME_HEAD_BYTES: usize = 4;
 
 /// For whoever opens a stream here to say who he is.
 const HELLO_TIME: Duration = Duration::from_secs(3);
@@ -76,6 +86,29 @@ pub enum Event {
     Rejected(Reject),
 }
 
+/// What every stream works with.
+#[derive(Clone)]
+pub struct Line {
+    /// Keys to open with, and the one to seal with.
+    pub ring: KeyRing,
+    /// The way to the gossip task.
+    pub events: mpsc::Sender<Event>,
+    /// Where bytes are counted.
+    pub counters: Arc<Counters>,
+}
+
+impl Line {
+    fn count_in(&self, bytes: usize) {
+        let count = &self.counters.stream_bytes_in;
+        count.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn count_out(&self, bytes: usize) {
+        let count = &self.counters.stream_bytes_out;
+        count.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 /// Why a stream ended.
 enum Broken {
     Io(io::Error),
@@ -105,16 +138,15 @@ impl From<Reject> for Broken {
 pub async fn call(
     call: CallId,
     to: SocketAddr,
-    ring: KeyRing,
     hello: Vec<u8>,
     within: Duration,
     frames: mpsc::Receiver<Vec<u8>>,
-    events: mpsc::Sender<Event>,
+    line: Line,
 ) {
-    let opened = timeout(within, open(to, &ring, &hello)).await;
+    let opened = timeout(within, open(to, &hello, &line)).await;
     let end = match opened {
         Ok(Ok((stream, out, back))) => {
-            match timeout(within, carry(call, stream, out, back, frames, &events)).await {
+            match timeout(within, carry(call, stream, out, back, frames, &line)).await {
                 Ok(end) => end,
                 Err(_) => Some(CallEnd::Failed),
             }
@@ -125,14 +157,14 @@ pub async fn call(
         // Whoever does not know our key says nothing.
         Ok(Err(Broken::Io(error))) if is_cut(&error) => Some(CallEnd::Closed),
         Ok(Err(broken)) => {
-            tell_rejected(&events, broken).await;
+            tell_rejected(&line, broken).await;
             Some(CallEnd::Failed)
         }
         Err(_) => Some(CallEnd::Failed),
     };
     if let Some(end) = end {
         // The gossip task is gone: there is nobody left to tell.
-        let _ = events.send(Event::End { call, end }).await;
+        let _ = line.events.send(Event::End { call, end }).await;
     }
 }
 
@@ -143,15 +175,17 @@ fn is_cut(error: &io::Error) -> bool {
 
 async fn open(
     to: SocketAddr,
-    ring: &KeyRing,
     hello: &[u8],
+    line: &Line,
 ) -> Result<(TcpStream, Half, Half), Broken> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
-    let (call, bytes) = Call::start(ring, rand::random(), hello).ok_or(Reject::Malformed)?;
+    let (call, bytes) = Call::start(&line.ring, rand::random(), hello).ok_or(Reject::Malformed)?;
     stream.write_all(&bytes).await?;
+    line.count_out(bytes.len());
     let mut preamble: Preamble = [0; PREAMBLE_BYTES];
     stream.read_exact(&mut preamble).await?;
+    line.count_in(PREAMBLE_BYTES);
     let (out, back) = call.answered(&preamble)?;
     Ok((stream, out, back))
 }
@@ -159,16 +193,11 @@ async fn open(
 /// Answers a stream that somebody opened here. Noise is closed without a word.
 ///
 /// `turns` lets [`INBOUND_MAX`] be served at once.
-pub async fn answer(
-    mut stream: TcpStream,
-    ring: KeyRing,
-    turns: Arc<Semaphore>,
-    events: mpsc::Sender<Event>,
-) {
-    let greeted = timeout(HELLO_TIME, greet(&mut stream, &ring)).await;
+pub async fn answer(mut stream: TcpStream, turns: Arc<Semaphore>, line: Line) {
+    let greeted = timeout(HELLO_TIME, greet(&mut stream, &line)).await;
     let answered = match greeted.map_err(Broken::from) {
         Ok(Ok(answered)) => answered,
-        Ok(Err(broken)) | Err(broken) => return tell_rejected(&events, broken).await,
+        Ok(Err(broken)) | Err(broken) => return tell_rejected(&line, broken).await,
     };
     let Ok(Ok(_turn)) = timeout(TURN_TIME, turns.acquire_owned()).await else {
         return;
@@ -179,22 +208,25 @@ pub async fn answer(
         key: answered.key,
         answer: sender,
     };
-    if events.send(event).await.is_err() {
+    if line.events.send(event).await.is_err() {
         return;
     }
     let Ok((call, frames)) = named.await else {
         return;
     };
     let end = match stream.write_all(&answered.preamble).await {
-        Ok(()) => carry(call, stream, answered.out, answered.back, frames, &events).await,
+        Ok(()) => {
+            line.count_out(answered.preamble.len());
+            carry(call, stream, answered.out, answered.back, frames, &line).await
+        }
         Err(_) => Some(CallEnd::Failed),
     };
     if let Some(end) = end {
-        let _ = events.send(Event::End { call, end }).await;
+        let _ = line.events.send(Event::End { call, end }).await;
     }
 }
 
-async fn greet(stream: &mut TcpStream, ring: &KeyRing) -> Result<Answered, Broken> {
+async fn greet(stream: &mut TcpStream, line: &Line) -> Result<Answered, Broken> {
     stream.set_nodelay(true)?;
     let mut preamble: Preamble = [0; PREAMBLE_BYTES];
     stream.read_exact(&mut preamble).await?;
@@ -204,18 +236,19 @@ async fn greet(stream: &mut TcpStream, ring: &KeyRing) -> Result<Answered, Broke
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    Ok(frame::answer(ring, &preamble, &body, rand::random())?)
+    line.count_in(PREAMBLE_BYTES + FRAME_HEAD_BYTES + length);
+    Ok(frame::answer(&line.ring, &preamble, &body, rand::random())?)
 }
 
 /// Garbage that ends early or comes late is garbage too.
-async fn tell_rejected(events: &mpsc::Sender<Event>, broken: Broken) {
+async fn tell_rejected(line: &Line, broken: Broken) {
     let reject = match broken {
         Broken::Rejected(reject) => reject,
         Broken::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => Reject::Malformed,
         Broken::Late => Reject::Malformed,
         Broken::Io(_) => return,
     };
-    let _ = events.send(Event::Rejected(reject)).await;
+    let _ = line.events.send(Event::Rejected(reject)).await;
 }
 
 /// Carries frames both ways. `None`: our side hung up.
@@ -225,26 +258,27 @@ async fn carry(
     out: Half,
     back: Half,
     frames: mpsc::Receiver<Vec<u8>>,
-    events: &mpsc::Sender<Event>,
+    line: &Line,
 ) -> Option<CallEnd> {
     let (reader, writer) = stream.into_split();
     tokio::select! {
-        end = read(call, reader, back, events) => Some(end),
-        written = write(writer, out, frames) => written.err().map(|_| CallEnd::Failed),
+        end = read(call, reader, back, line) => Some(end),
+        written = write(writer, out, frames, line) => written.err().map(|_| CallEnd::Failed),
     }
 }
 
-async fn read(
-    call: CallId,
-    mut reader: OwnedReadHalf,
-    mut back: Half,
-    events: &mpsc::Sender<Event>,
-) -> CallEnd {
+async fn read(call: CallId, mut reader: OwnedReadHalf, mut back: Half, line: &Line) -> CallEnd {
     let mut budget = EXCHANGE_BYTES_MAX;
     loop {
         match timeout(FRAME_TIME, read_frame(&mut reader, &mut back, &mut budget)).await {
-            Ok(Ok(payload)) => {
-                if events.send(Event::Frame { call, payload }).await.is_err() {
+            Ok(Ok((payload, bytes))) => {
+                line.count_in(bytes);
+                if line
+                    .events
+                    .send(Event::Frame { call, payload })
+                    .await
+                    .is_err()
+                {
                     return CallEnd::Failed;
                 }
             }
@@ -252,7 +286,7 @@ async fn read(
                 return CallEnd::Closed;
             }
             Ok(Err(broken)) => {
-                tell_rejected(events, broken).await;
+                tell_rejected(line, broken).await;
                 return CallEnd::Failed;
             }
             Err(_) => return CallEnd::Failed,
@@ -260,11 +294,12 @@ async fn read(
     }
 }
 
+/// Yields a frame's payload and how many bytes it was on the wire.
 async fn read_frame(
     reader: &mut OwnedReadHalf,
     back: &mut Half,
     budget: &mut usize,
-) -> Result<Vec<u8>, Broken> {
+) -> Result<(Vec<u8>, usize), Broken> {
     let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
     if length > SEALED_FRAME_BYTES_MAX || length > *budget {
         return Err(Reject::Malformed.into());
@@ -272,17 +307,19 @@ async fn read_frame(
     *budget -= length;
     let mut body = vec![0; length];
     reader.read_exact(&mut body).await?;
-    Ok(back.open(body)?)
+    Ok((back.open(body)?, FRAME_HEAD_BYTES + length))
 }
 
 async fn write(
     mut writer: OwnedWriteHalf,
     mut out: Half,
     mut frames: mpsc::Receiver<Vec<u8>>,
+    line: &Line,
 ) -> Result<(), Broken> {
     while let Some(payload) = frames.recv().await {
         let sealed = out.seal(&payload).ok_or(Reject::Malformed)?;
         timeout(FRAME_TIME, writer.write_all(&sealed)).await??;
+        line.count_out(sealed.len());
     }
     timeout(FRAME_TIME, writer.shutdown()).await??;
     Ok(())

@@ -25,6 +25,7 @@ use mesh_proto::{
 use super::{CallEnd, CallId, Effect, Membership, Notice, peers::Evidence};
 use crate::{
     catalogue::{OWNERS_MAX, mix},
+    mesh::Stream,
     moment::Moment,
 };
 
@@ -323,14 +324,17 @@ impl Membership {
             self.effects
                 .push_back(Effect::Notice(Notice::Unanswered { at }));
         }
-        if call.side == Side::Probing && self.is_deaf(now) {
-            let evidence = match end {
-                CallEnd::Refused => Evidence::Refused,
-                CallEnd::Closed | CallEnd::Failed => Evidence::Silent,
-            };
-            if let Some(peer) = call.peer.and_then(|peer| self.peers.get_mut(peer.id)) {
-                peer.evidence = Some(evidence);
-            }
+        let Some(peer) = call.peer.filter(|_| call.side == Side::Probing) else {
+            return;
+        };
+        let (evidence, stream) = match end {
+            CallEnd::Refused => (Evidence::Refused, Stream::Refused),
+            CallEnd::Closed | CallEnd::Failed => (Evidence::Silent, Stream::Silent),
+        };
+        self.streams.note(peer.id, stream, now);
+        let is_deaf = self.is_deaf(now);
+        if let Some(peer) = self.peers.get_mut(peer.id).filter(|_| is_deaf) {
+            peer.evidence = Some(evidence);
         }
     }
 
@@ -380,6 +384,7 @@ impl Membership {
         self.settle(now);
         if let Some(peer) = self.peers.get_mut(from.id) {
             peer.evidence = Some(Evidence::Answered);
+            self.streams.note(from.id, Stream::Answered, now);
         }
         if self.is_deaf(now) && !self.loss_told {
             self.loss_told = true;

@@ -11,13 +11,14 @@ mod exchange;
 mod hearing;
 mod offers;
 mod peers;
+mod remarks;
 mod repair;
 mod rumours;
 mod swim;
 mod telling;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::Duration,
 };
@@ -37,6 +38,7 @@ use self::{
     exchange::Call,
     offers::Offers,
     peers::Peers,
+    remarks::Streams,
     repair::{BACKSTOP_IN_TROUBLE, RETRY_DOWN},
     rumours::Rumours,
     swim::Swim,
@@ -206,6 +208,10 @@ pub struct Counts {
     pub malformed: u64,
     /// Suspicions seen, ours and others'.
     pub suspicions: u64,
+    /// Of those, the ones that the suspect refuted.
+    pub refuted: u64,
+    /// Of those, the ones that ended with the suspect down.
+    pub confirmed: u64,
     /// Exchanges that we began.
     pub exchanges_begun: u64,
     /// Exchanges completed, on either side.
@@ -227,6 +233,8 @@ pub struct Membership {
     catalogue: Catalogue,
     members_hash: u64,
     offers: Offers,
+    streams: Streams,
+    suspects: BTreeSet<u64>,
     rumours: Rumours,
     calls: BTreeMap<CallId, Call>,
     /// Addresses at which we met ourselves.
@@ -275,6 +283,8 @@ impl Membership {
             catalogue: Catalogue::default(),
             members_hash: 0,
             offers: Offers::new(me.id, me.bump, node),
+            streams: Streams::default(),
+            suspects: BTreeSet::new(),
             rumours: Rumours::default(),
             calls: BTreeMap::new(),
             mirrors: Vec::new(),
@@ -317,6 +327,7 @@ impl Membership {
         Mesh {
             isolated: self.isolated,
             joined: self.joined,
+            remarks: self.remarks(),
             ..self.peers.mesh(&self.swim, &self.catalogue, &self.offers)
         }
     }
@@ -346,6 +357,11 @@ impl Membership {
     /// The hash of everything known, members and services: equal on nodes that know the same.
     pub fn hash(&self) -> u64 {
         mix(self.catalogue.hash() ^ self.members_hash)
+    }
+
+    /// Suspicions that began with a probe of ours.
+    pub fn originated(&self) -> u64 {
+        self.swim.originated()
     }
 
     /// Records held and rumours waiting.
@@ -399,6 +415,9 @@ impl Membership {
         let is_telling = self.swim.is_telling(packet, is_known);
         if self.swim.on_packet(packet, now).is_err() {
             self.counts.malformed += 1;
+        }
+        if let Some(member) = self.swim.take_answer() {
+            self.hear_answer(&member);
         }
         let has_news = self.carry_packets();
         if is_telling || has_news {
@@ -468,6 +487,7 @@ impl Membership {
         }
         self.tell(now);
         self.nudge_suspects(now);
+        self.look_after_remarks(now);
         self.look_after_differences(now);
         self.look_after_exchanges(now);
         if now >= self.sweep_at {
@@ -542,6 +562,7 @@ impl Membership {
         for (id, state) in self.peers.refresh(&self.swim, &self.catalogue, me, now) {
             self.changed = true;
             self.counts.suspicions += u64::from(state == NodeState::Suspect);
+            self.count_end(id, state);
             if state != NodeState::Suspect {
                 self.effects
                     .push_back(Effect::Notice(Notice::State { id, state }));
@@ -553,6 +574,17 @@ impl Membership {
         if !had_company {
             // There was nobody to hear until now.
             self.heard = self.heard.max(now);
+        }
+    }
+
+    /// Counts how suspicions end.
+    fn count_end(&mut self, id: u64, state: NodeState) {
+        match state {
+            NodeState::Suspect => drop(self.suspects.insert(id)),
+            _ if !self.suspects.remove(&id) => {}
+            NodeState::Alive => self.counts.refuted += 1,
+            NodeState::Down => self.counts.confirmed += 1,
+            NodeState::Left => {}
         }
     }
 

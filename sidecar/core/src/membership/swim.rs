@@ -99,6 +99,9 @@ pub struct Swim {
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
     probe: Option<Probe>,
+    /// Who answered our probe by a datagram, until it is fetched.
+    answer: Option<Member>,
+    originated: u64,
     /// No suspicion may start or end before this.
     distrust_until: Moment,
     out: Out,
@@ -191,6 +194,8 @@ impl Swim {
             timers: BinaryHeap::new(),
             timer_count: 0,
             probe: None,
+            answer: None,
+            originated: 0,
             distrust_until: Moment::START,
             out: Out::default(),
         }
@@ -233,6 +238,7 @@ impl Swim {
             let answered = matches!(header.message, Message::Ack(number) if number == probe.number)
                 && header.src == probe.target;
             probe.answered |= answered;
+            self.answer = self.answer.or(answered.then_some(header.src));
         }
         let done = self.foca.handle_data(packet, &mut self.out);
         self.settle(now);
@@ -361,6 +367,23 @@ impl Swim {
         }
     }
 
+    /// Who answered our probe by a datagram since this was last asked.
+    pub fn take_answer(&mut self) -> Option<Member> {
+        self.answer.take()
+    }
+
+    /// Suspicions that began with a probe of ours, since the start.
+    pub fn originated(&self) -> u64 {
+        self.originated
+    }
+
+    /// Whether a suspicion of a member is our own: only whose probe failed holds its timer.
+    pub fn holds(&self, suspect: &Member) -> bool {
+        self.timers.iter().any(|Reverse(due)| {
+            matches!(&due.timer, Timer::ChangeSuspectToDown { member_id, .. } if member_id == suspect)
+        })
+    }
+
     fn is_still_suspect(&self, id: &Member, incarnation: u16) -> bool {
         self.members().any(|member| {
             member.id() == id
@@ -396,6 +419,7 @@ impl Swim {
     /// After every call of foca: its timers into our queue, the probe under way noted, its numbers fitted to the mesh.
     fn settle(&mut self, now: Moment) {
         for (timer, after) in std::mem::take(&mut self.out.timers) {
+            self.originated += u64::from(matches!(timer, Timer::ChangeSuspectToDown { .. }));
             self.schedule(timer, now + after);
         }
         for (to, packet) in &self.out.packets {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use mesh_proto::record::{Health, InstanceState};
 
 use super::{Change, Effect, Notice, sim::*};
-use crate::mesh::{Mesh, NodeState};
+use crate::mesh::{Mesh, NodeState, Remark, Stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -140,6 +140,49 @@ fn a_deaf_member_wrongs_nobody() {
         assert_eq!(sim.wronged(), 0, "{count} nodes");
         let noticed = |notice: &Notice| matches!(notice, Notice::DatagramsLost { .. });
         assert!(sim.nodes[1].notices.iter().any(noticed));
+        let told = (0..count).filter(|by| *by != 1 && is_blocked(&sim, *by, 1_001));
+        assert_eq!(
+            told.count(),
+            count - 1,
+            "all others say that its UDP is blocked"
+        );
+        assert!(!(2..count).any(|other| is_blocked(&sim, 0, 1_000 + other as u64)));
+        sim.nodes[1].deaf = false;
+        sim.run(SECOND * 40);
+        assert!(
+            !(0..count).any(|by| is_blocked(&sim, by, 1_001)),
+            "and then no more"
+        );
+    }
+}
+
+fn is_blocked(sim: &Sim, by: usize, whom: u64) -> bool {
+    let remarks = mesh(sim, by).remarks;
+    matches!(remarks.get(&whom), Some(Remark::StreamsOnly { .. }))
+}
+
+#[test]
+fn a_suspicion_is_told_with_whose_it_is_and_what_was_tried() {
+    for (refuses, wanted) in [(true, Stream::Refused), (false, Stream::Silent)] {
+        let mut sim = Sim::settled(3, 8);
+        sim.refuses = refuses;
+        sim.kill(1);
+        let is_told = |by_us: bool, stream: Option<Stream>| {
+            move |sim: &Sim| {
+                (0..8).filter(|by| *by != 1).any(|by| {
+                    let remark = mesh(sim, by).remarks.get(&1_001).copied();
+                    remark == Some(Remark::Suspected { by_us, stream })
+                })
+            }
+        };
+        sim.until(
+            SECOND * 5,
+            "its prober says why",
+            is_told(true, Some(wanted)),
+        );
+        sim.until(SECOND, "another says by whom", is_told(false, None));
+        sim.run(SECOND * 6);
+        assert!((2..8).all(|by| mesh(&sim, by).remarks.is_empty()));
     }
 }
 

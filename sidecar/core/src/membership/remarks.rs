@@ -1,0 +1,116 @@
+//! What is to be said of single members beside their state: who suspects them and what was tried, and datagrams that
+//! do not get through.
+//!
+//! Not here: how it becomes known (`swim.rs`, `exchange.rs`), and the sentences (`sidecar/src/admin/words.rs`).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mesh_proto::member::Member;
+
+use super::Membership;
+use crate::{
+    mesh::{NodeState, Remark, Stream},
+    moment::Moment,
+};
+
+/// Members whose streams are remembered. Where it is more, the fault is not theirs, and the first ones say so too.
+const STREAMS_MAX: usize = 256;
+
+/// Late answers are no blocked path: only what lasts so long is told.
+const BLOCKED_AFTER: Duration = Duration::from_secs(5);
+
+/// What a stream came to explains a suspicion for so long.
+const TRIED_TIME: Duration = Duration::from_secs(60);
+
+/// What streams to members that did not answer datagrams came to.
+#[derive(Default, Debug)]
+pub(super) struct Streams {
+    tried: BTreeMap<u64, (Stream, Moment)>,
+    blocked: BTreeMap<u64, Blocked>,
+}
+
+/// A member that answers streams and no datagrams.
+#[derive(Debug)]
+struct Blocked {
+    since: Moment,
+    lasts: bool,
+}
+
+impl Streams {
+    /// A stream to a member that had not answered a datagram is over.
+    pub fn note(&mut self, id: u64, came_to: Stream, now: Moment) {
+        if self.tried.len() < STREAMS_MAX || self.tried.contains_key(&id) {
+            self.tried.insert(id, (came_to, now));
+        }
+        if came_to == Stream::Answered && self.blocked.len() < STREAMS_MAX {
+            let new = Blocked {
+                since: now,
+                lasts: false,
+            };
+            self.blocked.entry(id).or_insert(new);
+        }
+    }
+
+    /// A datagram was answered. Yields whether the member was told to be blocked.
+    fn hear(&mut self, id: u64) -> bool {
+        self.blocked
+            .remove(&id)
+            .is_some_and(|blocked| blocked.lasts)
+    }
+
+    /// Yields whether anybody is told to be blocked from now on.
+    fn look(&mut self, now: Moment) -> bool {
+        self.tried.retain(|_, (_, at)| now.since(*at) < TRIED_TIME);
+        let mut is_new = false;
+        for blocked in self.blocked.values_mut().filter(|blocked| !blocked.lasts) {
+            blocked.lasts = now.since(blocked.since) >= BLOCKED_AFTER;
+            is_new |= blocked.lasts;
+        }
+        is_new
+    }
+}
+
+impl Membership {
+    /// What is to be said of members, by id. Few have a remark.
+    pub(super) fn remarks(&self) -> BTreeMap<u64, Remark> {
+        let mut remarks = BTreeMap::new();
+        for (member, peer) in self.peers.active() {
+            let blocked = self.streams.blocked.get(&member.id);
+            let blocked = blocked.filter(|blocked| blocked.lasts);
+            if peer.state == NodeState::Suspect {
+                let remark = Remark::Suspected {
+                    by_us: self.swim.holds(&member),
+                    stream: self
+                        .streams
+                        .tried
+                        .get(&member.id)
+                        .map(|(stream, _)| *stream),
+                };
+                remarks.insert(member.id, remark);
+            } else if let Some(Blocked { since, .. }) = blocked {
+                remarks.insert(member.id, Remark::StreamsOnly { since: *since });
+            }
+        }
+        remarks
+    }
+
+    /// How many living peers have known something else than we for how long, the longest of them; a peer whose hash is
+    /// ours again does not count. While news is on its way this is never quite nothing.
+    pub fn divergence(&self, now: Moment) -> (usize, Duration) {
+        let since = self.peers.active().filter_map(|(_, peer)| peer.differs);
+        let spans = since.map(|since| now.since(since));
+        spans.fold((0, Duration::ZERO), |(count, longest), span| {
+            (count + 1, longest.max(span))
+        })
+    }
+
+    /// A blocked path is told once it has lasted, though nothing else changes then.
+    pub(super) fn look_after_remarks(&mut self, now: Moment) {
+        self.changed |= self.streams.look(now);
+    }
+
+    /// A member answered a datagram of ours.
+    pub(super) fn hear_answer(&mut self, member: &Member) {
+        self.changed |= self.streams.hear(member.id);
+    }
+}
