@@ -401,6 +401,7 @@ impl Membership {
         }
         if has_news {
             self.refresh(now);
+            self.tell_soon(now);
         }
     }
 
@@ -470,7 +471,11 @@ impl Membership {
                 self.changed = true;
             }
         }
-        // What comes alone is said at once, what comes in a flood once a tick.
+        self.tell_soon(now);
+    }
+
+    /// What comes alone is said (and passed on) at once, what comes in a flood once a tick.
+    fn tell_soon(&mut self, now: Moment) {
         if now.since(self.told_at) >= TICK {
             self.say(now);
             self.tell(now);
