@@ -5,7 +5,7 @@
 use std::{
     cell::RefCell,
     error::Error,
-    fmt,
+    fmt, io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -22,7 +22,18 @@ use mesh_core::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{attempt::Attempt, patience::Answering, pool::Idle, tally::Tally, worker::Admission};
+use super::{
+    attempt::Attempt,
+    http1::{
+        head::{Fault, Spelling},
+        incoming::Received,
+        wire::Raw,
+    },
+    patience::Answering,
+    pool::Idle,
+    tally::Tally,
+    worker::Admission,
+};
 
 /// Bytes of a request's body kept for another try; a longer one is not repeated once sent.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
@@ -32,6 +43,12 @@ pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 pub enum BodyError {
     /// hyper's word for it.
     Hyper(hyper::Error),
+    /// The connection broke.
+    Io(io::Error),
+    /// The connection ended before the body did.
+    Cut,
+    /// Its chunks or trailers are malformed.
+    Malformed(Fault),
     /// The time of the request, or of silence within it, is over.
     TimedOut,
     /// Bytes already sent cannot be sent again: a mistake of this crate if it is ever seen.
@@ -46,6 +63,9 @@ impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BodyError::Hyper(error) => error.fmt(f),
+            BodyError::Io(error) => error.fmt(f),
+            BodyError::Cut => f.write_str("the connection ended before the body did"),
+            BodyError::Malformed(fault) => fault.fmt(f),
             BodyError::TimedOut => f.write_str("no byte of the body came in time"),
             BodyError::NotKept => f.write_str("the body was too long to be sent again"),
             BodyError::Superseded => f.write_str("another try sends the body now"),
@@ -58,10 +78,67 @@ impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             BodyError::Hyper(error) => Some(error),
-            BodyError::TimedOut
+            BodyError::Io(error) => Some(error),
+            BodyError::Cut
+            | BodyError::Malformed(_)
+            | BodyError::TimedOut
             | BodyError::NotKept
             | BodyError::Superseded
             | BodyError::ClientGone => None,
+        }
+    }
+}
+
+impl From<io::Error> for BodyError {
+    fn from(error: io::Error) -> BodyError {
+        BodyError::Io(error)
+    }
+}
+
+/// A body on its way in, from a client or an endpoint.
+#[derive(Debug)]
+pub enum Inflow {
+    /// HTTP/1.
+    Http1(Received),
+    /// HTTP/2.
+    Http2(Incoming),
+}
+
+impl Inflow {
+    /// How the head was spelled, if that is known; once.
+    pub fn take_spelling(&mut self) -> Option<Spelling> {
+        match self {
+            Inflow::Http1(received) => received.take_spelling(),
+            Inflow::Http2(_) => None,
+        }
+    }
+}
+
+impl Body for Inflow {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Inflow::Http1(received) => received.poll_frame(cx),
+            Inflow::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Hyper),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Inflow::Http1(received) => received.is_end_stream(),
+            Inflow::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Inflow::Http1(received) => received.size_hint(),
+            Inflow::Http2(incoming) => incoming.size_hint(),
         }
     }
 }
@@ -73,7 +150,7 @@ pub struct Source {
 }
 
 struct SourceState {
-    incoming: Incoming,
+    incoming: Inflow,
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -89,7 +166,7 @@ struct SourceState {
 
 impl Source {
     /// `None` for a body known to be empty.
-    pub fn new(incoming: Incoming) -> Option<Source> {
+    pub fn new(incoming: Inflow) -> Option<Source> {
         if incoming.is_end_stream() {
             return None;
         }
@@ -245,10 +322,9 @@ impl SourceState {
                 self.over = true;
                 return Poll::Ready(Ok(None));
             };
-            let frame = frame.map_err(|error| {
+            let frame = frame.inspect_err(|_| {
                 self.client_failed = true;
                 self.over = true;
-                BodyError::Hyper(error)
             })?;
             match frame.into_data() {
                 Ok(bytes) => {
@@ -278,19 +354,32 @@ impl SourceState {
 /// The answer's body.
 pub struct ReplyBody {
     kind: Kind,
+    spelling: Option<Spelling>,
+    last: bool,
     tally: Option<Tally>,
     answering: Option<Answering>,
+}
+
+/// What follows an answer that left HTTP: bytes both ways, between the client and this endpoint.
+pub struct Tunnel {
+    /// The endpoint's end.
+    pub endpoint: Raw,
+    /// The account, open until the tunnel closes.
+    pub settle: Settle,
+    /// Longest silence.
+    pub idle: Duration,
 }
 
 enum Kind {
     Empty,
     Full(Option<Bytes>),
     Stream(Box<Streaming>),
+    Tunnel(Box<Tunnel>),
 }
 
 /// An answer on its way from an endpoint to the client.
 pub struct Streaming {
-    incoming: Incoming,
+    incoming: Inflow,
     settle: Option<Settle>,
     idle: Duration,
     deadline: Option<Moment>,
@@ -322,6 +411,8 @@ impl ReplyBody {
     pub fn empty() -> ReplyBody {
         ReplyBody {
             kind: Kind::Empty,
+            spelling: None,
+            last: false,
             tally: None,
             answering: None,
         }
@@ -331,13 +422,15 @@ impl ReplyBody {
     pub fn full(bytes: Bytes) -> ReplyBody {
         ReplyBody {
             kind: Kind::Full(Some(bytes)),
+            spelling: None,
+            last: false,
             tally: None,
             answering: None,
         }
     }
 
     /// An endpoint's answer, as it comes.
-    pub fn streaming(incoming: Incoming, settle: Settle, time: BodyTime) -> ReplyBody {
+    pub fn streaming(incoming: Inflow, settle: Settle, time: BodyTime) -> ReplyBody {
         let progress = settle.attempt.worker().clock.now();
         if incoming.is_end_stream() {
             settle.done(None);
@@ -353,9 +446,53 @@ impl ReplyBody {
         };
         ReplyBody {
             kind: Kind::Stream(Box::new(streaming)),
+            spelling: None,
+            last: false,
             tally: None,
             answering: None,
         }
+    }
+
+    /// Nothing, and then another protocol.
+    pub fn tunnel(tunnel: Tunnel) -> ReplyBody {
+        let mut reply = ReplyBody::empty();
+        reply.kind = Kind::Tunnel(Box::new(tunnel));
+        reply
+    }
+
+    /// The tunnel that follows the answer, if one does; its account closes with the head.
+    pub fn into_tunnel(mut self) -> Option<Tunnel> {
+        match std::mem::replace(&mut self.kind, Kind::Empty) {
+            Kind::Tunnel(tunnel) => Some(*tunnel),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer is followed by a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.kind, Kind::Tunnel(_))
+    }
+
+    /// Lets no other answer follow on an HTTP/1 connection: its client says what cannot be understood.
+    pub fn last(mut self) -> ReplyBody {
+        self.last = true;
+        self
+    }
+
+    /// Whether no other answer may follow on an HTTP/1 connection.
+    pub fn is_last(&self) -> bool {
+        self.last
+    }
+
+    /// Says how the endpoint spelled the head.
+    pub fn spelled(mut self, spelling: Option<Spelling>) -> ReplyBody {
+        self.spelling = spelling;
+        self
+    }
+
+    /// How the endpoint spelled the head, if that is known; once.
+    pub fn take_spelling(&mut self) -> Option<Spelling> {
+        self.spelling.take()
     }
 
     /// Closes `tally` when this body has ended.
@@ -412,16 +549,16 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match &mut self.kind {
-            Kind::Empty => None,
+            Kind::Empty | Kind::Tunnel(_) => None,
             Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Stream(streaming) => ready!(streaming.poll(cx)),
         };
         match &frame {
             Some(Err(error)) => {
-                let flag = if matches!(error, BodyError::TimedOut) {
-                    "UT"
-                } else {
-                    "UC"
+                let flag = match error {
+                    BodyError::TimedOut => "UT",
+                    BodyError::Malformed(_) => "UPE",
+                    _ => "UC",
                 };
                 if let Some(tally) = &mut self.tally {
                     tally.broke(flag);
@@ -437,7 +574,7 @@ impl Body for ReplyBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Empty => true,
+            Kind::Empty | Kind::Tunnel(_) => true,
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Stream(streaming) => streaming.settle.is_none(),
         }
@@ -445,7 +582,7 @@ impl Body for ReplyBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Empty | Kind::Tunnel(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Stream(streaming) => streaming.incoming.size_hint(),
         }
@@ -481,8 +618,11 @@ impl Streaming {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                self.fail(Unreachable::Broken);
-                Poll::Ready(Some(Err(BodyError::Hyper(error))))
+                self.fail(match error {
+                    BodyError::Malformed(_) => Unreachable::Garbled,
+                    _ => Unreachable::Broken,
+                });
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 self.finish(None);

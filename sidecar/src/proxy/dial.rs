@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    client::conn::{http1, http2},
-    rt::Executor,
-};
+use hyper::{client::conn::http2, rt::Executor};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tower::Service;
@@ -86,26 +83,6 @@ where
             task.await;
         });
     }
-}
-
-/// Speaks HTTP/1.1 over `transport`; a task of this thread drives the connection until it ends.
-///
-/// # Errors
-/// None in practice: HTTP/1 has no handshake.
-pub async fn http1(
-    transport: Transport,
-    header_bytes: usize,
-) -> hyper::Result<http1::SendRequest<RequestBody>> {
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(header_bytes.max(8192))
-        .handshake(TokioIo::new(transport))
-        .await?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::trace!(%error, "upstream connection ended");
-        }
-    });
-    Ok(sender)
 }
 
 /// Speaks HTTP/2 by prior knowledge over `transport`.

@@ -7,7 +7,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
 };
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use http_body::Body;
 use mesh_core::{
     balance::Ask,
     moment::Moment,
@@ -20,9 +20,14 @@ use mesh_core::{
 };
 
 use super::{
-    body::{BodyTime, ReplyBody, Settle, Source, grpc_outcome},
+    body::{BodyTime, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
     front::Caller,
     headers,
+    http1::{
+        encode,
+        head::Spelling,
+        wire::{Raw, SharedWire, Wire},
+    },
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
     tally::{Meters, Tally},
@@ -48,8 +53,12 @@ pub struct Call {
     pub source: Option<Source>,
     /// gRPC is spoken.
     pub grpc: bool,
-    /// The other end of a client's wish to leave HTTP.
-    pub upgrade: Option<OnUpgrade>,
+    /// The client wishes to leave HTTP.
+    pub upgrade: bool,
+    /// How the client spelled its head, if that is known.
+    pub spelling: Option<Spelling>,
+    /// Where the client can be told something before the answer; `None` for one that would not understand it.
+    pub client: Option<SharedWire>,
     id: HeaderValue,
     /// Its session, if it has one.
     session: Option<Session>,
@@ -59,8 +68,28 @@ pub struct Call {
     pub timeout: Option<Duration>,
 }
 
+impl Call {
+    /// Passes an interim answer on to the client; its connection writes it at its next turn.
+    pub fn inform(&self, status: StatusCode, headers: &HeaderMap, spelling: Option<&Spelling>) {
+        if let Some(client) = &self.client {
+            let wire = &mut *client.borrow_mut();
+            let output = wire.output();
+            encode::status_line(output, status, spelling);
+            encode::fields(output, headers, spelling);
+            output.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Tells a client that waits for it to send its body.
+    pub fn go_on(&self) {
+        if self.headers.contains_key(header::EXPECT) {
+            self.inform(StatusCode::CONTINUE, &HeaderMap::new(), None);
+        }
+    }
+}
+
 /// Carries one request to an endpoint and its answer back.
-pub async fn forward(caller: &Caller, request: Request<Incoming>) -> Response<ReplyBody> {
+pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<ReplyBody> {
     let worker = &caller.worker;
     let began = worker.clock.now();
     let snapshot = worker.snapshot();
@@ -178,6 +207,56 @@ fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
     tries
 }
 
+/// Opens a tunnel to an endpoint of the mesh name that CONNECT asks for, whatever is spoken there (RFC 9110, 9.3.6).
+pub async fn connect(caller: &Caller, request: &Request<Inflow>) -> Response<ReplyBody> {
+    let worker = &caller.worker;
+    let began = worker.clock.now();
+    let refuse = |meters: &Rc<Meters>, cause| {
+        let tally = Tally::new(Rc::clone(meters), worker.clock, began);
+        own_answer(worker, tally, cause, false, None)
+    };
+    let settings = worker.settings();
+    let name = match request
+        .uri()
+        .authority()
+        .map(|authority| target(authority.as_str(), &settings.domain))
+    {
+        Some(Some(Target::Mesh(name))) => name,
+        Some(Some(Target::External(_))) => return refuse(&worker.stray, Cause::External),
+        Some(None) | None => return refuse(&worker.stray, Cause::BadRequest),
+    };
+    // A listener of its own leads to its upstream and nowhere else.
+    if caller.upstream.as_ref().is_some_and(|own| **own != *name) {
+        return refuse(&worker.stray, Cause::External);
+    }
+    let snapshot = worker.snapshot();
+    let Some(upstream) = snapshot.upstream(name) else {
+        return refuse(&worker.stray, Cause::UnknownService);
+    };
+    let desk = worker.desk(upstream);
+    let Some(admission) = Admission::in_flight(upstream) else {
+        return refuse(&desk.meters, Cause::Full);
+    };
+    match tunnel::reach(worker, upstream, caller.origin.ip).await {
+        Err(None) => refuse(&desk.meters, Cause::NoEndpoint),
+        Err(Some(why)) => refuse(&desk.meters, cause_of_unreachable(why)),
+        Ok((transport, attempt)) => {
+            let mut tally = Tally::new(Rc::clone(&desk.meters), worker.clock, began);
+            tally.answered(StatusCode::OK.as_u16(), "-");
+            let tunnel = Tunnel {
+                endpoint: Raw(Wire::new(transport, &worker.buffers)),
+                settle: Settle {
+                    attempt,
+                    connection: None,
+                    admission,
+                },
+                idle: upstream.policy.timeouts.idle,
+            };
+            Response::new(ReplyBody::tunnel(tunnel).counted(tally))
+        }
+    }
+}
+
 /// A request that is refused before any endpoint is asked.
 struct Refused {
     cause: Cause,
@@ -196,7 +275,7 @@ impl Refused {
 /// Request head → upstream and call.
 fn read(
     caller: &Caller,
-    mut request: Request<Incoming>,
+    request: Request<Inflow>,
     upstream: impl FnOnce(&str) -> Option<Arc<Upstream>>,
 ) -> Result<(Arc<Upstream>, Call), Refused> {
     let worker = &caller.worker;
@@ -207,10 +286,11 @@ fn read(
         grpc,
         id: None,
     };
-    let is_upgrade =
-        request.version() == Version::HTTP_11 && headers::is_upgrade(request.headers());
-    let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    // What follows the body of such a request would have to be told from the other protocol's first bytes.
+    let upgrade = parts.version == Version::HTTP_11
+        && body.is_end_stream()
+        && headers::is_upgrade(&parts.headers);
     let authority = authority(&parts).ok_or_else(|| refused(Cause::BadRequest))?;
     let text = authority.to_str().map_err(|_| refused(Cause::BadRequest))?;
     let name = match (&caller.upstream, target(text, &settings.domain)) {
@@ -232,27 +312,36 @@ fn read(
     let hash = found.policy.hash.as_ref();
     let key = hash
         .and_then(|hash| request_key::of_request(&hash.key, &parts.headers, &parts.uri, client()));
+    let spelling = body.take_spelling();
+    let connection = caller
+        .client
+        .clone()
+        .filter(|_| parts.version == Version::HTTP_11);
     let source = Source::new(body);
     let timeout = if grpc {
         parts.headers.get("grpc-timeout").and_then(grpc_timeout)
     } else {
         None
     };
-    headers::strip_hop_by_hop(&mut parts.headers, upgrade.is_some());
-    headers::strip_answered(&mut parts.headers, source.is_some());
+    let waits =
+        connection.is_some() && source.is_some() && headers::expects_continue(&parts.headers);
+    headers::strip_hop_by_hop(&mut parts.headers, upgrade);
+    headers::strip_answered(&mut parts.headers, source.is_some(), waits);
     headers::join_cookies(&mut parts.headers);
     headers::add_forwarded(&mut parts.headers, &caller.origin, text);
     headers::add_via(&mut parts.headers, parts.version, &settings.via);
     let id = headers::request_id(&mut parts.headers, &mut *worker.rng.borrow_mut());
     parts.headers.remove(header::HOST);
     let call = Call {
-        method: parts.method,
         uri: origin_form(&parts.uri),
+        method: parts.method,
         headers: parts.headers,
         authority,
         source,
         grpc,
         upgrade,
+        spelling,
+        client: connection,
         id,
         session,
         key,
@@ -291,8 +380,10 @@ fn header_bytes(headers: &HeaderMap) -> usize {
 
 fn origin_form(uri: &Uri) -> Uri {
     match uri.path_and_query() {
-        // An absolute form without a path asks for the root (RFC 9112, 3.2.1).
-        Some(path) if uri.scheme().is_some() && path.path().is_empty() => Uri::from_static("/"),
+        // An absolute form may go from its host straight to its query (RFC 9112, 3.2.1).
+        Some(path) if path.as_str().starts_with('?') => {
+            Uri::try_from(format!("/{}", path.as_str())).unwrap_or_else(|_| Uri::from_static("/"))
+        }
         Some(path) => Uri::from(path.clone()),
         None => Uri::from_static("/"),
     }
@@ -340,13 +431,13 @@ fn pass_on(
     let worker = &caller.worker;
     let Answer {
         mut head,
-        body,
+        mut body,
         attempt,
         connection,
         ..
     } = answer;
     let status = head.status;
-    let switches = status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_some();
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade;
     if status == StatusCode::SWITCHING_PROTOCOLS && !switches {
         // Nobody asked for it, and nothing but HTTP can follow here.
         return own_answer(
@@ -368,30 +459,25 @@ fn pass_on(
         connection,
         admission,
     };
-    let reply = match (call.upgrade, head.extensions.remove::<OnUpgrade>()) {
-        (Some(client), Some(endpoint)) if switches => {
+    let spelling = body.take_spelling();
+    let idle = upstream.policy.timeouts.idle;
+    let reply = match body {
+        Inflow::Http1(received) if switches => {
             head.headers
-                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            let place = Rc::clone(&caller.place);
-            tunnel::upgraded(
-                client,
-                endpoint,
+                .insert(header::CONNECTION, headers::UPGRADE_VALUE);
+            ReplyBody::tunnel(Tunnel {
+                endpoint: received.into_raw(),
                 settle,
-                upstream.policy.timeouts.idle,
-                place,
-            );
-            ReplyBody::empty()
+                idle,
+            })
         }
-        _ => {
+        body => {
             let streams = call.grpc || is_event_stream(&head.headers);
             let deadline = (!streams).then(|| tries.deadline());
-            let time = BodyTime {
-                idle: upstream.policy.timeouts.idle,
-                deadline,
-            };
-            ReplyBody::streaming(body, settle, time)
+            ReplyBody::streaming(body, settle, BodyTime { idle, deadline })
         }
     };
+    let reply = reply.spelled(spelling);
     let mut response = Response::new(reply.counted(tally));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
@@ -425,6 +511,12 @@ fn cause_of(failure: &Failure) -> Cause {
     match failure.why {
         _ if failure.client_failed => Cause::BadRequest,
         _ if failure.full => Cause::Full,
+        why => cause_of_unreachable(why),
+    }
+}
+
+fn cause_of_unreachable(why: Unreachable) -> Cause {
+    match why {
         Unreachable::Refused => Cause::ConnectRefused,
         Unreachable::ConnectTimedOut => Cause::ConnectTimedOut,
         Unreachable::ConnectFailed => Cause::ConnectFailed,
@@ -489,5 +581,6 @@ mod tests {
             "/x?y=1"
         );
         assert_eq!(origin_form(&Uri::from_static("http://a.mesh")), "/");
+        assert_eq!(origin_form(&Uri::from_static("http://a.mesh?y=1")), "/?y=1");
     }
 }

@@ -1,46 +1,43 @@
-//! One client connection of HTTP: what is spoken is told, hyper's server runs, the one tower stack stands before the path.
+//! One client connection of HTTP: what is spoken is told, its server runs, the one tower stack stands before the path.
 //!
 //! Not here: where a request goes (`forward.rs`). A layer here may refuse or observe, never choose.
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     io,
     net::IpAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use http::{HeaderValue, Method, Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::counter;
 use tokio::{
-    io::AsyncReadExt,
     sync::watch,
     time::{sleep, timeout},
 };
 use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
-    body::ReplyBody,
-    detect::{PREFACE, Speaks, detect},
+    body::{Inflow, ReplyBody},
+    detect::{Speaks, detect},
     dial::OnThisThread,
-    forward::forward,
+    forward::{connect, forward},
     headers::{OWN_VIA_MAX, Origin, own_via_count},
+    http1::{
+        server,
+        wire::{Raw, SharedWire, Wire},
+    },
     listen::Place,
     patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
     reply::{Cause, reply},
-    transport::{Rewound, Transport},
+    transport::{Transport, Watched},
     worker::{Phase, Worker},
 };
 
@@ -69,20 +66,21 @@ pub struct Caller {
     pub origin: Rc<Origin>,
     /// The upstream its listener belongs to; `None`: the authority tells.
     pub upstream: Option<Rc<str>>,
-    /// Its place under the listener's limit; a tunnel that outlives the HTTP connection keeps it.
-    pub place: Rc<Place>,
+    /// An HTTP/1 client's connection, for what it is told before an answer.
+    pub client: Option<SharedWire>,
 }
 
 /// Serves one client connection until it ends.
 pub async fn serve(
     worker: Rc<Worker>,
-    mut transport: Transport,
+    transport: Transport,
     peer: Option<IpAddr>,
     upstream: Option<Box<str>>,
     place: Place,
 ) {
-    let (first, length, speaks) = match first_bytes(&worker, &mut transport).await {
-        Ok(told) => told,
+    let wire = Wire::new(transport, &worker.buffers);
+    let speaks = match first_bytes(&worker, &wire).await {
+        Ok(speaks) => speaks,
         Err(error) => {
             tracing::trace!(%error, "a connection said nothing");
             return;
@@ -91,49 +89,44 @@ pub async fn serve(
     let settings = worker.settings();
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
-    let caller = Caller {
+    let mut caller = Caller {
         origin: Rc::new(Origin::new(peer, trusted)),
         upstream: upstream.map(Rc::from),
-        place: Rc::new(place),
+        client: None,
         worker,
     };
-    let patience = Patience::new(caller.worker.clock, speaks != Speaks::Http2, length > 0);
-    let io = TokioIo::new(Rewound::new(
-        first,
-        length,
-        transport,
-        Arc::clone(&patience),
-    ));
-    let service = ServiceBuilder::new()
-        .layer(Guard {
-            caller: caller.clone(),
-            patience: Arc::clone(&patience),
-        })
-        .service(Forward {
-            caller: caller.clone(),
-        });
-    let service = TowerToHyperService::new(service);
-    let ended = match speaks {
-        Speaks::Http2 => {
-            let connection = http2::Builder::new(OnThisThread)
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(H2_STREAMS_MAX)
-                .max_pending_accept_reset_streams(H2_CANCELLED_MAX)
-                .initial_stream_window_size(H2_STREAM_WINDOW)
-                .initial_connection_window_size(H2_CONNECTION_WINDOW)
-                .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
-                .serve_connection(io, service);
-            run(&caller.worker, &patience, connection).await
-        }
+    match speaks {
+        // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
+        Speaks::Http2 => Box::pin(serve_http2(caller, wire, settings.header_bytes)).await,
         Speaks::Http1 | Speaks::Undecided => {
-            let connection = http1::Builder::new()
-                .max_header_size(settings.header_bytes)
-                .serve_connection(io, service)
-                .with_upgrades();
-            run(&caller.worker, &patience, connection).await
+            caller.client = Some(Rc::clone(&wire));
+            server::serve(caller, wire).await;
         }
-    };
-    if let Err(error) = ended {
+    }
+    drop(place);
+}
+
+/// Serves a client that speaks HTTP/2 by prior knowledge.
+async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
+    let worker = Rc::clone(&caller.worker);
+    let patience = Patience::new(worker.clock);
+    let io = TokioIo::new(Watched::new(Raw(wire), Arc::clone(&patience)));
+    let stack = stack(caller);
+    let busy = Arc::clone(&patience);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answering = busy.answer();
+        let answer = stack.clone().call(request.map(Inflow::Http2));
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| body.served(answering))) }
+    });
+    let connection = http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(H2_CANCELLED_MAX)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+        .serve_connection(io, service);
+    if let Err(error) = run(&worker, &patience, connection).await {
         let h2 = std::error::Error::source(&error).is_some_and(|source| source.is::<h2::Error>());
         if error.is_parse() || error.is_timeout() || h2 {
             counter!("starling_client_faults_total").increment(1);
@@ -142,29 +135,37 @@ pub async fn serve(
     }
 }
 
+/// The path and what stands before it.
+pub type Stack = Guarded<Forward>;
+
+/// Builds the stack for one client connection.
+pub fn stack(caller: Caller) -> Stack {
+    ServiceBuilder::new()
+        .layer(Guard {
+            worker: Rc::clone(&caller.worker),
+        })
+        .service(Forward { caller })
+}
+
 /// Reads until it is told what is spoken.
-async fn first_bytes(
-    worker: &Worker,
-    transport: &mut Transport,
-) -> io::Result<([u8; PREFACE.len()], usize, Speaks)> {
-    let mut first = [0u8; PREFACE.len()];
-    let mut length = 0;
+async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<Speaks> {
     let mut phase = worker.common.phase.clone();
     loop {
-        let patience = if length == 0 { CLIENT_IDLE } else { HEAD_READ };
-        let read = tokio::select! {
+        let nothing_yet = wire.borrow().input().is_empty();
+        let patience = if nothing_yet { CLIENT_IDLE } else { HEAD_READ };
+        let fill = poll_fn(|cx| wire.borrow_mut().poll_fill(cx));
+        let count = tokio::select! {
             biased;
-            read = timeout(patience, transport.read(&mut first[length..])) => read??,
-            () = last_words(&mut phase), if length == 0 => 0,
+            count = timeout(patience, fill) => count??,
+            () = last_words(&mut phase), if nothing_yet => 0,
         };
-        length += read;
-        match detect(&first[..length]) {
-            Speaks::Undecided if read == 0 && length == 0 => {
+        match detect(wire.borrow().input()) {
+            Speaks::Undecided if count == 0 && nothing_yet => {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            Speaks::Undecided if read > 0 => {}
-            Speaks::Undecided => return Ok((first, length, Speaks::Http1)),
-            told => return Ok((first, length, told)),
+            Speaks::Undecided if count > 0 => {}
+            Speaks::Undecided => return Ok(Speaks::Http1),
+            told => return Ok(told),
         }
     }
 }
@@ -180,19 +181,7 @@ trait Graceful: Future<Output = hyper::Result<()>> {
     fn end(self: Pin<&mut Self>);
 }
 
-impl<S, B> Graceful for http1::UpgradeableConnection<TokioIo<Rewound>, S>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: http_body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn end(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-impl<S, B> Graceful for http2::Connection<TokioIo<Rewound>, S, OnThisThread>
+impl<S, B> Graceful for http2::Connection<TokioIo<Watched>, S, OnThisThread>
 where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -233,7 +222,7 @@ pub struct Forward {
 /// A future that stays on its worker's thread.
 type Answering = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;
 
-impl Service<Request<Incoming>> for Forward {
+impl Service<Request<Inflow>> for Forward {
     type Response = Response<ReplyBody>;
     type Error = Infallible;
     type Future = Answering;
@@ -242,18 +231,20 @@ impl Service<Request<Incoming>> for Forward {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Inflow>) -> Self::Future {
         let caller = self.caller.clone();
+        if request.method() == Method::CONNECT {
+            return Box::pin(async move { Ok(connect(&caller, &request).await) });
+        }
         Box::pin(async move { Ok(forward(&caller, request).await) })
     }
 }
 
-/// Refuses what must never be forwarded: loops, endless paths, CONNECT. While the sidecar closes, it asks HTTP/1
-/// callers to come back on another connection.
+/// Refuses what must never be forwarded: loops, endless paths. While the sidecar closes, it asks HTTP/1 callers to
+/// come back on another connection.
 #[derive(Clone)]
 struct Guard {
-    caller: Caller,
-    patience: Arc<Patience>,
+    worker: Rc<Worker>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -261,60 +252,93 @@ impl<S> Layer<S> for Guard {
 
     fn layer(&self, inner: S) -> Guarded<S> {
         Guarded {
-            caller: self.caller.clone(),
-            patience: Arc::clone(&self.patience),
+            worker: Rc::clone(&self.worker),
             inner,
         }
     }
 }
 
-/// A service behind the [`Guard`].
+/// A service behind the guard.
 #[derive(Clone)]
-struct Guarded<S> {
-    caller: Caller,
-    patience: Arc<Patience>,
+pub struct Guarded<S> {
+    worker: Rc<Worker>,
     inner: S,
 }
 
-impl<S> Service<Request<Incoming>> for Guarded<S>
+impl<S> Service<Request<Inflow>> for Guarded<S>
 where
-    S: Service<Request<Incoming>, Response = Response<ReplyBody>, Error = Infallible>,
-    S::Future: 'static,
+    S: Service<Request<Inflow>, Response = Response<ReplyBody>, Error = Infallible>,
+    S::Future: Unpin,
 {
     type Response = Response<ReplyBody>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = Guarding<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let settings = self.caller.worker.settings();
-        let busy = self.patience.answer();
+    fn call(&mut self, request: Request<Inflow>) -> Self::Future {
+        let settings = self.worker.settings();
         if let Some(cause) = refusal(&request, &settings.via.pseudonym) {
             counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
             let answer = reply(cause, false, &settings.node, None);
-            return Box::pin(std::future::ready(Ok(answer.map(|body| body.served(busy)))));
+            return Guarding::Refused(Some(Box::new(answer)));
         }
-        let one = request.version() < http::Version::HTTP_2;
-        let worker = Rc::clone(&self.caller.worker);
-        let answering = self.inner.call(request);
-        Box::pin(async move {
-            let mut answer = answering.await?;
-            let stays = answer.status() == http::StatusCode::SWITCHING_PROTOCOLS;
-            if one && !stays && worker.phase() != Phase::Open {
-                answer
-                    .headers_mut()
-                    .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(answer.map(|body| body.served(busy)))
-        })
+        Guarding::Answering {
+            asks_to_close: (request.version() < http::Version::HTTP_2)
+                .then(|| Rc::clone(&self.worker)),
+            inner: self.inner.call(request),
+        }
     }
 }
 
-fn refusal(request: &Request<Incoming>, pseudonym: &str) -> Option<Cause> {
-    if request.method() == http::Method::CONNECT {
+/// The answer of a guarded service.
+pub enum Guarding<F> {
+    /// It did not get as far.
+    Refused(Option<Box<Response<ReplyBody>>>),
+    /// It is on the way.
+    Answering {
+        /// For HTTP/1: whose life decides whether the client is asked to close.
+        asks_to_close: Option<Rc<Worker>>,
+        /// The service's own future.
+        inner: F,
+    },
+}
+
+impl<F> Future for Guarding<F>
+where
+    F: Future<Output = Result<Response<ReplyBody>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<ReplyBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Guarding::Refused(answer) => match answer.take() {
+                Some(answer) => Poll::Ready(Ok(*answer)),
+                None => Poll::Pending,
+            },
+            Guarding::Answering {
+                asks_to_close,
+                inner,
+            } => {
+                let mut answer = ready!(Pin::new(inner).poll(cx))?;
+                let closing = asks_to_close
+                    .as_ref()
+                    .is_some_and(|worker| worker.phase() != Phase::Open);
+                if closing && !answer.body().is_tunnel() {
+                    answer
+                        .headers_mut()
+                        .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Poll::Ready(Ok(answer))
+            }
+        }
+    }
+}
+
+fn refusal(request: &Request<Inflow>, pseudonym: &str) -> Option<Cause> {
+    if request.method() == Method::CONNECT && request.version() == http::Version::HTTP_2 {
         return Some(Cause::ConnectMethod);
     }
     if request

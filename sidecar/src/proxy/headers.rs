@@ -24,6 +24,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What is left of a gRPC caller's time.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// `Connection` of a message that leaves HTTP.
+pub const UPGRADE_VALUE: HeaderValue = HeaderValue::from_static("upgrade");
 /// Correlates one request across hosts.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -106,12 +110,21 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// Removes from a request what this sidecar has answered itself (`Expect`) or must not repeat (`Trailer` without one).
-pub fn strip_answered(headers: &mut HeaderMap, has_body: bool) {
-    headers.remove(EXPECT);
+/// Removes from a request what must not be repeated: `Expect` where the body comes anyway, `Trailer` without a body.
+pub fn strip_answered(headers: &mut HeaderMap, has_body: bool, expects_continue: bool) {
+    if !expects_continue {
+        headers.remove(EXPECT);
+    }
     if !has_body {
         headers.remove(TRAILER);
     }
+}
+
+/// Whether a client waits for `100 Continue` before it sends its body.
+pub fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Appends `Forwarded` and `X-Forwarded-For`, `-Proto`, `-Host`; what an untrusted caller said of itself is dropped.

@@ -11,6 +11,7 @@ pub mod dial;
 pub mod forward;
 pub mod front;
 pub mod headers;
+pub mod http1;
 pub mod listen;
 pub mod patience;
 pub mod pool;

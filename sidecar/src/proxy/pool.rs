@@ -4,11 +4,11 @@
 
 use std::{collections::HashMap, rc::Rc, time::Duration};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use mesh_core::moment::Moment;
 use tokio::sync::Mutex;
 
-use super::body::RequestBody;
+use super::{body::RequestBody, http1::wire::SharedWire};
 
 /// Idle HTTP/1 connections kept per endpoint and worker; one more closes the oldest.
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
@@ -21,8 +21,8 @@ pub const IDLE_MAX: Duration = Duration::from_secs(90);
 /// An HTTP/1 connection at rest.
 #[derive(Debug)]
 pub struct Idle {
-    /// Sends one request at a time.
-    pub sender: http1::SendRequest<RequestBody>,
+    /// Carries one request at a time.
+    pub wire: SharedWire,
     /// Its number, for telling failures on one connection from failures on several.
     pub number: u64,
     /// How long it may rest.
@@ -63,9 +63,9 @@ impl Pool {
     }
 
     /// A connection just opened, as one that can be put back later.
-    pub fn fresh(sender: http1::SendRequest<RequestBody>, number: u64) -> Idle {
+    pub fn fresh(wire: SharedWire, number: u64) -> Idle {
         Idle {
-            sender,
+            wire,
             number,
             keeps: IDLE_UNKNOWN,
             since: Moment::START,
@@ -76,16 +76,16 @@ impl Pool {
     pub fn take(&mut self, endpoint: u64, now: Moment) -> Option<Idle> {
         let shelf = self.shelves.get_mut(&endpoint)?;
         while let Some(idle) = shelf.idle.pop() {
-            if now.since(idle.since) < idle.keeps && idle.sender.is_ready() {
+            if now.since(idle.since) < idle.keeps && idle.wire.borrow_mut().rests() {
                 return Some(idle);
             }
         }
         None
     }
 
-    /// Puts a connection to rest after its answer's end.
+    /// Puts a connection to rest after its answer's end, if another request may follow on it.
     pub fn put(&mut self, endpoint: u64, mut idle: Idle, now: Moment) {
-        if idle.sender.is_closed() {
+        if !idle.wire.borrow().is_reusable() {
             return;
         }
         idle.since = now;
@@ -118,9 +118,9 @@ impl Pool {
     /// Closes what rested too long; called once a second.
     pub fn sweep(&mut self, now: Moment) {
         self.shelves.retain(|_, shelf| {
-            shelf
-                .idle
-                .retain(|idle| now.since(idle.since) < idle.keeps && !idle.sender.is_closed());
+            shelf.idle.retain(|idle| {
+                now.since(idle.since) < idle.keeps && idle.wire.borrow_mut().rests()
+            });
             if let Some((place, used)) = &shelf.h2
                 && now.since(*used) >= IDLE_MAX
                 && Rc::strong_count(place) == 1

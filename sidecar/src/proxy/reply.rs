@@ -30,6 +30,8 @@ pub enum Cause {
     UpstreamGarbled,
     /// The client's request makes no sense.
     BadRequest,
+    /// The request's head took too long to come.
+    HeadTooSlow,
     /// The request's header block is too large.
     HeadersTooLarge,
     /// The request's path or query is too long.
@@ -38,7 +40,7 @@ pub enum Cause {
     External,
     /// Own `Via` seen twice.
     Loop,
-    /// CONNECT, which this build does not serve.
+    /// CONNECT over HTTP/2, which this build does not serve.
     ConnectMethod,
 }
 
@@ -145,12 +147,19 @@ impl Cause {
                 "http_request_error",
                 "the request is malformed or ambiguous",
             ),
+            Cause::HeadTooSlow => line(
+                StatusCode::REQUEST_TIMEOUT,
+                8,
+                "DPE",
+                "http_request_error",
+                "the request's head did not come whole within 10 s",
+            ),
             Cause::HeadersTooLarge => line(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 8,
                 "DPE",
                 "http_request_error",
-                "the request's headers are too large; see limits.header_bytes of this upstream",
+                "the request has more than 100 headers, or they are too large; see limits.header_bytes of this upstream",
             ),
             Cause::UriTooLong => line(
                 StatusCode::URI_TOO_LONG,
@@ -178,7 +187,7 @@ impl Cause {
                 12,
                 "RBAC",
                 "http_request_denied",
-                "CONNECT is not in this version; give the service a tcp upstream with a port of its own",
+                "CONNECT over HTTP/2 is not in this version; use HTTP/1.1, or a tcp upstream with a port of its own",
             ),
         }
     }
@@ -226,6 +235,10 @@ pub fn reply(
         );
         let text = format!("{} {}: {}\n", line.status.as_u16(), line.flag, line.advice);
         (line.status, ReplyBody::full(Bytes::from(text)))
+    };
+    let body = match cause {
+        Cause::BadRequest => body.last(),
+        _ => body,
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;

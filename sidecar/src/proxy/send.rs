@@ -4,8 +4,8 @@
 
 use std::{error::Error, io, rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, Uri, Version, header, response};
-use hyper::body::Incoming;
+use http::{HeaderValue, Request, Uri, Version, header, response};
+use http_body::Body;
 use mesh_core::{
     endpoint::Endpoint,
     moment::Moment,
@@ -18,9 +18,14 @@ use tower::Service;
 
 use super::{
     attempt::Attempt,
-    body::RequestBody,
+    body::{Inflow, RequestBody},
     dial::{self, Target},
     forward::{Call, judge},
+    headers,
+    http1::{
+        client::{Trouble, exchange},
+        wire::Wire,
+    },
     pool::{Idle, Multiplexed, Pool},
     transport::Transport,
     worker::{Admission, Worker},
@@ -35,7 +40,7 @@ pub struct Answer {
     /// The head.
     pub head: response::Parts,
     /// The body.
-    pub body: Incoming,
+    pub body: Inflow,
     /// The account, open until the body's end.
     pub attempt: Attempt,
     /// The HTTP/1 connection to be put back after it.
@@ -97,9 +102,8 @@ pub async fn once(
     };
     let tried = timeout_at(worker.clock.instant(terms.deadline), trying).await;
     match tried {
-        Ok(Ok((response, connection))) => {
-            let (head, body) = response.into_parts();
-            let told = judge(&head, hyper::body::Body::is_end_stream(&body));
+        Ok(Ok((head, body, connection))) => {
+            let told = judge(&head, body.is_end_stream());
             attempt.headed(told);
             Ok(Answer {
                 connection: connection.map(|idle| keeps_as_told(idle, &head)),
@@ -147,7 +151,7 @@ fn all_sent(call: &Call) -> Sent {
     }
 }
 
-type Tried = Result<(http::Response<Incoming>, Option<Idle>), Failure>;
+type Tried = Result<(response::Parts, Inflow, Option<Idle>), Failure>;
 
 async fn over_http1(
     attempt: &mut Attempt,
@@ -166,29 +170,44 @@ async fn over_http1(
             .take(endpoint.id, worker.clock.now())
     };
     let reused = kept.is_some();
-    let mut idle = match kept {
+    let idle = match kept {
         Some(idle) => idle,
         None => {
-            let header_bytes = upstream.policy.limits.header_bytes;
-            let opening = async {
-                let transport = dialled(&worker, &endpoint).await?;
-                let opened = dial::http1(transport, header_bytes).await;
-                opened.map_err(|error| handshake_failed(&endpoint, &error))
-            };
-            let sender = connect(upstream, opening).await?;
+            let transport = connect(upstream, dialled(&worker, &endpoint)).await?;
             let number = worker.pool.borrow_mut().number();
-            Pool::fresh(sender, number)
+            Pool::fresh(Wire::new(transport, &worker.buffers), number)
         }
     };
     attempt.on_connection(idle.number);
-    let request = http1_request(call, terms.deadline.since(worker.clock.now()));
     let sent_at = worker.clock.now();
-    match idle.sender.send_request(request).await {
-        Ok(response) => Ok((response, Some(idle))),
-        Err(error) => {
+    let left = terms.deadline.since(sent_at);
+    let header_bytes = upstream.policy.limits.header_bytes;
+    match exchange(&idle.wire, call, left, header_bytes).await {
+        Ok((head, body)) => Ok((head, Inflow::Http1(body), Some(idle))),
+        Err(trouble) => {
             let soon = worker.clock.now().since(sent_at) < STALE_SOON;
-            Err(broken(&error, call, reused, reused && soon))
+            Err(troubled(trouble, call, reused, reused && soon))
         }
+    }
+}
+
+/// Reads what befell a request over HTTP/1. `died_idle`: it broke so soon after a kept connection was used again that
+/// it had been dead before.
+fn troubled(trouble: Trouble, call: &Call, reused: bool, died_idle: bool) -> Failure {
+    let (why, sent) = match (trouble, all_sent(call)) {
+        (Trouble::Unsent, _) if reused => (Unreachable::Broken, Sent::Stale { body: false }),
+        (Trouble::Malformed(_), sent) => (Unreachable::Garbled, sent),
+        // Its head went out, so a method that is not idempotent may have had its effect: that counts as a body.
+        (Trouble::Silent, Sent::Replayable) if died_idle => {
+            let body = !call.method.is_idempotent() || call.source.is_some();
+            (Unreachable::Broken, Sent::Stale { body })
+        }
+        (_, sent) => (Unreachable::Broken, sent),
+    };
+    tracing::debug!(?trouble, ?why, ?sent, "no answer");
+    Failure {
+        client_failed: trouble == Trouble::Client,
+        ..Failure::new(why, sent)
     }
 }
 
@@ -231,9 +250,14 @@ async fn over_http2(
     };
     attempt.on_connection(shared.number);
     let request = http2_request(call, terms.deadline.since(worker.clock.now()))?;
+    // hyper passes no interim answer of HTTP/2 on, so a client that waits for one is told here to go on.
+    call.go_on();
     match shared.sender.send_request(request).await {
-        Ok(response) => Ok((response, None)),
-        Err(error) => Err(broken(&error, call, reused, false)),
+        Ok(response) => {
+            let (head, body) = response.into_parts();
+            Ok((head, Inflow::Http2(body), None))
+        }
+        Err(error) => Err(broken(&error, call, reused)),
     }
 }
 
@@ -282,29 +306,6 @@ pub async fn dialled(worker: &Worker, endpoint: &Endpoint) -> Result<Transport, 
     })
 }
 
-fn http1_request(call: &Call, left: Duration) -> Request<RequestBody> {
-    let mut request = Request::new(RequestBody::of(call.source.as_ref()));
-    *request.method_mut() = call.method.clone();
-    *request.uri_mut() = call.uri.clone();
-    *request.version_mut() = Version::HTTP_11;
-    let headers = request.headers_mut();
-    headers.reserve(call.headers.len() + 2);
-    headers.insert(header::HOST, call.authority.clone());
-    headers.extend(call.headers.clone());
-    // Without this, hyper would send no body with methods that seldom have one.
-    if call.source.is_some() && !headers.contains_key(header::CONTENT_LENGTH) {
-        headers.insert(
-            header::TRANSFER_ENCODING,
-            HeaderValue::from_static("chunked"),
-        );
-    }
-    pass_on_time_left(call, headers, left);
-    if call.upgrade.is_some() {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    request
-}
-
 fn http2_request(call: &Call, left: Duration) -> Result<Request<RequestBody>, Failure> {
     let mut request = Request::new(RequestBody::of(call.source.as_ref()));
     *request.method_mut() = call.method.clone();
@@ -325,24 +326,23 @@ fn http2_request(call: &Call, left: Duration) -> Result<Request<RequestBody>, Fa
     })?;
     *request.headers_mut() = call.headers.clone();
     request.headers_mut().remove(header::UPGRADE);
-    pass_on_time_left(call, request.headers_mut(), left);
+    request.headers_mut().remove(header::EXPECT);
+    if let Some(left) = time_left(call, left) {
+        request.headers_mut().insert(headers::GRPC_TIMEOUT, left);
+    }
     Ok(request)
 }
 
 /// A client's `grpc-timeout` goes on as what is left of it.
-fn pass_on_time_left(call: &Call, headers: &mut HeaderMap, left: Duration) {
-    if call.timeout.is_some() {
-        // Eight digits at most (the gRPC protocol); 99,999,999 ms are 27 hours.
-        let millis = left.as_millis().clamp(1, 99_999_999);
-        if let Ok(value) = HeaderValue::try_from(format!("{millis}m")) {
-            headers.insert("grpc-timeout", value);
-        }
-    }
+pub fn time_left(call: &Call, left: Duration) -> Option<HeaderValue> {
+    call.timeout?;
+    // Eight digits at most (the gRPC protocol); 99,999,999 ms are 27 hours.
+    let millis = left.as_millis().clamp(1, 99_999_999);
+    HeaderValue::try_from(format!("{millis}m")).ok()
 }
 
-/// Reads hyper's error: what happened, and how much of the request the endpoint may have seen. `died_idle`: it broke
-/// so soon after a kept connection was used again that it had been dead before.
-fn broken(error: &hyper::Error, call: &Call, reused: bool, died_idle: bool) -> Failure {
+/// Reads hyper's error: what happened, and how much of the request the endpoint may have seen.
+fn broken(error: &hyper::Error, call: &Call, reused: bool) -> Failure {
     let client_failed = call
         .source
         .as_ref()
@@ -361,11 +361,6 @@ fn broken(error: &hyper::Error, call: &Call, reused: bool, died_idle: bool) -> F
         }
         sent if refused || gone_away || error.is_canceled() => (Unreachable::NotProcessed, sent),
         sent if error.is_parse() => (Unreachable::Garbled, sent),
-        // Its head went out, so a method that is not idempotent may have had its effect: that counts as a body.
-        Sent::Replayable if died_idle => {
-            let body = !call.method.is_idempotent() || call.source.is_some();
-            (Unreachable::Broken, Sent::Stale { body })
-        }
         sent => (Unreachable::Broken, sent),
     };
     tracing::debug!(%error, ?why, ?sent, "no answer");

@@ -421,8 +421,8 @@ fn what_is_not_of_the_mesh_is_refused_with_its_reason() {
                 "LOOP",
             ),
             (
-                "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n",
-                "405",
+                "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+                "403",
                 "RBAC",
             ),
         ];
@@ -626,6 +626,7 @@ fn a_trickling_head_is_cut_off_and_a_resting_connection_is_not() {
         let mut answer = Vec::new();
         slow.read_to_end(&mut answer).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 10);
+        assert!(answer.starts_with(b"HTTP/1.1 408 "), "{answer:?}");
 
         let mut kept = world.client();
         for _ in 0..2 {

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::{detect::PREFACE, patience::Patience};
+use super::{http1::wire::Raw, patience::Patience};
 
 /// What carries the bytes.
 #[derive(Debug)]
@@ -84,66 +84,37 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// A transport whose first bytes were read already, to tell what is spoken, and are handed out again.
+/// A connection whose writes are told to its patience.
 #[derive(Debug)]
-pub struct Rewound {
-    first: [u8; PREFACE.len()],
-    from: u8,
-    to: u8,
-    transport: Transport,
+pub struct Watched {
+    raw: Raw,
     patience: Arc<Patience>,
 }
 
-impl Rewound {
-    /// Hands out `first`, at most the length of the HTTP/2 preface, before anything read from `transport`; what is
-    /// read and written is told to `patience`.
-    pub fn new(
-        first: [u8; PREFACE.len()],
-        length: usize,
-        transport: Transport,
-        patience: Arc<Patience>,
-    ) -> Rewound {
-        let to = u8::try_from(length.min(PREFACE.len())).unwrap_or(0);
-        Rewound {
-            first,
-            from: 0,
-            to,
-            transport,
-            patience,
-        }
+impl Watched {
+    /// Hands out what was read of `raw` already before anything read from its transport.
+    pub fn new(raw: Raw, patience: Arc<Patience>) -> Watched {
+        Watched { raw, patience }
     }
 }
 
-impl AsyncRead for Rewound {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.from < this.to {
-            let kept = &this.first[usize::from(this.from)..usize::from(this.to)];
-            let count = kept.len().min(buf.remaining());
-            buf.put_slice(&kept[..count]);
-            this.from += u8::try_from(count).unwrap_or(0);
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.transport).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            this.patience.read();
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.raw).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Rewound {
+impl AsyncWrite for Watched {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.transport).poll_write(cx, buf);
+        let written = Pin::new(&mut self.raw).poll_write(cx, buf);
         self.patience.wrote(written.is_ready());
         written
     }
@@ -153,20 +124,20 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
+        let written = Pin::new(&mut self.raw).poll_write_vectored(cx, bufs);
         self.patience.wrote(written.is_ready());
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.transport.is_write_vectored()
+        self.raw.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+        Pin::new(&mut self.raw).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        Pin::new(&mut self.raw).poll_shutdown(cx)
     }
 }

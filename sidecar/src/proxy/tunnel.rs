@@ -4,8 +4,6 @@
 
 use std::{cell::Cell, io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use mesh_core::{
     balance::Ask,
     moment::Moment,
@@ -21,7 +19,8 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
-    body::Settle,
+    body::Tunnel,
+    http1::wire::Raw,
     listen::Place,
     send::dialled,
     transport::Transport,
@@ -51,7 +50,7 @@ pub async fn serve(
         tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
         return;
     };
-    if let Some((endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
+    if let Ok((endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
         let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
         if let Err(error) = ended {
             tracing::debug!(upstream = %name, %error, "a relayed connection ended early");
@@ -62,11 +61,14 @@ pub async fn serve(
 }
 
 /// Connects to one endpoint after another until one accepts.
-async fn reach(
+///
+/// # Errors
+/// Why the last one did not; `None` when there was none to ask.
+pub async fn reach(
     worker: &Rc<Worker>,
     upstream: &Arc<Upstream>,
     peer: Option<IpAddr>,
-) -> Option<(Transport, Attempt)> {
+) -> Result<(Transport, Attempt), Option<Unreachable>> {
     let desk = worker.desk(upstream);
     // Of a connection nothing is known but where it comes from, whatever the key.
     let source = peer.map(request_key::of_address);
@@ -76,6 +78,7 @@ async fn reach(
     let began = worker.clock.now();
     upstream.shared.budget.request(began);
     let mut tries = Tries::start(&upstream.policy, true, false, began);
+    let mut last = None;
     loop {
         let now = worker.clock.now();
         let ask = Ask {
@@ -87,7 +90,7 @@ async fn reach(
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
             tracing::debug!(upstream = %upstream.policy.name, "no endpoint is left for a connection");
-            return None;
+            return Err(last);
         };
         tries.picked(pick.endpoint.id, pick.tier);
         let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
@@ -100,11 +103,12 @@ async fn reach(
             Ok(Ok(transport)) => {
                 attempt.headed(Some(Outcome::Success));
                 desk.meters.attempt(Outcome::Success);
-                return Some((transport, attempt));
+                return Ok((transport, attempt));
             }
             Ok(Err(why)) => why,
             Err(_) => Unreachable::ConnectTimedOut,
         };
+        last = Some(why);
         let outcome = Outcome::Unreachable(why);
         attempt.failed(outcome);
         desk.meters.attempt(outcome);
@@ -121,7 +125,7 @@ async fn reach(
             )
         };
         match verdict {
-            Verdict::Answer => return None,
+            Verdict::Answer => return Err(last),
             Verdict::Again { after } => {
                 desk.meters.retry();
                 if !after.is_zero() {
@@ -132,29 +136,18 @@ async fn reach(
     }
 }
 
-/// Relays a connection that left HTTP, once both sides have let go of it.
-pub fn upgraded(
-    client: OnUpgrade,
-    endpoint: OnUpgrade,
-    settle: Settle,
-    idle: Duration,
-    place: Rc<Place>,
-) {
+/// Relays a client connection that left HTTP to the endpoint that agreed to it.
+pub async fn upgraded(client: Raw, tunnel: Tunnel) {
+    let Tunnel {
+        endpoint,
+        settle,
+        idle,
+    } = tunnel;
     let worker = Rc::clone(settle.attempt.worker());
-    tokio::task::spawn_local(async move {
-        let both = async { tokio::try_join!(client, endpoint) };
-        match both.await {
-            Ok((client, endpoint)) => {
-                let ended =
-                    relay(&worker, TokioIo::new(client), TokioIo::new(endpoint), idle).await;
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "an upgraded connection ended early");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "an upgrade was not completed"),
-        }
-        drop((settle, place));
-    });
+    if let Err(error) = relay(&worker, client, endpoint, idle).await {
+        tracing::debug!(%error, "an upgraded connection ended early");
+    }
+    drop(settle);
 }
 
 /// Copies both ways until both ends have ended, half-close kept, silence bounded.

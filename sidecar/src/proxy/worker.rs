@@ -12,10 +12,11 @@ use std::{
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use arc_swap::{ArcSwap, Cache};
+use http::HeaderValue;
 use mesh_core::{
     balance::{Ask, Pick, PickKind, Picker},
     endpoint::Endpoint,
@@ -34,6 +35,7 @@ use tokio::{
 use super::{
     dial::{Connector, Tcp},
     headers::Via,
+    http1::wire::Buffers,
     listen::{self, Order},
     pool::Pool,
     tally::Meters,
@@ -91,6 +93,8 @@ pub struct Worker {
     pub clock: Clock,
     /// What every worker shares.
     pub common: Arc<Common>,
+    /// Buffers that no HTTP/1 connection uses now.
+    pub buffers: Rc<Buffers>,
     /// Open connections to endpoints.
     pub pool: RefCell<Pool>,
     /// Dice.
@@ -104,6 +108,8 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     settings: RefCell<Cache<Arc<ArcSwap<Settings>>, Arc<Settings>>>,
     desks: RefCell<HashMap<Box<str>, Rc<Desk>>>,
+    /// The second it was made for, and its text.
+    date: RefCell<(u64, HeaderValue)>,
 }
 
 /// What a worker keeps for one upstream.
@@ -169,6 +175,7 @@ impl Worker {
     pub fn with_connector(common: Arc<Common>, connector: Connector) -> Rc<Worker> {
         Rc::new(Worker {
             clock: common.clock,
+            buffers: Rc::default(),
             pool: RefCell::default(),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connector: RefCell::new(connector),
@@ -182,6 +189,7 @@ impl Worker {
             snapshot: RefCell::new(Cache::new(Arc::clone(&common.snapshot))),
             settings: RefCell::new(Cache::new(Arc::clone(&common.settings))),
             desks: RefCell::default(),
+            date: RefCell::new((0, HeaderValue::from_static(""))),
             common,
         })
     }
@@ -194,6 +202,19 @@ impl Worker {
     /// The settings in force.
     pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(self.settings.borrow_mut().load())
+    }
+
+    /// The time as a `Date` header tells it, made once a second.
+    pub fn date(&self) -> HeaderValue {
+        let second = self.clock.unix_ms() / 1000;
+        let mut date = self.date.borrow_mut();
+        if date.0 != second {
+            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+            if let Ok(value) = HeaderValue::try_from(text) {
+                *date = (second, value);
+            }
+        }
+        date.1.clone()
     }
 
     /// Where the sidecar is in its life.

@@ -1,0 +1,374 @@
+//! One HTTP/1 connection's bytes: those read and not used yet, those still to be written.
+//!
+//! Not here: what the bytes mean (`head.rs`, `decode.rs`). A connection that rests holds no buffer: it borrows one
+//! of its worker's while there is something in it.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http_body::Frame;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    decode::{Decoder, Step},
+    head::Framing,
+};
+use crate::proxy::{body::BodyError, transport::Transport};
+
+/// Size of a buffer, in bytes; a read that does not fill it tells the runtime that there is no more for now.
+pub const BUFFER_BYTES: usize = 16 * 1024;
+/// Buffers of each kind that a worker keeps for the next connection that needs one.
+const SPARE_MAX: usize = 64;
+/// Data up to this size is copied behind what is written already; longer data is written from where it lies.
+const COPY_BYTES_MAX: usize = 4 * 1024;
+/// Bytes gathered before they are written.
+const GATHER_BYTES: usize = 16 * 1024;
+
+/// A worker's buffers that no connection uses now.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    inputs: RefCell<Vec<Box<[u8]>>>,
+    outputs: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    fn input(&self) -> Box<[u8]> {
+        let spare = self.inputs.borrow_mut().pop();
+        spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into())
+    }
+
+    fn take_input(&self, buffer: Box<[u8]>) {
+        let mut inputs = self.inputs.borrow_mut();
+        // One that has grown for a long head is not kept.
+        if buffer.len() == BUFFER_BYTES && inputs.len() < SPARE_MAX {
+            inputs.push(buffer);
+        }
+    }
+
+    fn output(&self) -> Vec<u8> {
+        self.outputs
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+    }
+
+    fn take_output(&self, mut buffer: Vec<u8>) {
+        let mut outputs = self.outputs.borrow_mut();
+        if buffer.capacity() <= 2 * BUFFER_BYTES && outputs.len() < SPARE_MAX {
+            buffer.clear();
+            outputs.push(buffer);
+        }
+    }
+}
+
+/// A connection that its reader and its writer share, always on one thread.
+pub type SharedWire = Rc<RefCell<Wire>>;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Wire {
+    transport: Transport,
+    buffers: Rc<Buffers>,
+    input: Box<[u8]>,
+    from: usize,
+    to: usize,
+    output: Vec<u8>,
+    written: usize,
+    /// Written after `output`.
+    tail: Bytes,
+    written_ever: u64,
+    decoder: Decoder,
+    /// The other side has ended, or the connection broke.
+    ended: bool,
+    /// After the message under way another one may follow.
+    keeps: bool,
+}
+
+impl Wire {
+    /// A connection on which nothing was said yet.
+    pub fn new(transport: Transport, buffers: &Rc<Buffers>) -> SharedWire {
+        let wire = Wire {
+            transport,
+            buffers: Rc::clone(buffers),
+            input: Box::default(),
+            from: 0,
+            to: 0,
+            output: Vec::new(),
+            written: 0,
+            tail: Bytes::new(),
+            written_ever: 0,
+            decoder: Decoder::new(Framing::Empty),
+            ended: false,
+            keeps: true,
+        };
+        Rc::new(RefCell::new(wire))
+    }
+
+    /// What was read and not used yet.
+    pub fn input(&self) -> &[u8] {
+        &self.input[self.from..self.to]
+    }
+
+    /// Uses up `count` bytes of the input.
+    pub fn consume(&mut self, count: usize) {
+        self.from += count;
+        if self.from == self.to {
+            self.release_input();
+        }
+    }
+
+    fn release_input(&mut self) {
+        (self.from, self.to) = (0, 0);
+        if !self.input.is_empty() {
+            self.buffers.take_input(std::mem::take(&mut self.input));
+        }
+    }
+
+    /// Reads once; the number of bytes that came, 0 at the end. The input grows while nothing of it is used up, so
+    /// whoever waits for more of it bounds it.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Ok(0));
+        }
+        if self.input.is_empty() {
+            self.input = self.buffers.input();
+        } else if self.to == self.input.len() {
+            if self.from > 0 {
+                self.input.copy_within(self.from..self.to, 0);
+            } else {
+                let mut grown = std::mem::take(&mut self.input).into_vec();
+                grown.resize(grown.len() * 2, 0);
+                self.input = grown.into();
+            }
+            (self.from, self.to) = (0, self.to - self.from);
+        }
+        let mut room = ReadBuf::new(&mut self.input[self.to..]);
+        let read = Pin::new(&mut self.transport).poll_read(cx, &mut room);
+        let count = room.filled().len();
+        self.to += count;
+        if self.to == self.from {
+            self.release_input();
+        }
+        ready!(read).inspect_err(|_| self.ended = true)?;
+        self.ended |= count == 0;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Whether it is open and silent, as a connection at rest has to be. Costs no system call while it is.
+    pub fn rests(&mut self) -> bool {
+        if self.ended || self.from < self.to {
+            return false;
+        }
+        let mut byte = [0];
+        let mut room = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.transport)
+            .poll_read(&mut cx, &mut room)
+            .is_pending()
+    }
+
+    /// The other side has ended, or the connection broke.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Where to append what is to be written.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        if self.output.capacity() == 0 {
+            self.output = self.buffers.output();
+        }
+        &mut self.output
+    }
+
+    /// Something is waiting to be written.
+    pub fn has_output(&self) -> bool {
+        !self.output.is_empty() || !self.tail.is_empty()
+    }
+
+    /// Enough is waiting to be written; nothing may be added before it is.
+    pub fn is_full(&self) -> bool {
+        self.output.len() >= GATHER_BYTES || !self.tail.is_empty()
+    }
+
+    /// Adds data; not to a wire that is full.
+    pub fn push(&mut self, data: Bytes) {
+        if data.len() <= COPY_BYTES_MAX {
+            self.output().extend_from_slice(&data);
+        } else {
+            self.tail = data;
+        }
+    }
+
+    /// Bytes written since the connection was opened.
+    pub fn written(&self) -> u64 {
+        self.written_ever
+    }
+
+    /// Writes what waits.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.has_output() {
+            let head = &self.output[self.written..];
+            let transport = Pin::new(&mut self.transport);
+            let count = if self.tail.is_empty() {
+                ready!(transport.poll_write(cx, head))?
+            } else if head.is_empty() {
+                ready!(transport.poll_write(cx, &self.tail))?
+            } else {
+                let slices = [io::IoSlice::new(head), io::IoSlice::new(&self.tail)];
+                ready!(transport.poll_write_vectored(cx, &slices))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written_ever += count as u64;
+            let of_head = count.min(head.len());
+            self.written += of_head;
+            self.tail.advance(count - of_head);
+            if self.written == self.output.len() {
+                self.written = 0;
+                self.output.clear();
+            }
+        }
+        if self.output.capacity() > 0 {
+            self.buffers.take_output(std::mem::take(&mut self.output));
+        }
+        // TLS keeps a record back until it is flushed; a socket has nothing to flush.
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    /// Ends our direction.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+
+    /// A message's head was read: its body follows, and then another message if `keeps`.
+    pub fn begin_body(&mut self, framing: Framing, keeps: bool) {
+        self.decoder = Decoder::new(framing);
+        self.keeps = keeps;
+    }
+
+    /// The body being read has ended.
+    pub fn body_is_done(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    /// Bytes that the body being read still has, if that is known.
+    pub fn body_left(&self) -> Option<u64> {
+        self.decoder.left()
+    }
+
+    /// No other message may follow the one under way.
+    pub fn forsake(&mut self) {
+        self.keeps = false;
+    }
+
+    /// The message was read whole and another may follow.
+    pub fn is_reusable(&self) -> bool {
+        self.keeps
+            && self.decoder.is_done()
+            && !self.ended
+            && self.from == self.to
+            && !self.has_output()
+    }
+
+    /// The next piece of the body being read.
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let step = self.decoder.next(&self.input[self.from..self.to]);
+            match step.map_err(BodyError::Malformed)? {
+                Step::Data { skip, take } => {
+                    self.consume(skip);
+                    let data = Bytes::copy_from_slice(&self.input[self.from..self.from + take]);
+                    self.consume(take);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Step::End { skip, trailers } => {
+                    self.consume(skip);
+                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                }
+                Step::More { skip } => {
+                    self.consume(skip);
+                    if ready!(self.poll_fill(cx))? == 0 {
+                        return Poll::Ready(if self.decoder.closed() {
+                            None
+                        } else {
+                            Some(Err(BodyError::Cut))
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.release_input();
+        if self.output.capacity() > 0 {
+            self.buffers.take_output(std::mem::take(&mut self.output));
+        }
+    }
+}
+
+/// A connection that has left HTTP: what was read already comes first.
+#[derive(Debug)]
+pub struct Raw(pub SharedWire);
+
+impl AsyncRead for Raw {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let wire = &mut *self.0.borrow_mut();
+        let held = wire.input().len().min(buf.remaining());
+        if held > 0 {
+            buf.put_slice(&wire.input()[..held]);
+            wire.consume(held);
+            return Poll::Ready(Ok(()));
+        }
+        if wire.ended {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut wire.transport).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.borrow_mut().transport).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.borrow_mut().transport).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.borrow().transport.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().transport).poll_shutdown(cx)
+    }
+}
