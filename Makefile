@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: ready fmt lint test docs deny bench demo fuzz
+.PHONY: ready fmt lint test docs deny bench gossip demo fuzz
 
 ready: fmt lint test docs deny
 
@@ -33,6 +33,10 @@ bench:
 # Minutes of hostile bytes for datagrams, records and streams; see mesh-proto/fuzz/run --help.
 fuzz:
 	mesh-proto/fuzz/run --seconds 120
+
+# 64 real sidecars beside Serf, as root; see tests/gossip/run --help for parts of it.
+gossip:
+	tests/gossip/run all
 
 demo:
 	$(CARGO) run --release -- demo
