@@ -56,6 +56,8 @@ pub(crate) struct Trial {
     full_until: AtomicU64,
     /// When it was last found bad, for the zone trip; 0 = well since.
     bad: AtomicU64,
+    /// When it last did its part; 0 = never.
+    well: AtomicU64,
     /// Whether `file` holds anything that a success has to clear.
     troubled: AtomicBool,
     /// Whether it is out because nobody is there (it refuses connections, or its host is dead), which uses up no
@@ -146,6 +148,7 @@ impl Trial {
             ramp_end: AtomicU64::new(0),
             full_until: AtomicU64::new(0),
             bad: AtomicU64::new(0),
+            well: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
             absent: AtomicBool::new(false),
             window: Default::default(),
@@ -182,6 +185,14 @@ impl Trial {
     /// When it was last found bad without having been well since.
     pub(crate) fn bad_since(&self) -> Option<Moment> {
         match self.bad.load(Relaxed) {
+            0 => None,
+            at => Some(Moment::from_nanos(at)),
+        }
+    }
+
+    /// When it last did its part, if ever.
+    pub(crate) fn well_at(&self) -> Option<Moment> {
+        match self.well.load(Relaxed) {
             0 => None,
             at => Some(Moment::from_nanos(at)),
         }
@@ -239,6 +250,7 @@ impl Trial {
     /// It did its part. True when this brought it back in.
     pub(crate) fn went_well(&self, now: Moment) -> bool {
         self.count(true, now);
+        self.well.store(stamp(now), Relaxed);
         if self.bad.load(Relaxed) != 0 {
             self.bad.store(0, Relaxed);
         }

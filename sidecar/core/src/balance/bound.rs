@@ -15,7 +15,7 @@ use crate::{
     zone::TRIP_CANARY_SHARE,
 };
 
-use super::{Ask, Pick, Picker, Trip};
+use super::{Ask, Pick, Picker};
 
 /// An owner may always have this many requests in flight: among few, chance alone makes one look busy.
 const BUSY_MIN: f64 = 8.0;
@@ -117,7 +117,7 @@ impl Picker {
             return Some(pick);
         }
         let hindrance = Hindrance::of(&upstream, &host.endpoint, now);
-        let is_lost = !host.draining && self.trips[host.tier] == Trip::Yes;
+        let is_lost = !host.draining && self.trips[host.tier].is_ill();
         (hindrance.is_none() && !is_lost).then(|| self.called(&host.endpoint, host.tier))
     }
 
@@ -140,7 +140,7 @@ impl Picker {
             let untried = !ask.tried.contains(&upstream.at(seat(owner)).endpoint.id);
             let hindrance = Hindrance::of_owner(upstream, owners, owner, now);
             let fits = hindrance.is_none() || (busy_too && hindrance == Some(Hindrance::Busy));
-            untried && fits && self.trips[seat(owner).tier] == Trip::No
+            untried && fits && !self.trips[seat(owner).tier].is_ill()
         };
         // Whoever was tried in vain may have lost its whole zone: its keys' next owner there is no help.
         let far = |owner: usize| ask.beyond_tier.is_none_or(|tier| seat(owner).tier != tier);
@@ -167,9 +167,9 @@ impl Picker {
         if trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now) {
             return Some(self.as_canary(endpoint, tier));
         }
-        if self.trips[tier] == Trip::Yes {
+        if self.trips[tier].is_ill() {
             self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
-            let is_bad = !endpoint.is_ejected() && trial.bad_since().is_some();
+            let is_bad = !endpoint.is_ejected() && !self.trips[tier].is_proven(endpoint);
             if is_bad && endpoint.in_flight() == 0 && self.trip_canary_is_due(ask, now) {
                 self.trip_canary_goes(now);
                 return Some(self.as_canary(endpoint, tier));

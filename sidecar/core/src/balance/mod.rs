@@ -113,7 +113,22 @@ pub struct Picker {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Trip {
     No,
-    Yes,
+    Yes { since: Moment },
+}
+
+impl Trip {
+    fn is_ill(self) -> bool {
+        matches!(self, Trip::Yes { .. })
+    }
+
+    /// Whether an endpoint of the tier has done its part since; whoever was not asked has not.
+    fn is_proven(self, endpoint: &Endpoint) -> bool {
+        let Trip::Yes { since } = self else {
+            return true;
+        };
+        let trial = &endpoint.trial;
+        trial.bad_since().is_none() && trial.well_at().is_some_and(|at| at > since)
+    }
 }
 
 impl Picker {
@@ -243,17 +258,17 @@ impl Picker {
         let first_is_backup = first >= backup_from && first < tiers && ask.beyond_tier.is_none();
         // Nearly always it ends here.
         if (first < backup_from || first_is_backup)
-            && self.trips[first] == Trip::No
+            && !self.trips[first].is_ill()
             && let Some(pick) = self.choose(first, ask, rng)
         {
             return Some(pick);
         }
-        for ill in [Trip::No, Trip::Yes] {
+        for ill in [false, true] {
             if first_is_backup && let Some(pick) = self.choose(first, ask, rng) {
                 return Some(pick);
             }
             for tier in (0..tiers).map(order) {
-                if self.trips[tier] == ill
+                if self.trips[tier].is_ill() == ill
                     && let Some(pick) = self.choose(tier, ask, rng)
                 {
                     return Some(pick);
@@ -428,10 +443,11 @@ impl Picker {
     /// The endpoint of a tripped tier that has been left alone for longest.
     fn trip_candidate<'a>(&self, upstream: &'a Upstream) -> Option<(usize, &'a Arc<Endpoint>)> {
         let tiers = upstream.tiers.iter().enumerate();
-        let ill = tiers.filter(|(tier, _)| self.trips[*tier] == Trip::Yes);
+        let ill = tiers.filter(|(tier, _)| self.trips[*tier].is_ill());
         let members = ill.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, &m.endpoint)));
         members
-            .filter(|(_, e)| !e.is_ejected() && e.trial.bad_since().is_some() && e.in_flight() == 0)
+            .filter(|(tier, e)| !e.is_ejected() && !self.trips[*tier].is_proven(e))
+            .filter(|(_, e)| e.in_flight() == 0)
             .min_by_key(|(_, e)| e.load().begun())
     }
 
@@ -445,14 +461,14 @@ impl Picker {
             self.wants_canary |= !column.out.is_empty() || !column.blemished.is_empty();
         }
         let recovered = self.judge_tiers(&upstream.tiers, now);
-        self.wants_canary |= self.trips.contains(&Trip::Yes);
+        self.wants_canary |= self.trips.iter().any(|trip| trip.is_ill());
         // A tier earns nothing for the time it was not well, however long nobody looked.
         let most = if recovered { REFRESH } else { Duration::MAX };
         let elapsed = now.since(self.refreshed).min(most);
         self.current
             .follow(&upstream, &self.states, &mut self.shares, elapsed);
         for ((tier, share), trip) in upstream.tiers.iter().zip(&self.shares).zip(&self.trips) {
-            tier.live.publish(*share, *trip == Trip::Yes);
+            tier.live.publish(*share, trip.is_ill());
         }
         self.refreshed = now;
         let scale = u32::try_from(endpoints).unwrap_or(u32::MAX) / REFRESH_ENDPOINTS;
@@ -470,7 +486,7 @@ impl Picker {
         for (i, tier) in tiers.iter().enumerate() {
             let column = &self.columns[i];
             let state = match self.trips[i] {
-                Trip::Yes => State::default(),
+                Trip::Yes { .. } => State::default(),
                 Trip::No => State {
                     health: zone::health(column.well, tier.total),
                     capacity: column.capacity,
@@ -491,27 +507,24 @@ fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
             member.endpoint.trial.fell_silent(now);
         }
     }
-    let bad = tier
-        .members
-        .iter()
-        .filter_map(|m| m.endpoint.trial.bad_since());
+    let members = || tier.members.iter().map(|m| &m.endpoint);
     match trip {
         Trip::No => {
+            let bad = members().filter_map(|endpoint| endpoint.trial.bad_since());
             let recent = bad.filter(|at| now.since(*at) <= TRIP_WINDOW).count();
             if elsewhere && zone::trips(recent, all) {
-                Trip::Yes
+                Trip::Yes { since: now }
             } else {
                 Trip::No
             }
         }
-        // It ends when more than half of the tier is well, or when each is known to be either well or sent out:
+        // It ends when more than half of the tier has proved well, or when each has either done so or was sent out:
         // from then on the share of those that are well is known without it.
-        Trip::Yes => {
-            let proven = all - bad.count();
-            let members = tier.members.iter().map(|m| &m.endpoint);
-            let mut doubtful = members.filter(|e| !e.is_ejected() && e.trial.bad_since().is_some());
+        Trip::Yes { .. } => {
+            let proven = members().filter(|e| trip.is_proven(e)).count();
+            let mut doubtful = members().filter(|e| !e.is_ejected() && !trip.is_proven(e));
             if proven * 2 <= all && doubtful.next().is_some() {
-                Trip::Yes
+                trip
             } else {
                 Trip::No
             }
