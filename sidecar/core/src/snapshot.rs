@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use mesh_proto::{
@@ -30,6 +31,9 @@ pub use crate::upstream::{
     Live, Member, Out, Owners, Seat, Shared, Tier, Told, Upstream, Water, Why,
 };
 pub use builder::region_by_name;
+
+/// Between two looks at those that are kept although SWIM says they are dead.
+const RECONSIDERED_AFTER: Duration = Duration::from_secs(1);
 
 /// Everything a request may need to know, frozen.
 #[derive(Debug)]
@@ -149,7 +153,10 @@ impl Snapshot {
         let histories = tiers.filter_map(|tier| tier.history.changes_at());
         let waters = upstreams.values().filter_map(|u| u.water.as_ref());
         let waters = waters.filter_map(|water| water.changes_at(deaf_since, now));
-        let stale_at = histories.chain(waters).min();
+        // What is kept against SWIM's word is kept for what it does.
+        let kept = upstreams.values().any(|upstream| upstream.panic);
+        let doubts = kept.then(|| now + RECONSIDERED_AFTER);
+        let stale_at = histories.chain(waters).chain(doubts).min();
         Snapshot {
             generation,
             mesh: Arc::clone(inputs.mesh),

@@ -37,6 +37,9 @@ const VANISH_WINDOW: Duration = Duration::from_secs(5);
 /// SWIM is not believed about more than this share of a service lost together.
 const VANISH_SHARE: f64 = 0.4;
 
+/// Whoever answered this caller so short a time ago is not dead: suspicion alone takes longer.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(1_500);
+
 /// Fewest hosts lost together that make SWIM the suspect; one host simply dies now and then.
 const VANISH_NODES_MIN: usize = 2;
 
@@ -349,7 +352,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Keeps those that SWIM took away if it took too many at once, or all. True if it did.
+    /// Keeps those that SWIM took away if it took too many at once, or all, or if they answer us all the same. True if
+    /// there are any.
     fn disbelieve(&self, candidates: &mut [Candidate]) -> bool {
         let kept_before: BTreeSet<u64> = self
             .previous
@@ -384,12 +388,22 @@ impl Builder<'_> {
             .collect();
         let share = lost.len() as f64 / (lost.len() + usable).max(1) as f64;
         let too_many = nodes.len() >= VANISH_NODES_MIN && share > VANISH_SHARE;
+        // Its gossip may be cut off while its data path is alive: then its answers say so.
+        let answers = |c: &Candidate| {
+            let trial = &c.endpoint.trial;
+            let recent = trial.well_at().map(|at| self.now.since(at));
+            kept_before.contains(&c.endpoint.id)
+                && !c.endpoint.is_ejected()
+                && trial.bad_since().is_none()
+                && recent.is_some_and(|ago| ago <= ANSWERED_WITHIN)
+        };
         let mut panic = false;
         for candidate in candidates.iter_mut() {
             let keep = if usable == 0 {
                 down(candidate)
             } else {
                 too_many && lost.contains(&candidate.endpoint.id)
+                    || down(candidate) && answers(candidate)
             };
             if keep {
                 candidate.standing = Ok(Word::Vanished);

@@ -170,6 +170,22 @@ fn an_ejected_endpoint_whose_owner_finds_it_well_again_need_not_sit_it_out() {
 }
 
 #[test]
+fn a_host_that_answers_us_is_not_dead_whatever_gossip_says() {
+    let mut stage = Stage::new(&["a1", "a1", "a1", "b1"]);
+    let first = stage.build(at(0));
+    report(&first, 3, Outcome::Success, 1, at(4_000));
+    stage.state(3, NodeState::Down, at(5_000));
+    let kept = stage.build(at(5_000));
+    assert!(kept.panic && kept.members().count() == 4);
+    assert_eq!(stage.snapshot.stale_at, Some(at(6_000)));
+    report(&kept, 3, Outcome::Success, 1, at(5_900));
+    assert_eq!(stage.build(at(6_000)).members().count(), 4);
+    // Then it answers no more, or nobody asks: gossip is believed again.
+    let gone = stage.build(at(8_000));
+    assert!(!gone.panic && gone.members().count() == 3);
+}
+
+#[test]
 fn what_a_silent_zone_asked_for_stands_and_is_then_reckoned_by_its_hosts() {
     let mut stage = Stage::new(&["a1", "a1", "b1", "c1", "c1"]);
     stage.demand(&[("a1", 100), ("b1", 50), ("c1", 30)]);
