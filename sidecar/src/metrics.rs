@@ -41,6 +41,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Endpoints sent out because they failed, by upstream.",
     ),
     (
+        "starling_canaries_total",
+        Unit::Count,
+        "Attempts made to find out whether an endpoint or a zone is well again, by upstream; they may well fail.",
+    ),
+    (
         "starling_panic_total",
         Unit::Count,
         "Picks made against better knowledge because nobody else was left, by upstream.",

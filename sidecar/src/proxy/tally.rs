@@ -20,6 +20,7 @@ pub struct Meters {
     attempts: [Counter; 5],
     retries: Counter,
     ejections: Counter,
+    canaries: Counter,
     panics: Counter,
 }
 
@@ -43,6 +44,7 @@ impl Meters {
             }),
             retries: counter!("starling_retries_total", "upstream" => name.clone()),
             ejections: counter!("starling_ejections_total", "upstream" => name.clone()),
+            canaries: counter!("starling_canaries_total", "upstream" => name.clone()),
             panics: counter!("starling_panic_total", "upstream" => name),
         })
     }
@@ -67,6 +69,11 @@ impl Meters {
     /// Counts one endpoint sent out.
     pub fn ejection(&self) {
         self.ejections.increment(1);
+    }
+
+    /// Counts one pick made to find out whether somebody is well again.
+    pub fn canary(&self) {
+        self.canaries.increment(1);
     }
 
     /// Counts one pick made in panic.

@@ -276,8 +276,10 @@ impl Desk {
         let mut picker = self.picker.borrow_mut();
         picker.follow(upstream, now);
         let pick = picker.pick(ask, now, &mut *worker.rng.borrow_mut())?;
-        if pick.kind == PickKind::Panic {
-            self.meters.panic();
+        match pick.kind {
+            PickKind::Usual => {}
+            PickKind::Canary => self.meters.canary(),
+            PickKind::Panic => self.meters.panic(),
         }
         Some(pick)
     }
