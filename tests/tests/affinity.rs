@@ -1,7 +1,7 @@
 //! Requests that belong together: the same key reaches the same instance through any sidecar, and a loss moves only
 //! what it must.
 //!
-//! Not here: whose which key is, and how evenly (`mesh-core`'s tests and its `affinity` example).
+//! Not here: whose which key is, and how evenly (`cargo bench -p mesh-core --bench hash`).
 
 use std::{collections::BTreeMap, net::SocketAddr};
 

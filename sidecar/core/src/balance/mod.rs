@@ -534,3 +534,6 @@ fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod traps;
