@@ -695,3 +695,140 @@ fn a_caller_that_has_connected_is_heard_though_the_sidecar_ends() {
         assert_eq!(nothing, "");
     });
 }
+
+#[test]
+fn the_endpoint_itself_says_whether_a_body_may_be_sent() {
+    run(async {
+        let asks = script(|_, mut stream| async move {
+            let asked = head(&mut stream).await;
+            assert!(asked.contains("Expect: 100-continue"), "{asked}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .unwrap();
+            let mut body = [0u8; 5];
+            stream.read_exact(&mut body).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        });
+        let world = world(vec![(1, asks)], &[1], |_| {});
+        let mut client = world.client();
+        let ask =
+            "PUT / HTTP/1.1\r\nHost: web.mesh\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+        let began = tokio::time::Instant::now();
+        client.write_all(ask.as_bytes()).await.unwrap();
+        assert_eq!(head(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
+        assert!(
+            began.elapsed() >= Duration::from_millis(50),
+            "promised before the endpoint agreed"
+        );
+        client.write_all(b"hello").await.unwrap();
+        assert!(head(&mut client).await.starts_with("HTTP/1.1 200 OK"));
+    });
+}
+
+#[test]
+fn a_body_that_nobody_wants_is_not_promised_and_ends_the_connection() {
+    run(async {
+        let refuses = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let answer = b"HTTP/1.1 413 Too Much\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            head(&mut stream).await;
+        });
+        let world = world(vec![(1, refuses)], &[1], |_| {});
+        let ask =
+            "PUT / HTTP/1.1\r\nHost: web.mesh\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+        let answer = world.ask(ask).await;
+        assert!(answer.starts_with("HTTP/1.1 413 Too Much\r\n"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert!(!answer.contains("100 Continue"), "{answer}");
+    });
+}
+
+#[test]
+fn interim_answers_pass_and_names_keep_their_case() {
+    run(async {
+        let hints = script(|_, mut stream| async move {
+            let asked = head(&mut stream).await;
+            assert!(asked.contains("\r\nX-MiXed: Yes\r\n"), "{asked}");
+            let answer = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 Fine\r\nX-BaCk: 1\r\nContent-Length: 2\r\n\r\nok";
+            stream.write_all(answer).await.unwrap();
+        });
+        let world = world(vec![(1, hints)], &[1], |_| {});
+        let answer = world
+            .ask("GET / HTTP/1.1\r\nHost: web.mesh\r\nX-MiXed: Yes\r\nConnection: close\r\n\r\n")
+            .await;
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 Fine\r\n";
+        assert!(answer.starts_with(early), "{answer}");
+        assert!(answer.contains("\r\nX-BaCk: 1\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    });
+}
+
+#[test]
+fn requests_sent_ahead_are_answered_in_their_order() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let mut client = world.client();
+        let ahead: String = (0..20)
+            .map(|number| format!("GET /{number} HTTP/1.1\r\nHost: web.mesh\r\n\r\n"))
+            .collect();
+        client.write_all(ahead.as_bytes()).await.unwrap();
+        for number in 0..20 {
+            head(&mut client).await;
+            let asked = head(&mut client).await;
+            assert!(asked.starts_with(&format!("GET /{number} ")), "{asked}");
+        }
+    });
+}
+
+#[test]
+fn connect_opens_a_tunnel_to_a_name_of_the_mesh() {
+    run(async {
+        let shouts = script(|_, mut stream| async move {
+            let mut word = [0u8; 5];
+            stream.read_exact(&mut word).await.unwrap();
+            word.make_ascii_uppercase();
+            stream.write_all(&word).await.unwrap();
+        });
+        let world = world(vec![(1, shouts)], &[1], |_| {});
+        let mut client = world.client();
+        // The tunnel's first bytes come together with the request.
+        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\nhello";
+        client.write_all(ask.as_bytes()).await.unwrap();
+        let answer = head(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(!answer.contains("content-length") && !answer.contains("chunked"));
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "HELLO");
+    });
+}
+
+#[test]
+fn a_client_that_goes_takes_its_request_with_it() {
+    run(async {
+        let (gone, ended) = tokio::sync::oneshot::channel();
+        let gone = Rc::new(RefCell::new(Some(gone)));
+        let waits = script(move |_, mut stream| {
+            let gone = gone.borrow_mut().take();
+            async move {
+                head(&mut stream).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+                let _ = gone.map(|gone| gone.send(()));
+            }
+        });
+        let world = world(vec![(1, waits)], &[1], |_| {});
+        let mut client = world.client();
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n")
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(client);
+        let told = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        told.expect("in time").expect("the endpoint saw the end");
+    });
+}
