@@ -12,7 +12,7 @@ pub const TOKEN_BYTES: usize = 16;
 pub struct Token([u8; TOKEN_BYTES]);
 
 impl Token {
-    /// Reads what [`Token::to_string`] writes; `None` if it is anything else.
+    /// Reads what its `Display` writes; `None` if it is anything else.
     pub fn read(text: &[u8]) -> Option<Token> {
         let (pairs, rest) = text.as_chunks::<2>();
         if pairs.len() != TOKEN_BYTES || !rest.is_empty() {

@@ -83,7 +83,7 @@ struct Track {
     asked: Moment,
 }
 
-/// Rounded to the nearest step of 2 %; below [`RATE_MIN`] it is 0.
+/// Rounded to the nearest step of 2 %; below `RATE_MIN` it is 0.
 pub fn rounded(per_second: f64) -> u32 {
     if per_second < RATE_MIN {
         return 0;
