@@ -493,18 +493,8 @@ pub fn encode_record(head: &Head, body: &Body) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// `Malformed` if not even the head can be read, or over [`RECORD_BYTES_MAX`].
 pub fn decode_record(bytes: &[u8]) -> Result<(Head, Body), CodecError> {
-    if bytes.len() > RECORD_BYTES_MAX {
-        return Err(CodecError::Malformed);
-    }
-    let (wire, used) = decode::<WireHead>(bytes)?;
-    let tail = &bytes[used..];
-    let head = Head {
-        owner: wire.owner,
-        epoch: wire.epoch,
-        slot: wire.slot,
-        version: wire.version,
-    };
-    let body = match wire.kind {
+    let (kind, head, tail) = split_record(bytes)?;
+    let body = match kind {
         KIND_NODE => decode::<WireNode>(tail).map(|(node, used)| {
             Body::Node(NodeRecord {
                 name: node.name.into(),
@@ -529,6 +519,29 @@ pub fn decode_record(bytes: &[u8]) -> Result<(Head, Body), CodecError> {
         _ => Ok(Body::Unknown),
     };
     Ok((head, body.unwrap_or(Body::Unknown)))
+}
+
+/// Reads only a record's head: nearly all records that come are known already, and the head tells.
+///
+/// # Errors
+/// As of [`decode_record`].
+pub fn decode_head(bytes: &[u8]) -> Result<Head, CodecError> {
+    split_record(bytes).map(|(_, head, _)| head)
+}
+
+/// A record's kind, its head, and the bytes of its body.
+fn split_record(bytes: &[u8]) -> Result<(u8, Head, &[u8]), CodecError> {
+    if bytes.len() > RECORD_BYTES_MAX {
+        return Err(CodecError::Malformed);
+    }
+    let (wire, used) = decode::<WireHead>(bytes)?;
+    let head = Head {
+        owner: wire.owner,
+        epoch: wire.epoch,
+        slot: wire.slot,
+        version: wire.version,
+    };
+    Ok((wire.kind, head, &bytes[used..]))
 }
 
 /// The keys a node tells of at the end of its record: the first nodes told none.

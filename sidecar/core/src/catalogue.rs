@@ -122,6 +122,13 @@ impl Catalogue {
         Ok(bytes.into())
     }
 
+    /// Whether a record is known already, or something newer: then merging it changes nothing.
+    pub fn is_stale(&self, head: &Head, bytes: &[u8]) -> bool {
+        self.owners
+            .get(&head.owner)
+            .is_some_and(|owner| owner.is_stale(head, bytes))
+    }
+
     fn merge(&mut self, head: Head, body: Body, bytes: &[u8]) -> Applied {
         if !self.owners.contains_key(&head.owner) && self.owners.len() >= OWNERS_MAX {
             return Applied::Full;
@@ -250,15 +257,20 @@ impl Owner {
         if self.dormant { 0 } else { self.hash }
     }
 
+    fn is_stale(&self, head: &Head, bytes: &[u8]) -> bool {
+        if head.epoch != self.epoch {
+            return head.epoch < self.epoch;
+        }
+        // No owner writes one version twice; should it happen, the bytes decide, so that all keep the same one.
+        let is_held = |held: &Entry| (held.version, &*held.bytes) >= (head.version, bytes);
+        head.version <= self.floor || self.entries.get(&head.slot).is_some_and(is_held)
+    }
+
     fn merge(&mut self, head: Head, body: Body, bytes: &[u8], room: bool) -> Applied {
-        if head.version <= self.floor {
+        if self.is_stale(&head, bytes) {
             return Applied::Stale;
         }
         match self.entries.get(&head.slot) {
-            // No owner writes one version twice; should it happen, the bytes decide, so that all keep the same one.
-            Some(held) if (held.version, &*held.bytes) >= (head.version, bytes) => {
-                return Applied::Stale;
-            }
             None if !room || self.entries.len() >= SLOTS_MAX => return Applied::Full,
             _ => {}
         }

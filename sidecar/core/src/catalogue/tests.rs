@@ -159,6 +159,32 @@ proptest! {
     }
 
     #[test]
+    fn merging_is_associative_commutative_and_idempotent(
+        lives in (acts(), acts()),
+        holders in proptest::collection::vec(1u8..8, 60),
+    ) {
+        // Each record is held by one or more of three nodes, as a bit set tells.
+        let records = [history(1, &lives.0), history(2, &lives.1)].concat();
+        let of = |node: u8| -> Vec<Vec<u8>> {
+            let held = records.iter().enumerate();
+            let held = held.filter(|(at, _)| holders[at % holders.len()] & (1 << node) != 0);
+            held.map(|(_, bytes)| bytes.clone()).collect()
+        };
+        let merged = |into: Vec<Vec<u8>>, other: Vec<Vec<u8>>| -> Vec<Vec<u8>> {
+            let catalogue = fill(into.iter().chain(&other));
+            let owners = catalogue.owners().flat_map(|(_, owner)| owner.entries());
+            owners.map(|(_, entry)| entry.bytes.to_vec()).collect()
+        };
+        let (a, b, c) = (of(0), of(1), of(2));
+        let left = merged(merged(a.clone(), b.clone()), c.clone());
+        let right = merged(a.clone(), merged(b.clone(), c.clone()));
+        prop_assert_eq!(&left, &right);
+        prop_assert_eq!(merged(a.clone(), b.clone()), merged(b, a.clone()));
+        let once = merged(a, Vec::new());
+        prop_assert_eq!(&merged(once.clone(), once.clone()), &once);
+    }
+
+    #[test]
     fn different_catalogues_hash_differently(life in acts()) {
         let records = history(1, &life);
         let mut seen = BTreeMap::new();

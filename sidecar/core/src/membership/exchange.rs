@@ -9,7 +9,7 @@
 //! Both sides name themselves in turns 3 and 4, since either may have learned in between that it was taken for dead.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -17,17 +17,17 @@ use std::{
 
 use mesh_proto::{
     EXCHANGE_BYTES_MAX, FRAME_BYTES_MAX,
-    codec::{ITEM_HEAD_BYTES, items, put_item},
+    codec::{ITEM_HEAD_BYTES, decode_head, items, put_item},
     member::Member,
     message::{BUCKETS, Digest, Hello, Item, OwnerDigest, Purpose, Standing},
 };
 
-use super::{CallEnd, CallId, Effect, Membership, Notice, peers::Evidence};
-use crate::{
-    catalogue::{OWNERS_MAX, mix},
-    mesh::Stream,
-    moment::Moment,
+use super::{
+    CallEnd, CallId, Effect, Membership, Notice,
+    peers::{Evidence, MEMBERS_MAX, member_hash},
+    rumours::Rumours,
 };
+use crate::{catalogue::OWNERS_MAX, mesh::Stream, moment::Moment};
 
 /// What an exchange is begun for. Each has a bound of its own, so that hosts that swallow every call (dead ones, old
 /// seeds) leave room for repairs among the living.
@@ -63,6 +63,9 @@ const CALLS_IN_MAX: usize = 16;
 
 /// Records told in one exchange: an eighth of its bytes is left for members, digests and seals.
 const RECORDS_BYTES_MAX: usize = EXCHANGE_BYTES_MAX / 8 * 7;
+
+/// Streams under way at once, of all kinds and both sides; those that hang up are forgotten at once.
+pub(super) const CALLS_MAX: usize = 16 + 4 + 3 + PROBES_OUT_MAX + 2 * CALLS_IN_MAX;
 
 /// A probe that takes longer is taken for silence.
 const PROBE_TIME: Duration = Duration::from_secs(1);
@@ -195,8 +198,8 @@ impl Membership {
         if self.leaving.is_some() || alike.count() >= most || self.calls.values().any(is_called) {
             return;
         }
-        if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer.id)) {
-            peer.exchanged = Some(now);
+        if let Some(peer) = peer {
+            self.peers.set_exchanged(peer.id, now);
         }
         self.counts.exchanges_begun += 1;
         self.dial(Side::Asking, Some(reason), at, peer, within);
@@ -281,19 +284,16 @@ impl Membership {
     /// A frame came on a stream.
     pub fn on_stream_message(&mut self, id: CallId, frame: &[u8], now: Moment) {
         self.heard_on_stream = now;
-        let mut has_news = false;
         for item in items(frame) {
             let Some(call) = self.calls.get_mut(&id) else {
                 break;
             };
-            let spread = call.spread;
+            let (spread, peer) = (call.spread, call.peer);
             let turn = match item {
                 Ok(Item::Record(bytes)) => {
-                    let is_from_owner = call.peer.map(|peer| peer.id)
-                        == mesh_proto::codec::decode_record(bytes)
-                            .ok()
-                            .map(|(head, _)| head.owner);
-                    has_news |= self.take_in(bytes, spread || is_from_owner);
+                    let owner = decode_head(bytes).ok().map(|head| head.owner);
+                    let is_from_owner = owner.is_some() && owner == peer.map(|peer| peer.id);
+                    self.take_in(bytes, spread || is_from_owner, now);
                     Turn::Goes
                 }
                 Ok(item) => self.on_item(id, item, now),
@@ -308,9 +308,7 @@ impl Membership {
                 }
             }
         }
-        if has_news {
-            self.refresh(now);
-        }
+        self.refresh(now);
     }
 
     /// A stream is over that we did not hang up.
@@ -467,8 +465,8 @@ impl Membership {
 
     fn complete(&mut self, id: CallId, now: Moment) {
         let peer = self.calls.get(&id).and_then(|call| call.peer);
-        if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(peer.id)) {
-            peer.differs = None;
+        if let Some(peer) = peer {
+            self.peers.set_differs(peer.id, None);
         }
         self.counts.exchanges_done += 1;
         self.exchange_at = self.exchange_at.max(now + self.backstop(now));
@@ -500,6 +498,37 @@ impl Membership {
             }
         }
         self.effects.push_back(Effect::Frame { call, payload });
+    }
+
+    // ---- for simulations ----
+
+    /// Takes over members and records as after a whole exchange, so that a simulated mesh need not find together.
+    pub fn acquaint(&mut self, standings: &[Standing], records: &[Arc<[u8]>], now: Moment) {
+        self.take_standings(standings, false, now);
+        for record in records {
+            self.take_in(record, false, now);
+        }
+        self.refresh(now);
+        // Everybody was told what we have to say.
+        self.rumours = Rumours::default();
+        // Ten thousand machines of ten thousand peers each live in one process.
+        self.effects = VecDeque::new();
+        self.touched = Vec::new();
+        self.peers.shrink();
+        self.joined = true;
+        self.exchange_at = self.exchange_at.max(now + self.backstop(now));
+    }
+
+    /// Forgets what this node said of itself and was not told yet: a member without records.
+    pub fn hush(&mut self) {
+        self.offers.flush();
+        self.catalogue.forget(self.settings.me.id);
+        self.rumours = Rumours::default();
+    }
+
+    /// What this node says of itself.
+    pub fn own_records(&self) -> Vec<Arc<[u8]>> {
+        self.records([self.settings.me.id].into_iter())
     }
 
     // ---- what is told ----
@@ -551,30 +580,28 @@ impl Membership {
 
     fn digest(&self) -> Digest {
         Digest {
-            members: self.members_hash,
+            members: self.members_hash(),
             buckets: self.catalogue.buckets(),
         }
     }
 
-    /// Of the living only: who is down is forgotten by each at a time of its own. Suspects count as alive, for
-    /// suspicions come and go without an exchange.
-    pub(super) fn hash_members(&self) -> u64 {
-        let living = self
-            .swim
-            .members()
-            .filter(|member| member.state() != foca::State::Down);
-        let living = living.map(|member| *member.id()).chain([self.me()]);
-        living.fold(0, |sum: u64, member| {
-            sum.wrapping_add(mix(member.id ^ mix(member.bump)))
-        })
+    /// The hash of the living members, ourselves included.
+    pub(super) fn members_hash(&self) -> u64 {
+        let others = self.peers.living_hash();
+        others.wrapping_add(member_hash(&self.me()))
     }
 
     /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
     fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
         let me = self.me();
         let mut updates = Vec::with_capacity(standings.len());
+        let mut strangers = Vec::new();
         for standing in standings {
             let mut state = standing.state;
+            if !self.believes(standing.member.bump, now) {
+                continue;
+            }
+            let known = self.peers.get(standing.member.id);
             if standing.member.id == me.id {
                 if standing.member.bump > me.bump {
                     self.swim
@@ -584,34 +611,24 @@ impl Membership {
                 if standing.member.bump < me.bump {
                     continue;
                 }
-            } else if state == foca::State::Down
-                && self
-                    .peers
-                    .get(standing.member.id)
-                    .is_some_and(|peer| peer.is_active())
-            {
+            } else if state == foca::State::Down && known.is_some_and(|peer| peer.is_active()) {
                 state = foca::State::Suspect;
             }
-            updates.push(foca::Member::new(
-                standing.member,
-                standing.incarnation,
-                state,
-            ));
+            let update = foca::Member::new(standing.member, standing.incarnation, state);
+            if known.is_none() {
+                strangers.push((standing.member.id, standing.down_for_s));
+            }
+            let has_room = self.peers.len() + strangers.len() <= MEMBERS_MAX;
+            if standing.member.id == me.id || (has_room && self.peers.learns_from(&update)) {
+                updates.push(update);
+            }
         }
-        let before: BTreeSet<u64> = self.peers.iter().map(|(id, _)| id).collect();
         self.swim.apply(updates, spread, now);
         self.settle(now);
         // Whom we meet as dead was dead before: that is how all forget it at about the same time.
-        for standing in standings
-            .iter()
-            .filter(|standing| !before.contains(&standing.member.id))
-        {
-            if let Some(peer) = self
-                .peers
-                .get_mut(standing.member.id)
-                .filter(|peer| !peer.is_active())
-            {
-                peer.before = Duration::from_secs(standing.down_for_s.into());
+        for (id, down_for_s) in strangers {
+            if let Some(peer) = self.peers.get_mut(id).filter(|peer| !peer.is_active()) {
+                peer.before_s = down_for_s;
             }
         }
     }

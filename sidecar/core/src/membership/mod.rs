@@ -7,9 +7,12 @@
 //! rumours miss is repaired by exchanges over streams (`exchange.rs`): every datagram carries a hash of what the
 //! sender knows, and two peers that differ for a second compare.
 
+mod doubts;
 mod exchange;
 mod hearing;
+mod near;
 mod offers;
+mod packet;
 mod peers;
 mod remarks;
 mod repair;
@@ -25,26 +28,30 @@ use std::{
 
 use foca::OwnedNotification;
 use mesh_proto::{
-    codec::{CodecError, decode_record, items},
+    codec::{CodecError, decode_head, items},
     frame::KeyId,
     member::Member,
     message::Item,
-    record::{DemandRecord, Head, NodeRecord, ServiceRecord},
+    record::{DemandRecord, Head, NODE_SLOT, NodeRecord, ServiceRecord},
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 pub use self::swim::Pace;
 use self::{
+    doubts::Doubt,
     exchange::Call,
+    near::Distances,
     offers::Offers,
-    peers::Peers,
+    packet::Packet,
+    peers::{MEMBERS_MAX, Peers},
     remarks::Streams,
     repair::{BACKSTOP_IN_TROUBLE, RETRY_DOWN},
-    rumours::Rumours,
-    swim::Swim,
+    rumours::{RUMOURS_MAX, Rumours},
+    swim::{Swim, Watch},
+    telling::Words,
 };
 use crate::{
-    catalogue::{Applied, Catalogue, mix},
+    catalogue::{Applied, Catalogue, RECORDS_MAX, mix},
     mesh::{Mesh, NodeState},
     moment::Moment,
 };
@@ -58,6 +65,11 @@ const LEAVE_TIME: Duration = Duration::from_millis(1_200);
 
 /// Between two looks for what may be forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// A bump is the clock of its node at a start, in Unix milliseconds. One further ahead of ours than this, a hundred
+/// years, is believed by nobody: whoever holds the key could otherwise use up all bumps of a node, and lock it out. It
+/// is so wide because our own clock may stand at 1970.
+const BUMP_AHEAD_MAX_MS: u64 = 100 * 365 * 24 * 3_600 * 1_000;
 
 /// Who this node is and how it shall behave.
 #[derive(Clone, Debug)]
@@ -222,6 +234,12 @@ pub struct Counts {
     pub refused: u64,
     /// Times we were taken for dead and came back.
     pub renewals: u64,
+    /// Members and records refused because their bump lies in no believable future.
+    pub absurd: u64,
+    /// Probes of ours that nobody answered.
+    pub probes_failed: u64,
+    /// Opinions of others that agreed with a suspicion of ours.
+    pub confirmations: u64,
 }
 
 /// The machine.
@@ -231,7 +249,6 @@ pub struct Membership {
     swim: Swim,
     peers: Peers,
     catalogue: Catalogue,
-    members_hash: u64,
     offers: Offers,
     streams: Streams,
     suspects: BTreeSet<u64>,
@@ -241,6 +258,11 @@ pub struct Membership {
     mirrors: Vec<SocketAddr>,
     calls_made: u64,
     rng: StdRng,
+    started: Moment,
+    /// Nodes of which SWIM or the records may know something new.
+    touched: Vec<u64>,
+    distances: Distances,
+    doubts: Vec<Doubt>,
     effects: VecDeque<Effect>,
     /// Something in the mesh is not as last told.
     changed: bool,
@@ -254,6 +276,9 @@ pub struct Membership {
     tick_at: Moment,
     told_at: Moment,
     nudge_at: Moment,
+    consult_at: Moment,
+    /// The newest of our incarnations that was suspected.
+    refuted: Option<u16>,
     /// It was said that only streams get through.
     loss_told: bool,
     exchange_at: Moment,
@@ -281,7 +306,6 @@ impl Membership {
             swim: Swim::new(me, settings.pace, StdRng::from_rng(rng)),
             peers: Peers::default(),
             catalogue: Catalogue::default(),
-            members_hash: 0,
             offers: Offers::new(me.id, me.bump, node),
             streams: Streams::default(),
             suspects: BTreeSet::new(),
@@ -290,6 +314,10 @@ impl Membership {
             mirrors: Vec::new(),
             calls_made: 0,
             rng: StdRng::from_rng(rng),
+            started: now,
+            touched: Vec::new(),
+            distances: Distances::default(),
+            doubts: Vec::new(),
             effects: VecDeque::new(),
             changed: true,
             joined: !settings.has_seeds,
@@ -300,6 +328,8 @@ impl Membership {
             tick_at: now + TICK,
             told_at: now,
             nudge_at: now,
+            consult_at: now,
+            refuted: None,
             loss_told: false,
             exchange_at: now + BACKSTOP_IN_TROUBLE,
             retry_at: now + RETRY_DOWN,
@@ -349,6 +379,42 @@ impl Membership {
         self.catalogue.owner(id)?.node.as_deref()
     }
 
+    /// How another node is seen; `None` if it was never heard of.
+    pub fn state_of(&self, id: u64) -> Option<NodeState> {
+        let peer = self.peers.get(id)?;
+        peer.member.map(|_| peer.state)
+    }
+
+    /// All records.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The epoch and the highest version known of a node's records.
+    pub fn version_of(&self, id: u64) -> Option<(u64, u64)> {
+        let owner = self.catalogue.owner(id)?;
+        Some((owner.epoch, owner.version_max()))
+    }
+
+    /// When this machine was made.
+    pub fn started(&self) -> Moment {
+        self.started
+    }
+
+    /// The name of a queue that grew over its bound: there must never be one.
+    pub fn overfull(&self) -> Option<&'static str> {
+        let bounds = [
+            (self.rumours.len() > RUMOURS_MAX, "the rumours"),
+            (self.calls.len() > exchange::CALLS_MAX, "the streams"),
+            (self.doubts.len() > doubts::DOUBTS_MAX, "the doubts"),
+            (self.catalogue.len() > RECORDS_MAX, "the records"),
+            (self.peers.len() > 2 * MEMBERS_MAX, "the members"),
+        ];
+        bounds
+            .into_iter()
+            .find_map(|(is_over, name)| is_over.then_some(name))
+    }
+
     /// Whether somebody else is there.
     pub fn has_company(&self) -> bool {
         self.swim.active() > 0
@@ -356,7 +422,7 @@ impl Membership {
 
     /// The hash of everything known, members and services: equal on nodes that know the same.
     pub fn hash(&self) -> u64 {
-        mix(self.catalogue.hash() ^ self.members_hash)
+        mix(self.catalogue.hash() ^ self.members_hash())
     }
 
     /// Suspicions that began with a probe of ours.
@@ -381,17 +447,30 @@ impl Membership {
         if sender == self.settings.me.id {
             return;
         }
-        self.hear(now);
-        let mut has_news = false;
+        let news_before = self.counts.news;
+        let mut is_heard = false;
+        let mut is_question = false;
         for item in items(payload) {
+            if item.is_ok() && !std::mem::replace(&mut is_heard, true) {
+                self.hear(now);
+                self.settle_doubts(sender);
+            }
             match item {
                 Ok(Item::Hash(hash)) => self.compare(sender, hash, now),
                 Ok(Item::Foca(packet)) if self.leaving.is_none() => self.on_packet(packet, now),
-                Ok(Item::Record(bytes)) => has_news |= self.take_in(bytes, true),
-                Ok(Item::Standing(standing)) => self.refute(standing, now),
+                Ok(Item::Record(bytes)) => self.take_in(bytes, true, now),
+                Ok(Item::Standing(standing)) if standing.member == self.me() => {
+                    self.refute(standing, now);
+                }
+                Ok(Item::Standing(standing)) if standing.state != foca::State::Suspect => {}
+                Ok(Item::Standing(standing)) if is_question => {
+                    self.on_question(standing, sender, now);
+                }
+                Ok(Item::Standing(standing)) => self.on_agreement(&standing, sender),
                 Ok(Item::Ask) => {
+                    is_question = true;
                     if let Some(member) = self.peers.get(sender).and_then(|peer| peer.member) {
-                        self.send(&member, None, false);
+                        self.send(&member, Words::none());
                     }
                 }
                 // Words of streams.
@@ -399,40 +478,89 @@ impl Membership {
                 Err(_) => self.counts.malformed += 1,
             }
         }
-        if has_news {
-            self.refresh(now);
+        self.refresh(now);
+        if self.counts.news > news_before {
             self.tell_soon(now);
         }
     }
 
-    fn on_packet(&mut self, packet: &[u8], now: Moment) {
-        let is_known = |member: &Member, incarnation| {
-            let peer = self.peers.get(member.id);
-            peer.is_some_and(|peer| {
-                (peer.member, peer.incarnation, peer.state)
-                    == (Some(*member), incarnation, NodeState::Alive)
-            })
+    fn on_packet(&mut self, bytes: &[u8], now: Moment) {
+        let Ok(mut packet) = Packet::read(bytes) else {
+            self.counts.malformed += 1;
+            return;
         };
-        let is_telling = self.swim.is_telling(packet, is_known);
-        if self.swim.on_packet(packet, now).is_err() {
+        let (src, incarnation) = (packet.header.src, packet.header.src_incarnation);
+        let source = foca::Member::new(src, incarnation, foca::State::Alive);
+        let learns_source = self.peers.learns_from(&source);
+        let is_stranger = self.peers.get(src.id).is_none();
+        if !self.is_credible(&src, now) || (is_stranger && !learns_source) {
+            return;
+        }
+        let me = self.settings.me.id;
+        let told = packet.updates.len();
+        let mut updates = std::mem::take(&mut packet.updates);
+        updates.retain(|update| {
+            update.id().id == me
+                || (self.peers.learns_from(update) && self.is_credible(update.id(), now))
+        });
+        self.touched.extend(learns_source.then_some(src.id));
+        self.touched
+            .extend(updates.iter().map(|update| update.id().id));
+        packet.updates = updates;
+        let rewritten = (packet.updates.len() < told).then(|| packet.write());
+        let bytes = rewritten.as_deref().unwrap_or(bytes);
+        if self.swim.on_packet(&packet.header, bytes, now).is_err() {
             self.counts.malformed += 1;
         }
-        if let Some(member) = self.swim.take_answer() {
+        if let Some((member, took)) = self.swim.take_round_trip() {
             self.hear_answer(&member);
+            let owner = self.catalogue.owner(member.id);
+            if let Some(node) = owner.and_then(|owner| owner.node.as_ref()) {
+                self.distances.measure(&node.zone, took);
+            }
         }
-        let has_news = self.carry_packets();
-        if is_telling || has_news {
-            self.refresh(now);
-        }
+        self.settle(now);
+    }
+
+    /// Whether a bump lies in a believable future, or in the past.
+    fn believes(&self, bump: u64, now: Moment) -> bool {
+        let age = u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX);
+        let ahead = self.settings.me.bump.saturating_add(age);
+        bump <= ahead.saturating_add(BUMP_AHEAD_MAX_MS)
+    }
+
+    fn is_credible(&mut self, member: &Member, now: Moment) -> bool {
+        let is_credible = self.believes(member.bump, now);
+        self.counts.absurd += u64::from(!is_credible);
+        is_credible
+    }
+
+    /// How ill we are by our own probes: 0 well, 8 at worst. The worse, the slower we probe.
+    pub fn score(&self) -> u32 {
+        self.swim.score()
     }
 
     /// Handles every timer that is due. The sockets must be drained first, or a stall makes others look dead.
     pub fn on_timer(&mut self, now: Moment) {
         let trust = self.trust(now);
         if self.leaving.is_none() {
-            for silent in self.swim.on_timer(trust, now) {
+            let patience = |member: &Member| {
+                let zone = self
+                    .catalogue
+                    .owner(member.id)
+                    .and_then(|owner| owner.node.as_ref());
+                let zone = zone.map(|node| &*node.zone);
+                self.distances.patience(zone, &self.settings.pace)
+            };
+            let watch = Watch {
+                trust,
+                well: self.peers.well(),
+                patience: &patience,
+            };
+            for silent in self.swim.on_timer(&watch, now) {
                 self.dial_probe(silent, now);
             }
+            self.counts.probes_failed = self.swim.probes_failed;
             self.settle(now);
         }
         if now >= self.tick_at {
@@ -493,6 +621,8 @@ impl Membership {
         self.tell(now);
         self.nudge_suspects(now);
         self.look_after_remarks(now);
+        self.consult(now);
+        self.look_after_doubts(now);
         self.look_after_differences(now);
         self.look_after_exchanges(now);
         if now >= self.sweep_at {
@@ -502,28 +632,37 @@ impl Membership {
         self.go_on_leaving(now);
     }
 
-    /// Merges a record that somebody told. Yields whether it was news; then a refresh is due.
-    fn take_in(&mut self, bytes: &[u8], spread: bool) -> bool {
-        match self.merge(bytes) {
+    /// Merges a record that somebody told.
+    fn take_in(&mut self, bytes: &[u8], spread: bool, now: Moment) {
+        match self.merge(bytes, now) {
             Ok(Applied::News(news)) => {
                 self.counts.news += 1;
                 self.changed = true;
+                let owner = news.head.owner;
+                if news.head.slot == NODE_SLOT || self.peers.get(owner).is_none() {
+                    self.touched.push(owner);
+                }
                 if spread {
                     self.rumours.push(&news.head, bytes.into(), news.urgent);
                 }
-                return true;
             }
             Ok(Applied::Stale) => {}
             Ok(Applied::Full) => self.counts.refused += 1,
             Err(_) => self.counts.malformed += 1,
         }
-        false
     }
 
-    fn merge(&mut self, bytes: &[u8]) -> Result<Applied, CodecError> {
-        let (head, _) = decode_record(bytes)?;
+    fn merge(&mut self, bytes: &[u8], now: Moment) -> Result<Applied, CodecError> {
+        let head = decode_head(bytes)?;
+        if !self.believes(head.epoch, now) {
+            self.counts.absurd += 1;
+            return Ok(Applied::Stale);
+        }
         if head.owner == self.settings.me.id {
             self.defend(&head);
+            return Ok(Applied::Stale);
+        }
+        if self.catalogue.is_stale(&head, bytes) {
             return Ok(Applied::Stale);
         }
         self.catalogue.apply(bytes)
@@ -544,8 +683,8 @@ impl Membership {
         self.refresh(now);
     }
 
-    /// Sends what foca wants sent. Yields whether it has news of members.
-    fn carry_packets(&mut self) -> bool {
+    /// Sends what foca wants sent.
+    fn carry_packets(&mut self) {
         let (packets, news) = self.swim.take();
         for notification in &news {
             if let OwnedNotification::Rejoin(member) = notification {
@@ -555,16 +694,19 @@ impl Membership {
             }
         }
         for (to, packet) in packets {
-            self.send(&to, Some(&packet), false);
+            self.send(&to, Words::foca(&packet));
         }
-        !news.is_empty()
     }
 
+    /// Takes over what SWIM and the records say of the nodes touched.
     fn refresh(&mut self, now: Moment) {
-        self.members_hash = self.hash_members();
-        let had_company = self.peers.active().next().is_some();
-        let me = self.settings.me.id;
-        for (id, state) in self.peers.refresh(&self.swim, &self.catalogue, me, now) {
+        self.swim.take_touched(&mut self.touched);
+        if self.touched.is_empty() {
+            return;
+        }
+        let had_company = self.peers.has_active();
+        let changed = (self.peers).refresh(&mut self.touched, &self.swim, &self.catalogue, now);
+        for (id, state) in changed {
             self.changed = true;
             self.counts.suspicions += u64::from(state == NodeState::Suspect);
             self.count_end(id, state);
@@ -607,7 +749,7 @@ impl Membership {
             self.swim.leave(now);
             let (packets, _) = self.swim.take();
             for (to, packet) in packets {
-                self.send(&to, Some(&packet), false);
+                self.send(&to, Words::foca(&packet));
             }
         }
     }
@@ -618,7 +760,5 @@ impl Membership {
     }
 }
 
-#[cfg(test)]
-mod sim;
 #[cfg(test)]
 mod tests;

@@ -2,21 +2,18 @@
 //!
 //! Not here: how it is found out (`swim.rs`, `exchange.rs`) and the records themselves (`catalogue.rs`).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use foca::Identity;
 use mesh_proto::member::Member;
-use rand::{Rng, seq::IteratorRandom};
+use rand::{Rng, RngExt, seq::IteratorRandom};
 
 use super::{
     offers::Offers,
     swim::{FORGET_AFTER, Swim},
 };
 use crate::{
-    catalogue::{Catalogue, Content},
+    catalogue::{Catalogue, Content, OWNERS_MAX, mix},
     mesh::{Demand, Instance, Mesh, Node, NodeState},
     moment::Moment,
 };
@@ -24,27 +21,38 @@ use crate::{
 /// An owner dead for so long is not told to others any more, so that nobody hands it back to one who forgot it.
 const DORMANT_AFTER: Duration = FORGET_AFTER.saturating_sub(Duration::from_secs(3_600));
 
+/// Members remembered, dead ones included: whoever holds the key may invent some.
+pub const MEMBERS_MAX: usize = OWNERS_MAX;
+
 /// One other node.
+///
+/// There may be ten thousand of them, so what only a few have is kept apart.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// As SWIM knows it; `None` while only records of it are known.
     pub member: Option<Member>,
     /// SWIM incarnation.
     pub incarnation: u16,
+    /// What SWIM says of it.
+    pub standing: foca::State,
     /// How it is, goodbyes included.
     pub state: NodeState,
-    /// Since when.
-    pub since: Moment,
-    /// How long it had been so when we learned it, where others said so.
-    pub before: Duration,
-    /// Its catalogue differs from ours since then.
-    pub differs: Option<Moment>,
     /// It was asked whether it still differs.
     pub asked: bool,
-    /// The last exchange that we began with it.
-    pub exchanged: Option<Moment>,
     /// What a stream to it came to while we heard nothing.
     pub evidence: Option<Evidence>,
+    /// How long it had been so when we learned it, where others said so, in seconds.
+    pub before_s: u32,
+    /// Since when.
+    pub since: Moment,
+    rare: Option<Box<Rare>>,
+}
+
+/// What is known of few.
+#[derive(Clone, Default, Debug)]
+struct Rare {
+    differs: Option<Moment>,
+    exchanged: Option<Moment>,
     /// The last goodbye heard.
     goodbye: Option<Goodbye>,
 }
@@ -74,57 +82,125 @@ impl Peer {
         Peer {
             member: None,
             incarnation: 0,
+            standing: foca::State::Down,
             state: NodeState::Down,
-            since: now,
-            before: Duration::ZERO,
-            differs: None,
             asked: false,
-            exchanged: None,
             evidence: None,
-            goodbye: None,
+            before_s: 0,
+            since: now,
+            rare: None,
         }
     }
 
     /// Whether `member` said goodbye, by what the catalogue has of its node now or had earlier.
     fn has_left(&mut self, member: Member, said: Option<Said>) -> bool {
+        let goodbye = self.rare.as_ref().and_then(|rare| rare.goodbye);
         if let Some(Said { epoch, left }) = said {
-            let is_known = self.goodbye.is_some_and(|goodbye| goodbye.epoch == epoch);
-            match (left, is_known) {
-                (true, false) => self.goodbye = Some(Goodbye { epoch, member }),
-                (true, true) => {}
+            let is_known = goodbye.is_some_and(|goodbye| goodbye.epoch == epoch);
+            match (left, is_known, goodbye) {
+                (true, false, _) => self.rare().goodbye = Some(Goodbye { epoch, member }),
                 // A goodbye outlives the record that said it, but not the records of its node's next start.
-                (false, _) => self.goodbye = self.goodbye.filter(|goodbye| goodbye.epoch > epoch),
+                (false, _, Some(goodbye)) if goodbye.epoch <= epoch => self.rare().goodbye = None,
+                _ => {}
             }
         }
-        self.goodbye.is_some_and(|goodbye| goodbye.member == member)
+        let goodbye = self.rare.as_ref().and_then(|rare| rare.goodbye);
+        goodbye.is_some_and(|goodbye| goodbye.member == member)
     }
 
     /// How long it has been as it is.
     pub fn lasts(&self, now: Moment) -> Duration {
-        self.before + now.since(self.since)
+        Duration::from_secs(self.before_s.into()) + now.since(self.since)
     }
 
     /// Whether SWIM counts it among the living.
     pub fn is_active(&self) -> bool {
         matches!(self.state, NodeState::Alive | NodeState::Suspect)
     }
+
+    /// The last exchange that we began with it.
+    pub fn exchanged(&self) -> Option<Moment> {
+        self.rare.as_ref()?.exchanged
+    }
+
+    /// Its catalogue differs from ours since then.
+    pub fn differs(&self) -> Option<Moment> {
+        self.rare.as_ref()?.differs
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Whether SWIM would learn anything from an update.
+    fn learns_from(&self, update: &foca::Member<Member>) -> bool {
+        use foca::State::{Alive, Down, Suspect};
+        let Some(member) = self.member else {
+            return true;
+        };
+        if member != *update.id() {
+            return update.id().win_addr_conflict(&member);
+        }
+        let (held, told) = (self.incarnation, update.incarnation());
+        match (self.standing, update.state()) {
+            (Down, _) => false,
+            (_, Down) => true,
+            (Alive, Suspect) => told >= held,
+            (Alive, Alive) | (Suspect, Alive | Suspect) => told > held,
+        }
+    }
+
+    fn hash(&self) -> u64 {
+        match self.member {
+            Some(member) if self.standing != foca::State::Down => member_hash(&member),
+            _ => 0,
+        }
+    }
+}
+
+/// A member as part of the sum that tells whether two nodes know the same ones.
+///
+/// Of the living only: who is down is forgotten by each at a time of its own. Suspects count as alive, for suspicions
+/// come and go without an exchange.
+pub fn member_hash(member: &Member) -> u64 {
+    mix(member.id ^ mix(member.bump))
 }
 
 /// All other nodes, by id.
 #[derive(Debug, Default)]
 pub struct Peers {
-    peers: BTreeMap<u64, Peer>,
+    /// Sorted by id: a place is found in few steps, and drawn by dice in one.
+    peers: Vec<(u64, Peer)>,
+    active: usize,
+    suspects: BTreeSet<u64>,
+    down: BTreeSet<u64>,
+    differing: BTreeSet<u64>,
+    living_hash: u64,
 }
 
 impl Peers {
+    fn place(&self, id: u64) -> Result<usize, usize> {
+        self.peers.binary_search_by_key(&id, |(id, _)| *id)
+    }
+
     /// One of them.
     pub fn get(&self, id: u64) -> Option<&Peer> {
-        self.peers.get(&id)
+        self.place(id).ok().map(|at| &self.peers[at].1)
     }
 
     /// One of them, to note something.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Peer> {
-        self.peers.get_mut(&id)
+        self.place(id).ok().map(|at| &mut self.peers[at].1)
+    }
+
+    /// Gives back memory kept for more.
+    pub fn shrink(&mut self) {
+        self.peers.shrink_to_fit();
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.peers.len()
     }
 
     /// All, by id.
@@ -139,58 +215,175 @@ impl Peers {
 
     /// The living.
     pub fn active(&self) -> impl Iterator<Item = (Member, &Peer)> {
-        let living = self.peers.values().filter(|peer| peer.is_active());
-        living.filter_map(|peer| Some((peer.member?, peer)))
+        let living = self.peers.iter().filter(|(_, peer)| peer.is_active());
+        living.filter_map(|(_, peer)| Some((peer.member?, peer)))
+    }
+
+    /// How many of the living are not suspected.
+    pub fn well(&self) -> usize {
+        self.active - self.suspects.len()
+    }
+
+    /// Whether any is living.
+    pub fn has_active(&self) -> bool {
+        self.active > 0
+    }
+
+    /// Those suspected.
+    pub fn suspects(&self) -> impl Iterator<Item = (Member, &Peer)> {
+        self.few(&self.suspects)
+    }
+
+    /// Those down, goodbyes left out.
+    pub fn down(&self) -> impl Iterator<Item = (Member, &Peer)> {
+        self.few(&self.down)
+    }
+
+    /// Those whose catalogue differed when last heard.
+    pub fn differing(&self) -> impl Iterator<Item = (Member, &Peer)> {
+        self.few(&self.differing)
+    }
+
+    fn few<'a>(&'a self, ids: &'a BTreeSet<u64>) -> impl Iterator<Item = (Member, &'a Peer)> {
+        let known = ids.iter().filter_map(|id| self.get(*id));
+        known.filter_map(|peer| Some((peer.member?, peer)))
+    }
+
+    /// Notes since when a peer's catalogue differs, or that it does not.
+    pub fn set_differs(&mut self, id: u64, differs: Option<Moment>) {
+        let Ok(at) = self.place(id) else {
+            return;
+        };
+        let peer = &mut self.peers[at].1;
+        if differs.is_some() {
+            self.differing.insert(id);
+            peer.rare().differs = differs;
+        } else if self.differing.remove(&id) {
+            peer.rare().differs = None;
+            peer.asked = false;
+        }
+    }
+
+    /// Notes an exchange that we begin.
+    pub fn set_exchanged(&mut self, id: u64, now: Moment) {
+        if let Some(peer) = self.get_mut(id) {
+            peer.rare().exchanged = Some(now);
+        }
+    }
+
+    /// Sum of [`member_hash`] over the living.
+    pub fn living_hash(&self) -> u64 {
+        self.living_hash
+    }
+
+    /// Whether SWIM would learn anything from an update. A stranger is not let in where the table is full.
+    pub fn learns_from(&self, update: &foca::Member<Member>) -> bool {
+        match self.get(update.id().id) {
+            Some(peer) => peer.learns_from(update),
+            None => self.peers.len() < MEMBERS_MAX,
+        }
     }
 
     /// Some of the living, drawn evenly.
     pub fn some_active(&self, count: usize, rng: &mut impl Rng) -> Vec<Member> {
-        self.active().map(|(member, _)| member).sample(rng, count)
+        let mut drawn = Vec::with_capacity(count);
+        if self.active < 4 * count || self.active * 2 < self.peers.len() {
+            return self.active().map(|(member, _)| member).sample(rng, count);
+        }
+        // At least half are living and few are wanted: a draw succeeds more often than not.
+        while drawn.len() < count {
+            let (_, peer) = &self.peers[rng.random_range(0..self.peers.len())];
+            match peer.member {
+                Some(member) if peer.is_active() && !drawn.contains(&member) => drawn.push(member),
+                _ => {}
+            }
+        }
+        drawn
     }
 
-    /// Takes over what SWIM and the records say. Yields those whose state changed.
+    /// Takes over what SWIM and the records say of some nodes. Yields those whose state changed.
     pub fn refresh(
         &mut self,
+        ids: &mut Vec<u64>,
         swim: &Swim,
         catalogue: &Catalogue,
-        me: u64,
         now: Moment,
     ) -> Vec<(u64, NodeState)> {
+        let me = swim.me().id;
+        ids.sort_unstable();
+        ids.dedup();
         let mut changed = Vec::new();
-        let mut seen = BTreeSet::new();
-        for known in swim.members() {
+        for known in swim.members_of(ids) {
             let id = known.id().id;
-            seen.insert(id);
-            let peer = self.peers.entry(id).or_insert_with(|| Peer::new(now));
-            let state = match known.state() {
-                _ if peer.has_left(*known.id(), said(catalogue, id)) => NodeState::Left,
-                foca::State::Alive => NodeState::Alive,
-                foca::State::Suspect => NodeState::Suspect,
-                foca::State::Down => NodeState::Down,
-            };
-            if peer.state != state || peer.member.is_none() {
-                peer.state = state;
-                peer.since = now;
-                peer.before = Duration::ZERO;
+            if id == me {
+                continue;
+            }
+            if let Some(state) = self.note(known, said(catalogue, id), now) {
                 changed.push((id, state));
             }
-            peer.member = Some(*known.id());
-            peer.incarnation = known.incarnation();
         }
         // Records alone make nobody alive: a node is told of once SWIM knows it.
-        for (id, _) in catalogue.owners() {
-            if id != me && !seen.contains(&id) {
-                self.peers.entry(id).or_insert_with(|| Peer::new(now));
+        for id in ids.drain(..) {
+            if let Err(at) = self.place(id)
+                && id != me
+                && catalogue.owner(id).is_some()
+            {
+                self.peers.insert(at, (id, Peer::new(now)));
             }
         }
         changed
+    }
+
+    /// Takes over what SWIM says of one. Yields its state if that changed.
+    fn note(
+        &mut self,
+        known: &foca::Member<Member>,
+        said: Option<Said>,
+        now: Moment,
+    ) -> Option<NodeState> {
+        let id = known.id().id;
+        let at = self.place(id).unwrap_or_else(|at| {
+            self.peers.insert(at, (id, Peer::new(now)));
+            at
+        });
+        let peer = &mut self.peers[at].1;
+        self.living_hash = self.living_hash.wrapping_sub(peer.hash());
+        self.active -= usize::from(peer.is_active() && peer.member.is_some());
+        let state = match known.state() {
+            _ if peer.has_left(*known.id(), said) => NodeState::Left,
+            foca::State::Alive => NodeState::Alive,
+            foca::State::Suspect => NodeState::Suspect,
+            foca::State::Down => NodeState::Down,
+        };
+        let is_changed = peer.state != state || peer.member.is_none();
+        if is_changed {
+            peer.state = state;
+            peer.since = now;
+            peer.before_s = 0;
+        }
+        peer.member = Some(*known.id());
+        peer.incarnation = known.incarnation();
+        peer.standing = known.state();
+        self.living_hash = self.living_hash.wrapping_add(peer.hash());
+        self.active += usize::from(peer.is_active());
+        for (is_one, few) in [
+            (state == NodeState::Suspect, &mut self.suspects),
+            (state == NodeState::Down, &mut self.down),
+        ] {
+            if is_one {
+                few.insert(id);
+            } else {
+                few.remove(&id);
+            }
+        }
+        is_changed.then_some(state)
     }
 
     /// Forgets whoever is gone for long. Yields whether anybody was.
     pub fn sweep(&mut self, swim: &Swim, catalogue: &mut Catalogue, now: Moment) -> bool {
         let known: BTreeSet<u64> = swim.members().map(|member| member.id().id).collect();
         let mut is_changed = false;
-        self.peers.retain(|id, peer| {
+        self.peers.retain(|(id, peer)| {
             if peer.is_active() {
                 return true;
             }
@@ -203,7 +396,12 @@ impl Peers {
                 is_changed = true;
             }
             // SWIM forgets by a clock of its own; until then we remember that it is old.
-            gone_for < FORGET_AFTER || known.contains(id)
+            let is_kept = gone_for < FORGET_AFTER || known.contains(id);
+            if !is_kept {
+                self.down.remove(id);
+                self.differing.remove(id);
+            }
+            is_kept
         });
         is_changed
     }

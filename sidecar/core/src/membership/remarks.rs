@@ -97,7 +97,8 @@ impl Membership {
     /// How many living peers have known something else than we for how long, the longest of them; a peer whose hash is
     /// ours again does not count. While news is on its way this is never quite nothing.
     pub fn divergence(&self, now: Moment) -> (usize, Duration) {
-        let since = self.peers.active().filter_map(|(_, peer)| peer.differs);
+        let differing = self.peers.differing().filter(|(_, peer)| peer.is_active());
+        let since = differing.filter_map(|(_, peer)| peer.differs());
         let spans = since.map(|since| now.since(since));
         spans.fold((0, Duration::ZERO), |(count, longest), span| {
             (count + 1, longest.max(span))

@@ -2,8 +2,9 @@
 //!
 //! Not here: the exchange itself (`exchange.rs`).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
+use mesh_proto::member::Member;
 use rand::seq::IteratorRandom;
 
 use super::{
@@ -11,8 +12,9 @@ use super::{
     exchange::Reason,
     peers::Peer,
     swim::{FANOUT, FORGET_AFTER},
+    telling::Words,
 };
-use crate::{mesh::NodeState, moment::Moment};
+use crate::moment::Moment;
 
 /// A difference that lasts so long is not on its way to be healed by rumours.
 const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
@@ -36,54 +38,56 @@ impl Membership {
     /// Notes a peer's catalogue hash; one that differs for a second is asked again, and then called.
     pub(super) fn compare(&mut self, id: u64, hash: u64, now: Moment) {
         let ours = self.hash();
-        let Some(peer) = self.peers.get_mut(id) else {
+        let Some(peer) = self.peers.get(id) else {
             return;
         };
         if hash == ours {
-            peer.differs = None;
-            peer.asked = false;
+            self.peers.set_differs(id, None);
             return;
         }
-        let since = *peer.differs.get_or_insert(now);
-        let is_lasting = now.since(since) >= DIFFERENCE_TIME;
+        let since = peer.differs().unwrap_or(now);
         let is_free = peer
-            .exchanged
+            .exchanged()
             .is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
-        if let (true, true, true, Some(member)) =
-            (is_lasting, is_free, peer.is_active(), peer.member)
-        {
-            peer.differs = None;
-            peer.asked = false;
+        let (is_active, member) = (peer.is_active(), peer.member);
+        self.peers.set_differs(id, Some(since));
+        let Some(member) = member.filter(|_| is_active && is_free) else {
+            return;
+        };
+        // Whoever is near repairs first; what is left after that takes the long way.
+        let patience = if self.is_near(&member) {
+            DIFFERENCE_TIME
+        } else {
+            DIFFERENCE_TIME * 2
+        };
+        if now.since(since) >= patience {
+            self.peers.set_differs(id, None);
             self.dial_exchange(Reason::Repair, member.address, Some(member), now);
         }
     }
 
-    /// Asks peers whose hash differed a second ago for their hash now.
+    /// Asks peers whose hash differed a second ago for their hash now, near ones first.
     pub(super) fn look_after_differences(&mut self, now: Moment) {
-        let mut questions = Vec::new();
-        for (_, peer) in self.peers.iter_mut() {
-            let is_lasting = peer
-                .differs
-                .is_some_and(|since| now.since(since) >= DIFFERENCE_TIME);
-            if let (true, false, true, Some(member)) =
-                (is_lasting, peer.asked, peer.is_active(), peer.member)
-            {
-                peer.asked = true;
-                questions.push(member);
-            }
-            if !is_lasting {
-                peer.asked = false;
-            }
-        }
+        let is_due = |peer: &Peer| {
+            let since = peer.differs();
+            since.is_some_and(|since| now.since(since) >= DIFFERENCE_TIME) && !peer.asked
+        };
+        let mut questions: Vec<Member> = (self.peers.differing())
+            .filter(|(_, peer)| peer.is_active() && is_due(peer))
+            .map(|(member, _)| member)
+            .collect();
+        questions.sort_by_key(|member| !self.is_near(member));
         for to in questions.into_iter().take(FANOUT) {
-            self.send(&to, None, true);
+            if let Some(peer) = self.peers.get_mut(to.id) {
+                peer.asked = true;
+            }
+            self.send(&to, Words::question());
         }
     }
 
     fn is_in_trouble(&self, now: Moment) -> bool {
-        let is_fresh =
-            |peer: &Peer| peer.state == NodeState::Down && peer.lasts(now) < TROUBLE_TIME;
-        !self.has_company() || self.peers.iter().any(|(_, peer)| is_fresh(peer))
+        let mut down = self.peers.down();
+        !self.has_company() || down.any(|(_, peer)| peer.lasts(now) < TROUBLE_TIME)
     }
 
     pub(super) fn backstop(&mut self, now: Moment) -> Duration {
@@ -99,7 +103,7 @@ impl Membership {
     pub(super) fn look_after_exchanges(&mut self, now: Moment) {
         if now >= self.exchange_at {
             self.exchange_at = now + self.backstop(now);
-            if let [member] = self.peers.some_active(1, &mut self.rng)[..] {
+            if let Some(member) = self.draw_near() {
                 self.dial_exchange(Reason::Repair, member.address, Some(member), now);
             }
         }
@@ -110,15 +114,16 @@ impl Membership {
                 BACKSTOP_IN_TROUBLE
             };
             self.retry_at = now + pause + self.jitter(pause);
-            let taken: Vec<_> = self
-                .peers
-                .active()
-                .map(|(member, _)| member.address)
+            let down: Vec<Member> = (self.peers.down())
+                .filter(|(_, peer)| peer.lasts(now) < FORGET_AFTER)
+                .map(|(member, _)| member)
                 .collect();
-            let down = (self.peers.iter())
-                .filter(|(_, peer)| peer.state == NodeState::Down && peer.lasts(now) < FORGET_AFTER)
-                .filter_map(|(_, peer)| peer.member)
-                .filter(|member| !taken.contains(&member.address));
+            if down.is_empty() {
+                return;
+            }
+            let active = self.peers.active().map(|(member, _)| member.address);
+            let taken: BTreeSet<SocketAddr> = active.collect();
+            let down = (down.into_iter()).filter(|member| !taken.contains(&member.address));
             for member in down.sample(&mut self.rng, 2) {
                 self.dial_exchange(Reason::Retry, member.address, Some(member), now);
             }

@@ -4,11 +4,14 @@
 //! - A suspicion's timer tells a member that it is dead even if it has refuted meanwhile: such timers are dropped.
 //! - A deaf member suspects everybody, and Down is final: while nothing is heard, or after our own loop stood still, no
 //!   suspicion starts and none ends here. Who is left alone may still condemn peers that refuse connections.
+//! - A suspicion that is ours alone may be our own fault (Lifeguard): it is held up to six times as long, until others
+//!   who were asked (`doubts.rs`) found the suspect silent too; and the more of our probes fail, the slower we probe.
+//! - Every link is as fast as the next to foca: how long an answer may take follows the distance of the zone.
 //! - Timers out of order break a probe: they leave one queue, ordered by time and then by foca's own order.
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
+    collections::{BTreeMap, BinaryHeap},
     num::{NonZeroU8, NonZeroUsize},
     time::Duration,
 };
@@ -17,9 +20,10 @@ use foca::{
     Codec, Config, Foca, Header, Message, NoCustomBroadcast, Notification, OwnedNotification,
     Runtime, State, Timer,
 };
-use mesh_proto::{codec::MemberCodec, frame::PAYLOAD_BYTES_MAX, member::Member};
+use mesh_proto::{codec::MemberCodec, frame::PAYLOAD_BYTES_MAX, member::Member, message::Standing};
 use rand::rngs::StdRng;
 
+use super::TICK;
 use crate::moment::Moment;
 
 /// What foca may put into one datagram: our hash, a question, a suspicion and item heads go beside it.
@@ -27,6 +31,24 @@ const FOCA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 96;
 
 /// Peers told at once.
 pub const FANOUT: usize = 3;
+
+/// Others wanted to agree with a suspicion before it counts in full, where there are so many.
+const CONFIRMATIONS: usize = 3;
+
+/// A suspicion that nobody confirms is held for so many times the shortest time (Lifeguard's default).
+const SUSPICION_HELD: u32 = 6;
+
+/// Failures of our own probes beyond which our health gets no worse (Lifeguard's default).
+const SCORE_MAX: u32 = 8;
+
+/// Failures that make our probes slower by their whole usual time; at worst they take three times as long.
+const SCORE_PER_TIME: u32 = 4;
+
+/// A probe takes at least so many times the patience with its target, so that others' help comes in time.
+const PROBE_PATIENCES: f64 = 2.5;
+
+/// Room kept for ids of members; an exchange fills far more for a moment.
+const TOUCHED_KEPT: usize = 64;
 
 /// A member that is down is forgotten after this.
 pub const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
@@ -86,9 +108,12 @@ impl Pace {
 }
 
 /// How often one piece of news is told by each member: grows with the logarithm of their number, as memberlist does it.
+///
+/// A node misses news that each tells so often with a probability of e to the minus of it: with memberlist's 4 for 5,
+/// one crash in a hundred was heard of late by somebody among 32 nodes.
 pub fn transmissions(members: usize) -> u8 {
     let digits = (members + 1).ilog10() + 1;
-    u8::try_from(4 * digits).unwrap_or(u8::MAX).max(6)
+    u8::try_from(5 * digits).unwrap_or(u8::MAX).max(6)
 }
 
 /// foca with its timers.
@@ -99,9 +124,19 @@ pub struct Swim {
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
     probe: Option<Probe>,
-    /// Who answered our probe by a datagram, until it is fetched.
-    answer: Option<Member>,
     originated: u64,
+    /// Suspicions of ours whose time runs, by id.
+    held: BTreeMap<u64, Held>,
+    /// Our own health: probes failed lately, from 0 to [`SCORE_MAX`].
+    score: u32,
+    /// Whose datagram answered our probe, and after how long, until it is fetched.
+    round_trip: Option<(Member, Duration)>,
+    /// Members that foca may see otherwise than before.
+    touched: Vec<u64>,
+    /// Probes that nobody answered, since the start.
+    pub probes_failed: u64,
+    /// Confirmations of suspicions of ours, since the start.
+    pub confirmations: u64,
     /// No suspicion may start or end before this.
     distrust_until: Moment,
     out: Out,
@@ -118,7 +153,49 @@ impl std::fmt::Debug for Swim {
 struct Probe {
     target: Member,
     number: u8,
+    sent: Moment,
     answered: bool,
+    /// Its outcome has told on our health.
+    judged: bool,
+}
+
+/// A suspicion of ours.
+#[derive(Clone, Debug)]
+struct Held {
+    timer: Timer<Member>,
+    about: Standing,
+    since: Moment,
+    confirmed: Vec<u64>,
+}
+
+impl Held {
+    /// For how long it is held: Lifeguard's curve, from [`SUSPICION_HELD`] times down to once with every confirmation.
+    fn time(&self, shortest: Duration, wanted: usize) -> Duration {
+        let confirmed = self.confirmed.len();
+        if confirmed >= wanted {
+            return shortest;
+        }
+        let share = (confirmed as f64 + 1.0).ln() / (wanted as f64 + 1.0).ln();
+        let longest = shortest * SUSPICION_HELD;
+        longest - (longest - shortest).mul_f64(share)
+    }
+}
+
+/// What a turn of the timers goes by.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Whether suspicions may start and end.
+    pub trust: Trust,
+    /// Members that are alive and not suspected.
+    pub well: usize,
+    /// How long an answer of a member may take.
+    pub patience: &'a dyn Fn(&Member) -> Duration,
+}
+
+impl std::fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watch({:?}, {} well)", self.trust, self.well)
+    }
 }
 
 /// Packets to members.
@@ -184,6 +261,13 @@ pub enum Trust {
     Withhold,
 }
 
+/// What becomes of a suspicion whose time is over.
+enum Verdict {
+    Down,
+    Dropped,
+    Later(Moment),
+}
+
 impl Swim {
     /// A member that knows nobody yet.
     pub fn new(me: Member, pace: Pace, rng: StdRng) -> Swim {
@@ -194,8 +278,13 @@ impl Swim {
             timers: BinaryHeap::new(),
             timer_count: 0,
             probe: None,
-            answer: None,
             originated: 0,
+            held: BTreeMap::new(),
+            score: 0,
+            round_trip: None,
+            touched: Vec::new(),
+            probes_failed: 0,
+            confirmations: 0,
             distrust_until: Moment::START,
             out: Out::default(),
         }
@@ -219,34 +308,55 @@ impl Swim {
             .filter(move |member| member.id().id != me)
     }
 
-    /// Whether a packet may say something of members that is not known yet: it does not if it comes from a living
-    /// member in its known incarnation and carries no updates, as nearly all do.
-    pub fn is_telling(&self, packet: &[u8], known: impl Fn(&Member, u16) -> bool) -> bool {
-        let mut rest = packet;
-        let Ok(header) = MemberCodec.decode_header(&mut rest) else {
-            return true;
-        };
-        let has_updates = rest.first_chunk().is_some_and(|count| *count != [0, 0]);
-        has_updates
-            || header.message == Message::TurnUndead
-            || !known(&header.src, header.src_incarnation)
+    /// Those of some ids, which must be sorted; in order of id.
+    pub fn members_of(&self, ids: &[u64]) -> Vec<&foca::Member<Member>> {
+        let all = self.foca.iter_membership_state();
+        let known = all.filter(|member| ids.binary_search(&member.id().id).is_ok());
+        let mut known: Vec<_> = known.take(ids.len()).collect();
+        known.sort_unstable_by_key(|member| member.id().id);
+        known
     }
 
     /// Reads a packet. A packet that cannot be read changes nothing.
-    pub fn on_packet(&mut self, packet: &[u8], now: Moment) -> Result<(), foca::Error> {
-        if let (Some(probe), Ok(header)) = (&mut self.probe, MemberCodec.decode_header(packet)) {
-            let answered = matches!(header.message, Message::Ack(number) if number == probe.number)
-                && header.src == probe.target;
-            probe.answered |= answered;
-            self.answer = self.answer.or(answered.then_some(header.src));
+    pub fn on_packet(
+        &mut self,
+        header: &Header<Member>,
+        packet: &[u8],
+        now: Moment,
+    ) -> Result<(), foca::Error> {
+        if let Some(probe) = self.probe.as_mut().filter(|probe| !probe.answered) {
+            probe.answered = match header.message {
+                Message::Ack(number) if number == probe.number && header.src == probe.target => {
+                    self.round_trip = Some((probe.target, now.since(probe.sent)));
+                    true
+                }
+                Message::ForwardedAck {
+                    origin,
+                    probe_number,
+                } => probe_number == probe.number && origin == probe.target,
+                _ => false,
+            };
         }
         let done = self.foca.handle_data(packet, &mut self.out);
         self.settle(now);
         done
     }
 
+    /// How long the last direct answer to a probe took, and whose it was.
+    pub fn take_round_trip(&mut self) -> Option<(Member, Duration)> {
+        self.round_trip.take()
+    }
+
+    /// Adds the ids that foca may see otherwise than before.
+    pub fn take_touched(&mut self, ids: &mut Vec<u64>) {
+        ids.append(&mut self.touched);
+        self.touched.shrink_to(TOUCHED_KEPT);
+    }
+
     /// Takes in what others know of members, by exchange.
     pub fn apply(&mut self, members: Vec<foca::Member<Member>>, spread: bool, now: Moment) {
+        let ids = members.iter().map(|member| member.id().id);
+        self.touched.extend(ids);
         // The only error is one of encoding, and our own codec has room for every member.
         let _ = self
             .foca
@@ -318,27 +428,33 @@ impl Swim {
     /// Handles every timer that is due, in order. Yields members whose direct probe went unanswered for too long.
     ///
     /// Whatever the sockets hold must have been handed in before.
-    pub fn on_timer(&mut self, trust: Trust, now: Moment) -> Vec<Member> {
+    pub fn on_timer(&mut self, watch: &Watch<'_>, now: Moment) -> Vec<Member> {
         let mut silent = Vec::new();
+        let mut was_late = false;
         while let Some(due) = self.pop_due(now) {
             if now.since(due.at) > self.pace.period {
                 // We stood still: whatever seems unanswered since may have been answered.
                 self.distrust_until = now + self.pace.period * 2;
+                if !std::mem::replace(&mut was_late, true) {
+                    self.worsen();
+                }
             }
-            let judge = trust == Trust::Judge && now >= self.distrust_until;
+            let judge = watch.trust == Trust::Judge && now >= self.distrust_until;
             match &due.timer {
                 Timer::ProbeRandomMember(_) if !judge => self.acknowledge(now),
-                Timer::ChangeSuspectToDown {
-                    member_id,
-                    incarnation,
-                    ..
-                } => {
-                    if !self.is_still_suspect(member_id, *incarnation) {
-                        continue;
-                    }
-                    if !judge {
-                        self.schedule(due.timer, now + self.pace.period);
-                        continue;
+                Timer::ProbeRandomMember(_) => self.judge_probe(),
+                Timer::ChangeSuspectToDown { member_id, .. } => {
+                    let id = member_id.id;
+                    match self.verdict(&due.timer, judge, watch.well, now) {
+                        Verdict::Down => {
+                            self.held.remove(&id);
+                            self.touched.push(id);
+                        }
+                        Verdict::Dropped => continue,
+                        Verdict::Later(at) => {
+                            self.schedule(due.timer, at);
+                            continue;
+                        }
                     }
                 }
                 Timer::SendIndirectProbe { probed_id, .. } => {
@@ -349,10 +465,126 @@ impl Swim {
                 }
                 _ => {}
             }
+            let is_probe = matches!(due.timer, Timer::ProbeRandomMember(_));
             let _ = self.foca.handle_timer(due.timer, &mut self.out);
+            if is_probe {
+                self.begin_probe(watch, now);
+            }
             self.settle(now);
         }
         silent
+    }
+
+    /// What the outcome of the probe under way says of our own health.
+    fn judge_probe(&mut self) {
+        let Some(probe) = self.probe.as_mut().filter(|probe| !probe.judged) else {
+            return;
+        };
+        probe.judged = true;
+        if probe.answered {
+            self.improve();
+        } else {
+            self.touched.push(probe.target.id);
+            self.probes_failed += 1;
+            self.worsen();
+        }
+    }
+
+    /// Notes the probe that foca began, and gives it the time its target needs.
+    fn begin_probe(&mut self, watch: &Watch<'_>, now: Moment) {
+        let begun = self.out.packets.iter().find_map(|(to, packet)| {
+            let header = MemberCodec.decode_header(&packet[..]).ok()?;
+            match header.message {
+                Message::Ping(number) => Some((*to, number)),
+                _ => None,
+            }
+        });
+        let Some((target, number)) = begun else {
+            return;
+        };
+        self.probe = Some(Probe {
+            target,
+            number,
+            sent: now,
+            answered: false,
+            judged: false,
+        });
+        let slowness = 1.0 + f64::from(self.score) / f64::from(SCORE_PER_TIME);
+        let patience = (watch.patience)(&target);
+        let period = self.pace.period.max(patience.mul_f64(PROBE_PATIENCES));
+        for (timer, after) in &mut self.out.timers {
+            match timer {
+                Timer::SendIndirectProbe { .. } => *after = patience.mul_f64(slowness),
+                Timer::ProbeRandomMember(_) => *after = period.mul_f64(slowness),
+                _ => {}
+            }
+        }
+    }
+
+    fn verdict(&mut self, timer: &Timer<Member>, judge: bool, well: usize, now: Moment) -> Verdict {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return Verdict::Dropped;
+        };
+        if !self.is_still_suspect(member_id, *incarnation) {
+            if (self.held.get(&member_id.id)).is_some_and(|held| held.timer == *timer) {
+                self.held.remove(&member_id.id);
+            }
+            return Verdict::Dropped;
+        }
+        if !judge {
+            return Verdict::Later(now + self.pace.period);
+        }
+        let held = self.held.get(&member_id.id);
+        let time = held.map(|held| held.time(self.pace.suspicion, well.min(CONFIRMATIONS)));
+        match held.zip(time) {
+            Some((held, time)) if now < held.since + time => {
+                Verdict::Later((held.since + time).min(now + TICK))
+            }
+            _ => Verdict::Down,
+        }
+    }
+
+    /// Suspicions of ours that fewer than `wanted` others confirmed.
+    pub fn unconfirmed(&self, wanted: usize, count: usize) -> Vec<Standing> {
+        let open = self.held.values().filter(|held| {
+            held.confirmed.len() < wanted
+                && self.is_still_suspect(&held.about.member, held.about.incarnation)
+        });
+        open.take(count).map(|held| held.about).collect()
+    }
+
+    /// Another finds a suspect of ours silent too.
+    pub fn confirm(&mut self, about: &Standing, by: u64) {
+        let Some(held) = self.held.get_mut(&about.member.id) else {
+            return;
+        };
+        let is_same =
+            (held.about.member, held.about.incarnation) == (about.member, about.incarnation);
+        if is_same && held.confirmed.len() < CONFIRMATIONS && !held.confirmed.contains(&by) {
+            held.confirmed.push(by);
+            self.confirmations += 1;
+            // The failed probe was not our fault.
+            self.improve();
+        }
+    }
+
+    /// From 0, well, to [`SCORE_MAX`].
+    pub fn score(&self) -> u32 {
+        self.score
+    }
+
+    /// Something says that we are slow or badly connected ourselves.
+    pub fn worsen(&mut self) {
+        self.score = (self.score + 1).min(SCORE_MAX);
+    }
+
+    fn improve(&mut self) {
+        self.score = self.score.saturating_sub(1);
     }
 
     /// Hearing is back after a silence: suspects get their whole time again.
@@ -365,11 +597,10 @@ impl Swim {
             }
             self.timers.push(Reverse(due));
         }
-    }
-
-    /// Who answered our probe by a datagram since this was last asked.
-    pub fn take_answer(&mut self) -> Option<Member> {
-        self.answer.take()
+        for held in self.held.values_mut() {
+            held.since = now;
+            held.confirmed.clear();
+        }
     }
 
     /// Suspicions that began with a probe of ours, since the start.
@@ -379,9 +610,8 @@ impl Swim {
 
     /// Whether a suspicion of a member is our own: only whose probe failed holds its timer.
     pub fn holds(&self, suspect: &Member) -> bool {
-        self.timers.iter().any(|Reverse(due)| {
-            matches!(&due.timer, Timer::ChangeSuspectToDown { member_id, .. } if member_id == suspect)
-        })
+        let held = self.held.get(&suspect.id);
+        held.is_some_and(|held| held.about.member == *suspect)
     }
 
     fn is_still_suspect(&self, id: &Member, incarnation: u16) -> bool {
@@ -416,28 +646,20 @@ impl Swim {
         )
     }
 
-    /// After every call of foca: its timers into our queue, the probe under way noted, its numbers fitted to the mesh.
+    /// After every call of foca: its timers into our queue, its news noted, its numbers fitted to the mesh.
     fn settle(&mut self, now: Moment) {
         for (timer, after) in std::mem::take(&mut self.out.timers) {
-            self.originated += u64::from(matches!(timer, Timer::ChangeSuspectToDown { .. }));
-            self.schedule(timer, now + after);
+            if self.hold(&timer, now) {
+                self.schedule(timer, now + after);
+            }
         }
-        for (to, packet) in &self.out.packets {
-            if let Ok(Header {
-                message: Message::Ping(number),
-                ..
-            }) = MemberCodec.decode_header(&packet[..])
-            {
-                let is_new = self
-                    .probe
-                    .is_none_or(|probe| (probe.target, probe.number) != (*to, number));
-                if is_new {
-                    self.probe = Some(Probe {
-                        target: *to,
-                        number,
-                        answered: false,
-                    });
+        for news in &self.out.news {
+            match news {
+                OwnedNotification::MemberUp(member) | OwnedNotification::MemberDown(member) => {
+                    self.touched.push(member.id);
                 }
+                OwnedNotification::Rename(_, member) => self.touched.push(member.id),
+                _ => {}
             }
         }
         let members = self.foca.num_members() + 1;
@@ -446,6 +668,36 @@ impl Swim {
             // Only the number of transmissions changes, which foca allows at any time.
             let _ = self.foca.set_config(self.pace.config(members));
         }
+    }
+
+    /// Notes a suspicion of ours. Yields whether a timer is to run: of one suspicion only the first does.
+    fn hold(&mut self, timer: &Timer<Member>, now: Moment) -> bool {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return true;
+        };
+        let held = self.held.get(&member_id.id);
+        if held.is_some_and(|held| held.timer == *timer) {
+            return false;
+        }
+        let held = Held {
+            timer: timer.clone(),
+            about: Standing {
+                member: *member_id,
+                incarnation: *incarnation,
+                state: State::Suspect,
+                down_for_s: 0,
+            },
+            since: now,
+            confirmed: Vec::new(),
+        };
+        self.held.insert(member_id.id, held);
+        self.originated += 1;
+        true
     }
 }
 
@@ -466,6 +718,15 @@ mod tests {
 
     fn swim() -> Swim {
         Swim::new(member(1), Pace::FAST, StdRng::seed_from_u64(1))
+    }
+
+    fn on_timer(swim: &mut Swim, trust: Trust, now: Moment) {
+        let watch = Watch {
+            trust,
+            well: 0,
+            patience: &|_| Pace::FAST.patience,
+        };
+        swim.on_timer(&watch, now);
     }
 
     fn suspicion_ends(incarnation: u16) -> Timer<Member> {
@@ -491,7 +752,7 @@ mod tests {
             NOW,
         );
         swim.take();
-        swim.on_timer(Trust::Judge, NOW);
+        on_timer(&mut swim, Trust::Judge, NOW);
         let (packets, news) = swim.take();
         assert!(packets.is_empty() && news.is_empty());
         assert_eq!(swim.active(), 1);
@@ -507,7 +768,7 @@ mod tests {
                 NOW,
             );
             swim.schedule(suspicion_ends(0), NOW);
-            swim.on_timer(trust, NOW);
+            on_timer(&mut swim, trust, NOW);
             assert_eq!(swim.active(), active);
         }
     }
@@ -522,11 +783,11 @@ mod tests {
         );
         swim.schedule(suspicion_ends(0), NOW);
         let late = NOW + Pace::FAST.period * 3;
-        swim.on_timer(Trust::Judge, late);
+        on_timer(&mut swim, Trust::Judge, late);
         assert_eq!(swim.active(), 1);
         while let Some(at) = swim.next_timer().filter(|_| swim.active() > 0) {
             assert!(at <= late + Pace::FAST.suspicion);
-            swim.on_timer(Trust::Judge, at);
+            on_timer(&mut swim, Trust::Judge, at);
         }
         assert_eq!(swim.active(), 0);
     }

@@ -24,6 +24,54 @@ const NUDGE: Duration = Duration::from_millis(500);
 /// Bytes of a member's standing as an item, at the most.
 const STANDING_BYTES_MAX: usize = 64;
 
+/// What a datagram is sent for; rumours fill the rest.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Words<'a> {
+    packet: Option<&'a [u8]>,
+    ask: bool,
+    about: Option<Standing>,
+}
+
+impl<'a> Words<'a> {
+    /// Only what is always said.
+    pub fn none() -> Words<'a> {
+        Words::default()
+    }
+
+    /// What foca says.
+    pub fn foca(packet: &'a [u8]) -> Words<'a> {
+        Words {
+            packet: Some(packet),
+            ..Words::default()
+        }
+    }
+
+    /// Asks for the receiver's hash.
+    pub fn question() -> Words<'a> {
+        Words {
+            ask: true,
+            ..Words::default()
+        }
+    }
+
+    /// Asks what the receiver thinks of a suspect; to the suspect itself, for a sign of life.
+    pub fn doubt(about: Standing) -> Words<'a> {
+        Words {
+            ask: true,
+            about: Some(about),
+            ..Words::default()
+        }
+    }
+
+    /// Says that we too find a member silent.
+    pub fn agreement(about: Standing) -> Words<'a> {
+        Words {
+            about: Some(about),
+            ..Words::default()
+        }
+    }
+}
+
 impl Membership {
     /// Writes what is unsaid of ourselves into the catalogue and among the rumours.
     pub(super) fn say(&mut self, now: Moment) {
@@ -49,7 +97,7 @@ impl Membership {
         self.told_at = now;
         for member in self.peers.some_active(FANOUT, &mut self.rng) {
             if !self.rumours.is_empty() {
-                self.send(&member, None, false);
+                self.send(&member, Words::none());
             }
         }
     }
@@ -61,15 +109,9 @@ impl Membership {
             return;
         }
         self.nudge_at = now + NUDGE;
-        let suspects = self
-            .peers
-            .active()
-            .filter(|(_, peer)| peer.state == NodeState::Suspect);
-        for member in suspects
-            .map(|(member, _)| member)
-            .sample(&mut self.rng, FANOUT)
-        {
-            self.send(&member, None, false);
+        let suspects = self.peers.suspects().map(|(member, _)| member);
+        for member in suspects.sample(&mut self.rng, FANOUT) {
+            self.send(&member, Words::none());
         }
     }
 
@@ -81,17 +123,22 @@ impl Membership {
         {
             let suspected =
                 foca::Member::new(standing.member, standing.incarnation, standing.state);
+            // Whoever suspects us may be right that we are slow; said often, it is still one suspicion.
+            if self.refuted.is_none_or(|last| last < standing.incarnation) {
+                self.refuted = Some(standing.incarnation);
+                self.swim.worsen();
+            }
             self.swim.apply(vec![suspected], true, now);
             self.settle(now);
         }
     }
 
     /// One datagram: our hash, what foca says, and as many rumours as fit. A suspect hears of it whenever it hears of us.
-    pub(super) fn send(&mut self, to: &Member, packet: Option<&[u8]>, ask: bool) {
+    pub(super) fn send(&mut self, to: &Member, words: Words<'_>) {
         let mut payload = Vec::with_capacity(PAYLOAD_BYTES_MAX);
         let mut said = vec![Item::Hash(self.hash())];
-        said.extend(packet.map(Item::Foca));
-        said.extend(ask.then_some(Item::Ask));
+        said.extend(words.packet.map(Item::Foca));
+        said.extend(words.ask.then_some(Item::Ask));
         let peer = self
             .peers
             .get(to.id)
@@ -102,6 +149,7 @@ impl Membership {
             state: foca::State::Suspect,
             down_for_s: 0,
         });
+        let suspicion = words.about.or(suspicion);
         let times = u32::from(transmissions(self.swim.active() + 1));
         let used: usize = said
             .iter()

@@ -2,8 +2,11 @@ use std::time::Duration;
 
 use mesh_proto::record::{Health, InstanceState};
 
-use super::{Change, Effect, Notice, sim::*};
-use crate::mesh::{Mesh, NodeState, Remark, Stream};
+use super::{Change, Effect, Notice};
+use crate::{
+    mesh::{Mesh, NodeState, Remark, Stream},
+    sim::gossip::{Sim, address, service},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -38,7 +41,7 @@ fn nodes_that_join_one_all_find_each_other() {
 fn the_same_seed_runs_the_same() {
     let run = |seed| {
         let mut sim = Sim::settled(seed, 8);
-        sim.loss = 0.1;
+        sim.network.loss = 0.1;
         sim.kill(3);
         sim.run(SECOND * 10);
         sim.trace
@@ -53,7 +56,7 @@ fn a_crash_is_known_to_all_in_time() {
         let seeds = if count < 10 { 40 } else { 3 };
         let times = (0..seeds).map(|seed| {
             let mut sim = Sim::settled(seed, count);
-            sim.refuses = seed % 2 == 0;
+            sim.network.refuses = seed % 2 == 0;
             sim.kill(1);
             let took = sim.until(SECOND * 20, "the crash is known", |sim| {
                 sim.all_see(1, NodeState::Down)
@@ -87,7 +90,7 @@ fn a_zone_that_dies_at_once_is_known_in_time() {
 fn the_last_of_two_declares_the_other_down() {
     for (refuses, within) in [(true, 5), (false, 9)] {
         let mut sim = Sim::settled(3, 2);
-        sim.refuses = refuses;
+        sim.network.refuses = refuses;
         sim.kill(0);
         let took = sim.until(SECOND * within, "the survivor knows", |sim| {
             sim.all_see(0, NodeState::Down)
@@ -109,7 +112,7 @@ fn the_last_of_three_declares_the_others_down_if_their_hosts_refuse() {
 #[test]
 fn a_member_cut_off_from_all_says_so_and_wrongs_nobody() {
     let mut sim = Sim::settled(4, 8);
-    sim.cut = |a, b| (a == 2) != (b == 2);
+    sim.network.cut = |a, b| (a == 2) != (b == 2);
     sim.until(SECOND * 3, "it knows that it is cut off", |sim| {
         mesh(sim, 2).isolated
     });
@@ -120,7 +123,7 @@ fn a_member_cut_off_from_all_says_so_and_wrongs_nobody() {
             .all(|other| sim.view(other, 2) != Some(NodeState::Down))
     );
     assert_eq!(sim.view(2, 0), Some(NodeState::Down));
-    sim.cut = |_, _| false;
+    sim.network.cut = |_, _| false;
     let took = sim.until(SECOND * 12, "all are whole again", Sim::is_whole);
     println!("one of 8 back after 30 s: whole in {took:?}");
     assert!(!mesh(&sim, 2).isolated);
@@ -165,7 +168,7 @@ fn is_blocked(sim: &Sim, by: usize, whom: u64) -> bool {
 fn a_suspicion_is_told_with_whose_it_is_and_what_was_tried() {
     for (refuses, wanted) in [(true, Stream::Refused), (false, Stream::Silent)] {
         let mut sim = Sim::settled(3, 8);
-        sim.refuses = refuses;
+        sim.network.refuses = refuses;
         sim.kill(1);
         let is_told = |by_us: bool, stream: Option<Stream>| {
             move |sim: &Sim| {
@@ -190,8 +193,8 @@ fn a_suspicion_is_told_with_whose_it_is_and_what_was_tried() {
 fn loss_wrongs_nobody_and_stops_no_news() {
     for (loss, count, streamless) in [(0.1, 32, false), (0.25, 32, false), (0.1, 32, true)] {
         let mut sim = Sim::settled(6, count);
-        sim.loss = loss;
-        sim.streamless = streamless;
+        sim.network.loss = loss;
+        sim.network.streamless = streamless;
         sim.run(SECOND * 60);
         let renewals: u64 = sim
             .alive()
@@ -233,6 +236,30 @@ fn stalled_members_wrong_nobody_when_they_wake() {
 }
 
 impl Sim {
+    /// A mesh of `count` that has found together.
+    fn settled(seed: u64, count: usize) -> Sim {
+        let mut sim = Sim::started(seed, count);
+        sim.until(SECOND * 10, "all know all", Sim::is_whole);
+        let rest = sim.draw(3_000) as u64;
+        sim.run(ms(1_000 + rest));
+        sim
+    }
+
+    /// Runs until the condition holds. Yields the time it took.
+    fn until(&mut self, within: Duration, what: &str, holds: impl FnMut(&Sim) -> bool) -> Duration {
+        let took = self.run_until(within, holds);
+        took.unwrap_or_else(|| {
+            for (index, machine) in self.alive() {
+                let peers: Vec<_> = machine
+                    .peers()
+                    .map(|(member, state)| (member.id, state))
+                    .collect();
+                eprintln!("node {index}: {:x} {peers:?}", machine.hash());
+            }
+            panic!("{what}: not within {within:?}");
+        })
+    }
+
     /// Whether all see this state of a node's service.
     fn is_known(&self, index: usize, state: InstanceState) -> bool {
         let id = self.nodes[index].member.id;
@@ -370,14 +397,14 @@ fn a_partition_heals_in_time() {
     for (count, cut_for, seeds) in [(2, 10, 5), (3, 20, 5), (6, 20, 5), (64, 60, 1)] {
         let times = (0..seeds).map(|seed| {
             let mut sim = Sim::settled(seed, count);
-            sim.cut = |a, b| a % 2 != b % 2;
+            sim.network.cut = |a, b| a % 2 != b % 2;
             sim.run(SECOND * cut_for);
             if count >= 6 {
                 assert_eq!(sim.view(1, 0), Some(NodeState::Down));
             }
             sim.change(0, Change::Offer(service(0, InstanceState::Draining)));
             sim.run(SECOND);
-            sim.cut = |_, _| false;
+            sim.network.cut = |_, _| false;
             let took = sim.until(SECOND * 30, "all are whole again", Sim::is_whole);
             assert!(sim.is_known(0, InstanceState::Draining));
             took
