@@ -292,6 +292,8 @@ mod tests {
                 fall: 2,
                 rise: 2,
             }),
+            listen_tls: None,
+            tls: None,
         }
     }
 

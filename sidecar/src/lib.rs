@@ -9,7 +9,7 @@
 //!               │
 //!         proxy/ ─────┬───── gossip/      two wings; they never import each other
 //!                     │
-//!         config  admin  metrics  logs  clock  resolve  checks      furniture of the shell
+//!         config  admin  tls  metrics  logs  clock  resolve  checks     furniture of the shell
 //!                     │
 //!               mesh-core                 pure: no socket, clock, task, global dice or log
 //!                     │
@@ -81,3 +81,4 @@ pub mod proxy;
 pub mod request_key;
 pub mod resolve;
 pub mod start;
+pub mod tls;

@@ -262,6 +262,8 @@ mod tests {
             policy: Arc::new(policy),
             listen: Vec::new(),
             check: None,
+            listen_tls: None,
+            tls: None,
         }
     }
 

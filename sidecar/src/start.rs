@@ -34,7 +34,7 @@ use crate::{
     },
     proxy::{
         headers::Via,
-        listen::{self, Bound, Door, Opening},
+        listen::{self, Bound, Door, Opening, Sign},
         worker::{self, Common, Phase, Settings, Workers},
     },
     resolve::Resolver,
@@ -87,7 +87,7 @@ pub struct Sidecar {
     phase: watch::Sender<Phase>,
     resolver: Resolver,
     checks: CallerChecks,
-    open: BTreeMap<String, (ListenAddress, Door, u32)>,
+    open: BTreeMap<String, (ListenAddress, Sign)>,
     threads: Vec<thread::JoinHandle<()>>,
     gossip_task: JoinHandle<()>,
 }
@@ -103,8 +103,8 @@ impl Sidecar {
         warn_of(&loaded);
         let wanted = doors(config);
         let mut bound = Vec::new();
-        for (address, door, connections_max) in wanted.values() {
-            bound.push(bind(address, door, *connections_max)?);
+        for (address, sign) in wanted.values() {
+            bound.push(bind(address, sign)?);
         }
         let (gossip, gossip_task) =
             gossip::start(config, clock)
@@ -201,9 +201,9 @@ impl Sidecar {
         }
         let wanted = doors(config);
         let mut bound = Vec::new();
-        for (key, (address, door, connections_max)) in &wanted {
+        for (key, (address, sign)) in &wanted {
             if !self.open.contains_key(key) {
-                bound.push(bind(address, door, *connections_max)?);
+                bound.push(bind(address, sign)?);
             }
         }
         warn_of(&loaded);
@@ -301,12 +301,9 @@ impl Sidecar {
 
     async fn listen(&mut self, opening: Opening) {
         let key = key(&opening.address);
-        let open = (
-            opening.address.clone(),
-            opening.door.clone(),
-            opening.connections_max,
-        );
-        tracing::info!(address = key, door = ?opening.door, "listening");
+        let open = (opening.address.clone(), opening.sign.clone());
+        let tls = opening.sign.tls.is_some();
+        tracing::info!(address = key, door = ?opening.sign.door, tls, "listening");
         if let Some(hand) = self.workers.hands.first()
             && hand
                 .orders
@@ -318,15 +315,12 @@ impl Sidecar {
         }
     }
 
-    /// Same socket, another door: nobody is turned away meanwhile.
-    async fn redoor(&mut self, key: String, open: (ListenAddress, Door, u32)) {
-        let (address, door, connections_max) = open.clone();
-        tracing::info!(address = key, ?door, "listening for something else");
-        let order = listen::Order::Redoor {
-            address,
-            door,
-            connections_max,
-        };
+    /// Same socket, another sign over it: nobody is turned away meanwhile.
+    async fn redoor(&mut self, key: String, open: (ListenAddress, Sign)) {
+        let (address, sign) = open.clone();
+        let tls = sign.tls.is_some();
+        tracing::info!(address = key, door = ?sign.door, tls, "listening under other terms");
+        let order = listen::Order::Redoor { address, sign };
         if let Some(hand) = self.workers.hands.first()
             && hand.orders.send(order).await.is_ok()
         {
@@ -396,11 +390,15 @@ fn warn_of(loaded: &Loaded) {
 }
 
 /// What each listener of a configuration leads to.
-fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Door, u32)> {
+fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
     let mut doors = BTreeMap::new();
     for address in &config.outbound.http {
-        let door = (address.clone(), Door::Authority, OUTBOUND_CONNECTIONS_MAX);
-        doors.insert(key(address), door);
+        let sign = Sign {
+            door: Door::Authority,
+            connections_max: OUTBOUND_CONNECTIONS_MAX,
+            tls: None,
+        };
+        doors.insert(key(address), (address.clone(), sign));
     }
     for upstream in &config.upstreams {
         let name = &upstream.policy.name;
@@ -409,8 +407,12 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Door, u32)> {
                 Protocol::Http => Door::Upstream(name.clone()),
                 Protocol::Tcp => Door::Tcp(name.clone()),
             };
-            let limit = upstream.policy.limits.connections;
-            doors.insert(key(address), (address.clone(), door, limit));
+            let sign = Sign {
+                door,
+                connections_max: upstream.policy.limits.connections,
+                tls: upstream.listen_tls.clone(),
+            };
+            doors.insert(key(address), (address.clone(), sign));
         }
     }
     doors
@@ -420,9 +422,9 @@ fn key(address: &ListenAddress) -> String {
     address.to_string()
 }
 
-fn bind(address: &ListenAddress, door: &Door, connections_max: u32) -> Result<Opening, StartError> {
+fn bind(address: &ListenAddress, sign: &Sign) -> Result<Opening, StartError> {
     let socket = Bound::new(address).map_err(|error| StartError {
-        message: format!("cannot listen on {address} ({}): {error}", behind(door)),
+        message: format!("cannot listen on {address} ({}): {error}", behind(&sign.door)),
         next: match error.kind() {
             io::ErrorKind::AddrInUse => "another program listens there: `ss -ltnp` tells which; stop it or choose another port".into(),
             io::ErrorKind::AddrNotAvailable => "that address is not of this host: `ip address` lists those that are".into(),
@@ -432,8 +434,7 @@ fn bind(address: &ListenAddress, door: &Door, connections_max: u32) -> Result<Op
     })?;
     Ok(Opening {
         address: address.clone(),
-        door: door.clone(),
-        connections_max,
+        sign: sign.clone(),
         socket,
     })
 }
@@ -457,6 +458,11 @@ fn settings_of(config: &Config) -> Settings {
             .iter()
             .map(|upstream| upstream.policy.limits.header_bytes)
             .fold(Limits::default().header_bytes, usize::max),
+        tls: config
+            .upstreams
+            .iter()
+            .filter_map(|upstream| Some((upstream.policy.name.clone(), upstream.tls.clone()?)))
+            .collect(),
     }
 }
 

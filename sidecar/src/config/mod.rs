@@ -16,6 +16,7 @@ pub use self::{
     active::{Check, CheckKind, HttpCheck, Pattern, Statuses},
     fault::{Fault, Faults, Place},
 };
+use crate::tls::{ClientTls, ServerTls};
 
 mod active;
 mod check;
@@ -374,4 +375,8 @@ pub struct Upstream {
     pub listen: Vec<ListenAddress>,
     /// Run by this caller against its fixed and named endpoints.
     pub check: Option<Check>,
+    /// TLS that ends at its own listeners.
+    pub listen_tls: Option<ServerTls>,
+    /// TLS towards its endpoints.
+    pub tls: Option<ClientTls>,
 }

@@ -293,6 +293,15 @@ impl<'a> Keys<'a> {
         self.secret_of(key, &entry.raw)
     }
 
+    /// A file that is part of the configuration: a change of it is a change of the whole. Relative paths count from
+    /// the configuration's directory.
+    pub fn watched_file(&self, key: &'static str) -> Option<PathBuf> {
+        let path: Box<str> = self.optional(key)?;
+        let path = self.sheet.directory.join(Path::new(&*path));
+        self.sheet.secrets.borrow_mut().push(path.clone());
+        Some(path)
+    }
+
     /// Several secrets.
     pub fn secrets(&self, key: &'static str) -> Vec<(Raw, String)> {
         let Some(entry) = self.entry(key) else {

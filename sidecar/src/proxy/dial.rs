@@ -14,9 +14,11 @@ use std::{
 use hyper::{client::conn::http2, rt::Executor};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::{body::RequestBody, transport::Transport};
+use crate::tls::{self, ClientTls};
 
 /// Flow-control window of one HTTP/2 stream towards an endpoint, in bytes; bounds what a slow reader makes us hold.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
@@ -29,10 +31,12 @@ const H2_PING_AFTER: Duration = Duration::from_secs(5);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where to connect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {
     /// The endpoint's address.
     pub address: SocketAddr,
+    /// TLS to be begun there.
+    pub tls: Option<ClientTls>,
 }
 
 /// A future that stays on its worker's thread.
@@ -48,7 +52,7 @@ pub type Connector = Box<
         >,
 >;
 
-/// Opens TCP connections without Nagle's delay.
+/// Opens TCP connections without Nagle's delay, and shakes hands where TLS is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
@@ -65,7 +69,15 @@ impl Service<Target> for Tcp {
         Box::pin(async move {
             let stream = TcpStream::connect(target.address).await?;
             stream.set_nodelay(true)?;
-            Ok(Transport::Tcp(stream))
+            let Some(tls) = target.tls else {
+                return Ok(Transport::Tcp(stream));
+            };
+            let name = tls
+                .server_name
+                .unwrap_or_else(|| tls::name_of(target.address.ip()));
+            let connector = TlsConnector::from(tls.config);
+            let stream = connector.connect(name, stream).await?;
+            Ok(Transport::Tls(Box::new(stream.into())))
         })
     }
 }

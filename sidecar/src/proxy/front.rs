@@ -78,6 +78,7 @@ pub async fn serve(
     upstream: Option<Box<str>>,
     place: Place,
 ) {
+    let secure = transport.is_tls();
     let wire = Wire::new(transport, &worker.buffers);
     let speaks = match first_bytes(&worker, &wire).await {
         Ok(speaks) => speaks,
@@ -90,7 +91,7 @@ pub async fn serve(
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
     let mut caller = Caller {
-        origin: Rc::new(Origin::new(peer, trusted)),
+        origin: Rc::new(Origin::new(peer, trusted, secure)),
         upstream: upstream.map(Rc::from),
         client: None,
         worker,

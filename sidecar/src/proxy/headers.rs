@@ -45,11 +45,13 @@ pub struct Origin {
     pub node: Box<str>,
     /// Its own forwarding headers are believed and added to.
     pub trusted: bool,
+    /// `https` if it came by TLS, else `http`.
+    pub scheme: &'static str,
 }
 
 impl Origin {
-    /// Prepares the headers of connections from `ip`.
-    pub fn new(ip: Option<IpAddr>, trusted: bool) -> Origin {
+    /// Prepares the headers of connections from `ip`; `secure`: by TLS.
+    pub fn new(ip: Option<IpAddr>, trusted: bool, secure: bool) -> Origin {
         let (text, node) = match ip.map(|ip| ip.to_canonical()) {
             None => ("unknown".to_owned(), "unknown".to_owned()),
             Some(IpAddr::V4(ip)) => (ip.to_string(), ip.to_string()),
@@ -63,6 +65,7 @@ impl Origin {
             forwarded_for,
             node: node.into(),
             trusted,
+            scheme: if secure { "https" } else { "http" },
         }
     }
 }
@@ -139,13 +142,16 @@ pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &str) {
             headers.remove(name);
         }
     }
-    let element = format!("for={};host=\"{host}\";proto=http", origin.node);
+    let element = format!(
+        "for={};host=\"{host}\";proto={}",
+        origin.node, origin.scheme
+    );
     if let Ok(value) = HeaderValue::try_from(element) {
         headers.append(FORWARDED, value);
     }
     headers.append(X_FORWARDED_FOR, origin.forwarded_for.clone());
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
     }
     if !headers.contains_key(X_FORWARDED_HOST)
         && let Ok(host) = HeaderValue::from_str(host)

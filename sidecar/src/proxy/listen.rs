@@ -26,15 +26,18 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Notify, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     front,
+    patience::HEAD_READ,
     transport::Transport,
     tunnel,
     worker::{Hand, Worker},
 };
-use crate::config::ListenAddress;
+use crate::{config::ListenAddress, tls::ServerTls};
 
 /// Connections the kernel keeps for us between two accepts.
 const BACKLOG: i32 = 1024;
@@ -54,15 +57,24 @@ pub enum Door {
     Tcp(Box<str>),
 }
 
+/// What stands over a listener: a reload may change it while the socket stays.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sign {
+    /// What is behind it.
+    pub door: Door,
+    /// Connections open at once.
+    pub connections_max: u32,
+    /// TLS that ends here.
+    pub tls: Option<ServerTls>,
+}
+
 /// A listener to be opened: its socket is bound already, so that a clash is found before anything is swapped.
 #[derive(Debug)]
 pub struct Opening {
     /// Its address, as configured: the key it is closed by.
     pub address: ListenAddress,
-    /// What is behind it.
-    pub door: Door,
-    /// Connections open at once.
-    pub connections_max: u32,
+    /// What stands over it.
+    pub sign: Sign,
     /// The socket.
     pub socket: Bound,
 }
@@ -85,10 +97,8 @@ pub enum Order {
     Redoor {
         /// Which listener.
         address: ListenAddress,
-        /// What is behind it now.
-        door: Door,
-        /// Connections open at once.
-        connections_max: u32,
+        /// What stands over it now.
+        sign: Sign,
     },
     /// Accept there no more; what waits in the queue is still served.
     Close(ListenAddress, oneshot::Sender<()>),
@@ -102,6 +112,7 @@ pub struct Accepted {
     stream: AcceptedStream,
     peer: Option<IpAddr>,
     door: Door,
+    tls: Option<ServerTls>,
     place: Place,
 }
 
@@ -191,12 +202,6 @@ struct Listening {
     sign: Rc<RefCell<Sign>>,
 }
 
-/// What stands over a listener: a reload may change it while the socket stays.
-struct Sign {
-    door: Door,
-    connections_max: usize,
-}
-
 /// One worker's listeners and connections.
 pub struct Floor {
     worker: Rc<Worker>,
@@ -221,17 +226,9 @@ impl Floor {
         match order {
             Order::Serve(accepted) => accepted.serve(&self.worker),
             Order::Listen(opening) => self.listen(opening),
-            Order::Redoor {
-                address,
-                door,
-                connections_max,
-            } => {
+            Order::Redoor { address, sign } => {
                 if let Some(listening) = self.listeners.get(&key(&address)) {
-                    let connections_max = connections_max as usize;
-                    *listening.sign.borrow_mut() = Sign {
-                        door,
-                        connections_max,
-                    };
+                    *listening.sign.borrow_mut() = sign;
                 }
             }
             Order::Close(address, done) => {
@@ -250,10 +247,7 @@ impl Floor {
     fn listen(&mut self, opening: Opening) {
         let stop = Rc::new(Notify::new());
         let key = key(&opening.address);
-        let sign = Rc::new(RefCell::new(Sign {
-            door: opening.door,
-            connections_max: opening.connections_max as usize,
-        }));
+        let sign = Rc::new(RefCell::new(opening.sign));
         let dealer = Dealer {
             worker: Rc::clone(&self.worker),
             open: Arc::clone(&self.open),
@@ -444,7 +438,8 @@ impl Dealer {
             self.foreign.increment(1);
             return;
         }
-        if self.listener.fetch_add(1, Ordering::Relaxed) >= self.sign.borrow().connections_max {
+        let connections_max = self.sign.borrow().connections_max as usize;
+        if self.listener.fetch_add(1, Ordering::Relaxed) >= connections_max {
             self.listener.fetch_sub(1, Ordering::Relaxed);
             self.refused.increment(1);
             return;
@@ -459,13 +454,8 @@ impl Dealer {
         match other {
             None => {
                 let place = self.place(&self.open);
-                serve(
-                    &self.worker,
-                    transport,
-                    peer,
-                    &self.sign.borrow().door,
-                    place,
-                );
+                let Sign { door, tls, .. } = self.sign.borrow().clone();
+                serve(&self.worker, transport, peer, door, tls, place);
             }
             Some(hand) => self.hand_over(hand, transport, peer),
         }
@@ -484,15 +474,19 @@ impl Dealer {
         let stream = match transport {
             Transport::Tcp(stream) => stream.into_std().map(AcceptedStream::Tcp),
             Transport::Unix(stream) => stream.into_std().map(AcceptedStream::Unix),
+            // Handshakes are made by the worker that serves.
+            Transport::Tls(_) => return,
             #[cfg(test)]
             Transport::Pipe(_) => return,
         };
         match stream {
             Ok(stream) => {
+                let Sign { door, tls, .. } = self.sign.borrow().clone();
                 let accepted = Accepted {
                     stream,
                     peer,
-                    door: self.sign.borrow().door.clone(),
+                    door,
+                    tls,
                     place,
                 };
                 if hand.orders.try_send(Order::Serve(accepted)).is_err() {
@@ -525,7 +519,9 @@ impl Accepted {
             AcceptedStream::Unix(stream) => UnixStream::from_std(stream).map(Transport::Unix),
         };
         match transport {
-            Ok(transport) => serve(worker, transport, self.peer, &self.door, self.place),
+            Ok(transport) => serve(
+                worker, transport, self.peer, self.door, self.tls, self.place,
+            ),
             Err(error) => tracing::warn!(%error, "a connection could not change threads"),
         }
     }
@@ -535,11 +531,44 @@ fn serve(
     worker: &Rc<Worker>,
     transport: Transport,
     peer: Option<IpAddr>,
-    door: &Door,
+    door: Door,
+    tls: Option<ServerTls>,
     place: Place,
 ) {
     let worker = Rc::clone(worker);
-    match door.clone() {
+    let Some(tls) = tls else {
+        return enter(worker, transport, peer, door, place);
+    };
+    tokio::task::spawn_local(async move {
+        match timeout(HEAD_READ, shaken(transport, &tls)).await {
+            Ok(Ok(transport)) => enter(worker, transport, peer, door, place),
+            Ok(Err(error)) => {
+                counter!("starling_client_faults_total").increment(1);
+                tracing::debug!(%error, "a client's TLS handshake failed");
+            }
+            Err(_) => {
+                counter!("starling_client_faults_total").increment(1);
+                tracing::debug!("a client dawdled over its TLS handshake");
+            }
+        }
+    });
+}
+
+/// Shakes hands as the server.
+async fn shaken(transport: Transport, tls: &ServerTls) -> io::Result<Transport> {
+    let Transport::Tcp(stream) = transport else {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "TLS is ended on TCP alone",
+        ));
+    };
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+    let stream = acceptor.accept(stream).await?;
+    Ok(Transport::Tls(Box::new(stream.into())))
+}
+
+fn enter(worker: Rc<Worker>, transport: Transport, peer: Option<IpAddr>, door: Door, place: Place) {
+    match door {
         Door::Authority => {
             tokio::task::spawn_local(front::serve(worker, transport, peer, None, place));
         }

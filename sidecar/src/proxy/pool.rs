@@ -46,6 +46,8 @@ pub type SharedH2 = Rc<Mutex<Option<Multiplexed>>>;
 struct Shelf {
     idle: Vec<Idle>,
     h2: Option<(SharedH2, Moment)>,
+    /// The endpoint chose HTTP/2 where it had the choice (ALPN).
+    agreed_http2: bool,
 }
 
 /// Every open connection of one worker that no request owns.
@@ -108,10 +110,30 @@ impl Pool {
         Rc::clone(place)
     }
 
+    /// Whether `endpoint` chose HTTP/2 when it had the choice.
+    pub fn agreed_http2(&self, endpoint: u64) -> bool {
+        (self.shelves.get(&endpoint)).is_some_and(|shelf| shelf.agreed_http2)
+    }
+
+    /// `endpoint` has chosen HTTP/2 on this connection: from now on it is shared.
+    pub fn agree_http2(&mut self, endpoint: u64, shared: Multiplexed, now: Moment) {
+        let shelf = self.shelves.entry(endpoint).or_default();
+        shelf.agreed_http2 = true;
+        shelf.h2 = Some((Rc::new(Mutex::new(Some(shared))), now));
+    }
+
     /// Takes `endpoint`'s HTTP/2 connection out of use; it closes when its last stream ends.
     pub fn forget_h2(&mut self, endpoint: u64) {
         if let Some(shelf) = self.shelves.get_mut(&endpoint) {
             shelf.h2 = None;
+        }
+    }
+
+    /// `endpoint` chose HTTP/1 after all.
+    pub fn disagree_http2(&mut self, endpoint: u64) {
+        if let Some(shelf) = self.shelves.get_mut(&endpoint) {
+            shelf.h2 = None;
+            shelf.agreed_http2 = false;
         }
     }
 

@@ -94,7 +94,7 @@ pub async fn once(
 ) -> Result<Answer, Failure> {
     let mut attempt = Attempt::begin(worker, upstream, endpoint);
     let trying = async {
-        if endpoint.http2 {
+        if endpoint.http2 || worker.pool.borrow().agreed_http2(endpoint.id) {
             over_http2(&mut attempt, upstream, call, terms).await
         } else {
             over_http1(&mut attempt, upstream, call, terms).await
@@ -173,7 +173,21 @@ async fn over_http1(
     let idle = match kept {
         Some(idle) => idle,
         None => {
-            let transport = connect(upstream, dialled(&worker, &endpoint)).await?;
+            let opening = async {
+                let transport = dialled(&worker, upstream, &endpoint).await?;
+                if transport.agreed_http2() != Some(true) {
+                    return Ok(Opened::Http1(transport));
+                }
+                // The endpoint would rather speak HTTP/2: from now on so do we.
+                let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
+                let now = worker.clock.now();
+                (worker.pool.borrow_mut()).agree_http2(endpoint.id, shared.clone(), now);
+                Ok(Opened::Http2(shared))
+            };
+            let transport = match connect(upstream, opening).await? {
+                Opened::Http1(transport) => transport,
+                Opened::Http2(shared) => return ask(attempt, shared, call, terms, false).await,
+            };
             let number = worker.pool.borrow_mut().number();
             Pool::fresh(Wire::new(transport, &worker.buffers), number)
         }
@@ -189,6 +203,12 @@ async fn over_http1(
             Err(troubled(trouble, call, reused, reused && soon))
         }
     }
+}
+
+/// A connection just opened, by what is spoken on it.
+enum Opened {
+    Http1(Transport),
+    Http2(Multiplexed),
 }
 
 /// Reads what befell a request over HTTP/1. `died_idle`: it broke so soon after a kept connection was used again that
@@ -229,25 +249,52 @@ async fn over_http2(
         .ok()
         .and_then(|place| place.as_ref().filter(is_open).cloned());
     let reused = open.is_some();
-    let mut shared = match open {
+    let shared = match open {
         Some(shared) => shared,
         None => {
-            let header_bytes = upstream.policy.limits.header_bytes;
             // Whoever holds the lock dials for all; the others wait no longer than they would dial themselves.
             let opening = async {
                 let mut place = place.lock().await;
                 if let Some(shared) = place.as_ref().filter(is_open) {
                     return Ok(shared.clone());
                 }
-                let transport = dialled(&worker, &endpoint).await?;
-                let opened = dial::http2(transport, header_bytes).await;
-                let sender = opened.map_err(|error| handshake_failed(&endpoint, &error))?;
-                let number = worker.pool.borrow_mut().number();
-                Ok(place.insert(Multiplexed { sender, number }).clone())
+                let transport = dialled(&worker, upstream, &endpoint).await?;
+                if transport.agreed_http2() == Some(false) {
+                    // It spoke HTTP/2 before; the next try finds out anew.
+                    worker.pool.borrow_mut().disagree_http2(endpoint.id);
+                    return Err(Unreachable::ConnectFailed);
+                }
+                let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
+                Ok(place.insert(shared).clone())
             };
             connect(upstream, opening).await?
         }
     };
+    ask(attempt, shared, call, terms, reused).await
+}
+
+/// Speaks HTTP/2 on a connection just opened.
+async fn multiplexed(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    transport: Transport,
+) -> Result<Multiplexed, Unreachable> {
+    let opened = dial::http2(transport, upstream.policy.limits.header_bytes).await;
+    let sender = opened.map_err(|error| handshake_failed(endpoint, &error))?;
+    let number = worker.pool.borrow_mut().number();
+    Ok(Multiplexed { sender, number })
+}
+
+/// Sends a request on a shared connection; `reused`: it was open before.
+async fn ask(
+    attempt: &mut Attempt,
+    mut shared: Multiplexed,
+    call: &Call,
+    terms: Terms,
+    reused: bool,
+) -> Tried {
+    let worker = Rc::clone(attempt.worker());
     attempt.on_connection(shared.number);
     let request = http2_request(call, terms.deadline.since(worker.clock.now()))?;
     // hyper passes no interim answer of HTTP/2 on, so a client that waits for one is told here to go on.
@@ -263,9 +310,7 @@ async fn over_http2(
 
 /// The next request opens another HTTP/2 connection; what is in flight on this one goes on.
 fn forget_shared(worker: &Worker, endpoint: &Endpoint) {
-    if endpoint.http2 {
-        worker.pool.borrow_mut().forget_h2(endpoint.id);
-    }
+    worker.pool.borrow_mut().forget_h2(endpoint.id);
 }
 
 /// Waits for a connection within the limits of time and of requests that wait.
@@ -292,9 +337,15 @@ fn handshake_failed(endpoint: &Endpoint, error: &hyper::Error) -> Unreachable {
 }
 
 /// Opens a transport; the caller bounds the time.
-pub async fn dialled(worker: &Worker, endpoint: &Endpoint) -> Result<Transport, Unreachable> {
+pub async fn dialled(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+) -> Result<Transport, Unreachable> {
+    let tls = worker.settings().tls.get(&upstream.policy.name).cloned();
     let opening = worker.connector.borrow_mut().call(Target {
         address: endpoint.key.address,
+        tls,
     });
     opening.await.map_err(|error| {
         tracing::debug!(address = %endpoint.key.address, %error, "cannot connect");

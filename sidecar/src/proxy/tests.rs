@@ -151,6 +151,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         clients: Vec::new(),
         trusted_proxies: Vec::new(),
         header_bytes: 64 * 1024,
+        tls: Default::default(),
     };
     let common = Common {
         clock,

@@ -1,4 +1,4 @@
-//! One connection's bytes, whatever carries them: TCP, a Unix socket, in tests a pipe.
+//! One connection's bytes, whatever carries them: TCP, TLS on it, a Unix socket, in tests a pipe.
 //!
 //! Not here: opening them (`dial.rs`, `listen.rs`) and what the bytes mean.
 
@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsStream;
 
 use super::{http1::wire::Raw, patience::Patience};
 
@@ -21,6 +22,8 @@ use super::{http1::wire::Raw, patience::Patience};
 pub enum Transport {
     /// TCP.
     Tcp(TcpStream),
+    /// TLS on TCP, hands shaken; boxed, for it holds a kilobyte of keys and buffers.
+    Tls(Box<TlsStream<TcpStream>>),
     /// A Unix socket.
     Unix(UnixStream),
     /// A pipe in memory, so that tests need no socket.
@@ -32,11 +35,31 @@ macro_rules! each {
     ($transport:expr, $stream:ident => $body:expr) => {
         match $transport.get_mut() {
             Transport::Tcp($stream) => $body,
+            Transport::Tls($stream) => $body,
             Transport::Unix($stream) => $body,
             #[cfg(test)]
             Transport::Pipe($stream) => $body,
         }
     };
+}
+
+impl Transport {
+    /// Whether TLS protects it.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Transport::Tls(_))
+    }
+
+    /// Whether both sides agreed on HTTP/2 inside TLS (RFC 7301); `None` where there is no TLS or nothing was agreed.
+    pub fn agreed_http2(&self) -> Option<bool> {
+        let Transport::Tls(stream) = self else {
+            return None;
+        };
+        let agreed = match &**stream {
+            TlsStream::Client(stream) => stream.get_ref().1.alpn_protocol(),
+            TlsStream::Server(stream) => stream.get_ref().1.alpn_protocol(),
+        };
+        agreed.map(|name| name == b"h2")
+    }
 }
 
 impl AsyncRead for Transport {
@@ -69,6 +92,7 @@ impl AsyncWrite for Transport {
     fn is_write_vectored(&self) -> bool {
         match self {
             Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
             Transport::Unix(stream) => stream.is_write_vectored(),
             #[cfg(test)]
             Transport::Pipe(stream) => stream.is_write_vectored(),

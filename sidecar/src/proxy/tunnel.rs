@@ -96,7 +96,7 @@ pub async fn reach(
         let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
         let connected = timeout(
             upstream.policy.timeouts.connect,
-            dialled(worker, &pick.endpoint),
+            dialled(worker, upstream, &pick.endpoint),
         )
         .await;
         let why = match connected {

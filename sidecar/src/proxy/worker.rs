@@ -4,7 +4,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     rc::Rc,
     sync::{
@@ -40,7 +40,7 @@ use super::{
     pool::Pool,
     tally::Meters,
 };
-use crate::{clock::Clock, config::Network};
+use crate::{clock::Clock, config::Network, tls::ClientTls};
 
 /// Orders waiting for a worker; the control thread waits when it is full, an accept loop takes the connection itself.
 pub const ORDERS_MAX: usize = 1024;
@@ -74,6 +74,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
     pub header_bytes: usize,
+    /// TLS towards the endpoints of upstreams that have it, by the upstream's name.
+    pub tls: BTreeMap<Box<str>, ClientTls>,
 }
 
 /// Where the data plane is in its life.

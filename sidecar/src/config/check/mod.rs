@@ -22,6 +22,7 @@ mod lease;
 mod outbound;
 mod rules;
 mod service;
+mod tls;
 mod upstream;
 mod words;
 

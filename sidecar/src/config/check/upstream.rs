@@ -15,17 +15,15 @@ use super::{
     words::{Budget, Class, OnClass},
 };
 use crate::config::{
-    ListenAddress, Upstream,
+    Check, CheckKind, ListenAddress, Upstream,
     read::Keys,
     value::{Bytes, Count, Label, Retries, ServiceName, Setting, Share},
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
-pub const KEYS_LATER: [&str; 7] = [
-    "listen_tls",
+pub const KEYS_LATER: [&str; 5] = [
     "accept_proxy_protocol",
     "send_proxy_protocol",
-    "tls",
     "udp",
     "sni",
     "route",
@@ -90,10 +88,23 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         endpoints,
     };
     per_try_fits(keys, &policy);
+    let listen_tls = super::tls::listen_tls(keys, protocol);
+    let tls = super::tls::tls(keys, &policy);
+    let asks_in_the_clear =
+        |check: &Check| matches!(check.kind, CheckKind::Http(_) | CheckKind::Grpc { .. });
+    if keys.has("tls") && check.as_ref().is_some_and(asks_in_the_clear) {
+        keys.wrong(
+            "check",
+            "checks run from here do not speak TLS, and these endpoints do",
+            "write check = { tcp = true }",
+        );
+    }
     Upstream {
         policy: Arc::new(policy),
         listen,
         check,
+        listen_tls,
+        tls,
     }
 }
 

@@ -53,7 +53,7 @@ fn an_untrusted_callers_forwarding_headers_are_dropped() {
     ]);
     add_forwarded(
         &mut map,
-        &Origin::new(Some([10, 0, 0, 1].into()), false),
+        &Origin::new(Some([10, 0, 0, 1].into()), false, false),
         "payments.mesh",
     );
     assert_eq!(map["x-forwarded-for"], "10.0.0.1");
@@ -72,7 +72,7 @@ fn a_trusted_callers_forwarding_headers_are_added_to() {
     ]);
     add_forwarded(
         &mut map,
-        &Origin::new(Some([10, 0, 0, 1].into()), true),
+        &Origin::new(Some([10, 0, 0, 1].into()), true, false),
         "payments.mesh",
     );
     let all: Vec<_> = map.get_all("x-forwarded-for").iter().collect();
