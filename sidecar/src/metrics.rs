@@ -98,7 +98,7 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_refused_total",
         Unit::Count,
-        "Datagrams and streams of gossip dropped, by reason: unread, refused as too many streams, or not understood.",
+        "Datagrams and streams of gossip dropped, by reason: unread, refused as too many streams, not understood, or absurd (of no believable time).",
     ),
     (
         "starling_gossip_sealed_total",
@@ -129,6 +129,16 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "starling_gossip_suspicions_ended_total",
         Unit::Count,
         "Suspicions seen that are over, by result: refuted by the suspect, or confirmed and the member is down.",
+    ),
+    (
+        "starling_gossip_confirmations_total",
+        Unit::Count,
+        "Opinions of other nodes that agreed with a suspicion of this one.",
+    ),
+    (
+        "starling_gossip_probes_total",
+        Unit::Count,
+        "Probes of members by this node, by result: answered (directly, through others or by a stream), or failed.",
     ),
     (
         "starling_gossip_news_total",
@@ -178,6 +188,16 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "starling_gossip_isolated",
         Unit::Count,
         "1 when nothing was heard of others for a while.",
+    ),
+    (
+        "starling_gossip_rtt_seconds",
+        Unit::Seconds,
+        "Smoothed round trip of this node's probes, by peer_zone.",
+    ),
+    (
+        "starling_gossip_health_score",
+        Unit::Count,
+        "How ill this node is by its own probes: 0 well, 8 at worst; the worse, the slower it probes.",
     ),
     (
         "starling_gossip_divergent_peers",

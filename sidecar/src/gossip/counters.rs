@@ -147,12 +147,17 @@ pub struct Meters {
     originated: Counter,
     refuted: Counter,
     confirmed: Counter,
+    confirmations: Counter,
     renewals: Counter,
+    probes: [Counter; 2],
+    absurd: Counter,
     news: Counter,
     records_refused: Counter,
     isolated: Gauge,
     divergent: Gauge,
     divergence: Gauge,
+    health: Gauge,
+    round_trips: BTreeMap<Box<str>, Gauge>,
     records: Gauge,
     rumours: Gauge,
     turn: Gauge,
@@ -166,6 +171,7 @@ impl Meters {
         let refused = "starling_gossip_refused_total";
         let exchanges = "starling_gossip_exchanges_total";
         let streams = "starling_gossip_stream_bytes_total";
+        let probes = "starling_gossip_probes_total";
         let ended = "starling_gossip_suspicions_ended_total";
         Meters {
             datagrams: ["in", "out"].map(|direction| counter!(datagrams, "direction" => direction)),
@@ -178,6 +184,9 @@ impl Meters {
                 .into(),
             streams_refused: counter!(refused, "reason" => "streams"),
             malformed: counter!(refused, "reason" => "items"),
+            absurd: counter!(refused, "reason" => "absurd"),
+            probes: ["answered", "failed"].map(|result| counter!(probes, "result" => result)),
+            confirmations: counter!("starling_gossip_confirmations_total"),
             exchanges_begun: counter!(exchanges, "result" => "begun"),
             exchanges_done: counter!(exchanges, "result" => "done"),
             suspicions: counter!("starling_gossip_suspicions_total"),
@@ -190,6 +199,8 @@ impl Meters {
             isolated: gauge!("starling_gossip_isolated"),
             divergent: gauge!("starling_gossip_divergent_peers"),
             divergence: gauge!("starling_gossip_divergence_seconds"),
+            health: gauge!("starling_gossip_health_score"),
+            round_trips: BTreeMap::new(),
             records: gauge!("starling_gossip_records"),
             rumours: gauge!("starling_gossip_backlog"),
             turn: gauge!("starling_gossip_turn_seconds"),
@@ -197,7 +208,7 @@ impl Meters {
     }
 
     /// Brings them up to date.
-    pub fn update(&self, counters: &Counters, membership: &Membership, now: Moment) {
+    pub fn update(&mut self, counters: &Counters, membership: &Membership, now: Moment) {
         let counts = &membership.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         self.datagrams[0].absolute(read(&counters.datagrams_in));
@@ -219,6 +230,10 @@ impl Meters {
         self.originated.absolute(membership.originated());
         self.refuted.absolute(counts.refuted);
         self.confirmed.absolute(counts.confirmed);
+        self.confirmations.absolute(counts.confirmations);
+        self.probes[0].absolute(counts.probes_answered);
+        self.probes[1].absolute(counts.probes_failed);
+        self.absurd.absolute(counts.absurd);
         self.news.absolute(counts.news);
         self.records_refused.absolute(counts.refused);
         self.renewals.absolute(counts.renewals);
@@ -228,6 +243,17 @@ impl Meters {
         let (divergent, longest) = membership.divergence(now);
         self.divergent.set(divergent as f64);
         self.divergence.set(longest.as_secs_f64());
+        self.health.set(f64::from(membership.score()));
+        // The core remembers a bounded number of zones.
+        for (zone, took) in membership.round_trips() {
+            if !self.round_trips.contains_key(zone) {
+                let gauge = gauge!("starling_gossip_rtt_seconds", "peer_zone" => zone.to_owned());
+                self.round_trips.insert(zone.into(), gauge);
+            }
+            if let Some(gauge) = self.round_trips.get(zone) {
+                gauge.set(took.as_secs_f64());
+            }
+        }
     }
 
     /// Whether nothing is heard.

@@ -238,6 +238,8 @@ pub struct Counts {
     pub absurd: u64,
     /// Probes of ours that nobody answered.
     pub probes_failed: u64,
+    /// Probes of ours that were answered, by whatever way.
+    pub probes_answered: u64,
     /// Opinions of others that agreed with a suspicion of ours.
     pub confirmations: u64,
 }
@@ -560,6 +562,7 @@ impl Membership {
             for silent in self.swim.on_timer(&watch, now) {
                 self.dial_probe(silent, now);
             }
+            self.counts.probes_answered = self.swim.probes_answered;
             self.counts.probes_failed = self.swim.probes_failed;
             self.settle(now);
         }

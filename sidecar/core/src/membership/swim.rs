@@ -133,6 +133,8 @@ pub struct Swim {
     round_trip: Option<(Member, Duration)>,
     /// Members that foca may see otherwise than before.
     touched: Vec<u64>,
+    /// Probes that were answered, by whatever way, since the start.
+    pub probes_answered: u64,
     /// Probes that nobody answered, since the start.
     pub probes_failed: u64,
     /// Confirmations of suspicions of ours, since the start.
@@ -283,6 +285,7 @@ impl Swim {
             score: 0,
             round_trip: None,
             touched: Vec::new(),
+            probes_answered: 0,
             probes_failed: 0,
             confirmations: 0,
             distrust_until: Moment::START,
@@ -482,6 +485,7 @@ impl Swim {
         };
         probe.judged = true;
         if probe.answered {
+            self.probes_answered += 1;
             self.improve();
         } else {
             self.touched.push(probe.target.id);
