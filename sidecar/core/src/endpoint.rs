@@ -123,6 +123,7 @@ impl Endpoint {
     }
 
     /// Attempts begun and not ended, by all workers.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.load.in_flight()
     }

@@ -98,6 +98,7 @@ impl Load {
     }
 
     /// Requests begun and not ended, by all workers.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }

@@ -272,6 +272,7 @@ impl Shared {
         self.asked.fetch_add(1, Relaxed);
     }
 
+    #[inline]
     pub(crate) fn alarms(&self) -> u32 {
         self.alarms.load(Relaxed)
     }
@@ -283,6 +284,7 @@ impl Shared {
 
 impl Upstream {
     /// The member at a seat.
+    #[inline]
     pub fn at(&self, seat: Seat) -> &Member {
         &self.tiers[seat.tier].members[seat.place]
     }

@@ -210,6 +210,7 @@ impl Column {
     }
 
     /// Whether costs are compared.
+    #[inline]
     fn scans(&self) -> bool {
         matches!(
             self.policy,
@@ -218,6 +219,7 @@ impl Column {
     }
 
     /// Whether it matters how many requests are in flight.
+    #[inline]
     fn counts(&self) -> bool {
         let many = self.ids.len() > FRESH_MAX;
         self.limited || self.scans() || (many && matches!(self.policy, Policy::PowerOfTwo(_)))
@@ -247,6 +249,7 @@ impl Column {
         }
     }
 
+    #[inline]
     fn read_in_flight(&mut self, all: bool) {
         self.picks_since_reading = 0;
         let scans = self.scans();
@@ -262,6 +265,7 @@ impl Column {
         self.costs.settle();
     }
 
+    #[inline]
     fn cost_of(&self, i: usize) -> f32 {
         let own = self.own[i];
         if own >= self.most[i] {

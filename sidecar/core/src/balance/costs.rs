@@ -30,17 +30,20 @@ impl Costs {
         }
     }
 
+    #[inline]
     pub fn of(&self, place: usize) -> f32 {
         self.all[place]
     }
 
     /// Changes one; [`Costs::settle`] has to follow before the next pick.
+    #[inline]
     pub fn set(&mut self, place: usize, cost: f32) {
         self.all[place] = cost;
         self.stale[place / BLOCK] = true;
     }
 
     /// Makes the blocks right again.
+    #[inline]
     pub fn settle(&mut self) {
         for block in 0..self.stale.len() {
             if self.stale[block] {
@@ -50,6 +53,7 @@ impl Costs {
     }
 
     /// Changes one and makes its block right again.
+    #[inline]
     pub fn set_one(&mut self, place: usize, cost: f32) {
         self.all[place] = cost;
         // Beyond a thousand the blocks are not looked at.
@@ -60,6 +64,7 @@ impl Costs {
         }
     }
 
+    #[inline]
     fn settle_block(&mut self, block: usize) {
         self.stale[block] = false;
         self.least[block] = least(block_of(&self.all, block));
@@ -117,11 +122,13 @@ impl Costs {
     }
 }
 
+#[inline]
 fn block_of(all: &[f32], block: usize) -> &[f32] {
     &all[block * BLOCK..((block + 1) * BLOCK).min(all.len())]
 }
 
 /// The first place of `wanted`, sixteen numbers at a time for the same reason as in [`least`].
+#[inline]
 fn place_of(wanted: f32, costs: &[f32]) -> Option<usize> {
     let mut chunks = costs.chunks_exact(16);
     let chunk = chunks.position(|chunk| chunk.iter().fold(false, |any, c| any | (*c == wanted)));
@@ -132,6 +139,7 @@ fn place_of(wanted: f32, costs: &[f32]) -> Option<usize> {
 
 /// The smallest number, sixteen lanes at a time so that the compiler can use vector instructions, enough of them to
 /// hide their latency.
+#[inline]
 fn least(costs: &[f32]) -> f32 {
     let smaller = |a: f32, c: &f32| if *c < a { *c } else { a };
     let mut chunks = costs.chunks_exact(16);

@@ -10,6 +10,7 @@ pub(super) fn at_rest(weight: f32) -> f32 {
     1.0 / weight
 }
 
+#[inline]
 pub(super) fn crowding(own: u32) -> f32 {
     own as f32 + 1.0
 }

@@ -94,6 +94,7 @@ impl Factors {
 }
 
 /// What requests in flight make of the cost: (1 + κ·own)^1.5.
+#[inline]
 pub(super) fn crowding(own: u32) -> f32 {
     let crowd = 1.0 + KAPPA * own as f32;
     crowd * crowd.sqrt()

@@ -374,6 +374,7 @@ impl Picker {
         chosen
     }
 
+    #[inline]
     fn has_backup(&self) -> bool {
         self.upstream.tiers.last().is_some_and(|tier| tier.backup)
     }
