@@ -40,6 +40,9 @@ const VANISH_SHARE: f64 = 0.4;
 /// Whoever answered this caller so short a time ago is not dead: suspicion alone takes longer.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(1_500);
 
+/// Once kept, it may be left alone for so long: should it die now, the next request finds out.
+const ANSWERS_KEPT: Duration = Duration::from_secs(30);
+
 /// Fewest hosts lost together that make SWIM the suspect; one host simply dies now and then.
 const VANISH_NODES_MIN: usize = 2;
 
@@ -392,10 +395,14 @@ impl Builder<'_> {
         let answers = |c: &Candidate| {
             let trial = &c.endpoint.trial;
             let recent = trial.well_at().map(|at| self.now.since(at));
+            let within = match c.endpoint.word() {
+                Word::Vanished => ANSWERS_KEPT,
+                Word::Sure | Word::Suspect => ANSWERED_WITHIN,
+            };
             kept_before.contains(&c.endpoint.id)
                 && !c.endpoint.is_ejected()
                 && trial.bad_since().is_none()
-                && recent.is_some_and(|ago| ago <= ANSWERED_WITHIN)
+                && recent.is_some_and(|ago| ago <= within)
         };
         let mut panic = false;
         for candidate in candidates.iter_mut() {
