@@ -9,7 +9,6 @@ type Mistake = (&'static str, u32, &'static str, &'static str, &'static str);
 const MISTAKES: &[Mistake] = &[
     ("[node]\nzne = \"a\"", 2, "node.zne", "no such key", "did you mean \"zone\"?"),
     ("[nod]\nzone = \"a\"", 1, "nod", "no such key", "did you mean \"node\"?"),
-    ("\n[upstream.p]\nlisten_tls = { cert = \"c\" }", 3, "upstream.p.listen_tls", "not in this version", "remove it"),
     ("[upstream.p]\nsticky = { ttl = \"1h\" }", 2, "upstream.p.sticky", "does not say by what", "source_ip = true"),
     ("[upstream.p]\nsticky = { cookie = \"c\", source_ip = true }", 2, "upstream.p.sticky.source_ip", "by a cookie or by an address", "one of the two"),
     ("[upstream.p]\nsticky = { cookie = \"c;d\" }", 2, "upstream.p.sticky.cookie", "cannot be a cookie's name", "letters"),
