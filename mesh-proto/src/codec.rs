@@ -384,6 +384,7 @@ impl From<&ServiceRecord> for WireService {
                 WireProtocol::Http => 0,
                 WireProtocol::Grpc => 1,
                 WireProtocol::Tcp => 2,
+                WireProtocol::Udp => 3,
             },
             weight: record.weight,
             health: match record.health {
@@ -420,6 +421,7 @@ impl TryFrom<WireService> for ServiceRecord {
                 0 => WireProtocol::Http,
                 1 => WireProtocol::Grpc,
                 2 => WireProtocol::Tcp,
+                3 => WireProtocol::Udp,
                 _ => return Err(CodecError::Malformed),
             },
             weight: wire.weight,

@@ -101,6 +101,15 @@ pub enum WireProtocol {
     Grpc,
     /// Any bytes.
     Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl WireProtocol {
+    /// Whether it knows requests, so that it can be called by authority.
+    pub const fn is_http(self) -> bool {
+        matches!(self, WireProtocol::Http | WireProtocol::Grpc)
+    }
 }
 
 /// What the owner's checks say of an instance.

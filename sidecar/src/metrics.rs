@@ -56,6 +56,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Connections closed unheard, by reason: limit, or client (not in outbound.clients).",
     ),
     (
+        "starling_datagrams_dropped_total",
+        Unit::Count,
+        "UDP datagrams lost here: no endpoint was left, or a buffer was full.",
+    ),
+    (
         "starling_client_faults_total",
         Unit::Count,
         "Connections ended because the client's bytes were not HTTP.",

@@ -406,6 +406,7 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
             let door = match upstream.policy.protocol {
                 Protocol::Http => Door::Upstream(name.clone()),
                 Protocol::Tcp => Door::Tcp(name.clone()),
+                Protocol::Udp => Door::Udp(name.clone()),
             };
             let sign = Sign {
                 door,
@@ -442,7 +443,9 @@ fn bind(address: &ListenAddress, sign: &Sign) -> Result<Opening, StartError> {
 fn behind(door: &Door) -> String {
     match door {
         Door::Authority => "outbound.http".into(),
-        Door::Upstream(name) | Door::Tcp(name) => format!("upstream.{name}.listen"),
+        Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => {
+            format!("upstream.{name}.listen")
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Policy {
     pub sticky: Option<Sticky>,
     /// Time limits.
     pub timeouts: Timeouts,
+    /// Flows, where datagrams are spoken.
+    pub udp: Udp,
     /// When a failed attempt is made again.
     pub retry: Retry,
     /// When an endpoint is sent out.
@@ -44,6 +46,26 @@ pub enum Protocol {
     Http,
     /// Any bytes; never sniffed.
     Tcp,
+    /// Datagrams, in flows.
+    Udp,
+}
+
+/// How the flows of a UDP upstream end, beside [`Timeouts::idle`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Udp {
+    /// Answers that each datagram is to have: with the last of them a flow is over; 0 when nobody can say.
+    pub replies: u32,
+    /// Flows at once.
+    pub flows_max: u32,
+}
+
+impl Default for Udp {
+    fn default() -> Udp {
+        Udp {
+            replies: 0,
+            flows_max: 65_536,
+        }
+    }
 }
 
 /// What HTTP version is spoken to the endpoints.
@@ -154,7 +176,7 @@ pub struct Timeouts {
     pub request: Duration,
     /// To one connection, handshake included.
     pub connect: Duration,
-    /// Without a byte in either direction, once the answer has begun (streams), or on a TCP relay.
+    /// Without a byte in either direction, once the answer has begun (streams), or on a TCP relay or a UDP flow.
     pub idle: Duration,
 }
 
@@ -308,6 +330,7 @@ impl Policy {
             hash: None,
             sticky: None,
             timeouts: Timeouts::default(),
+            udp: Udp::default(),
             retry: Retry::default(),
             ejection: Ejection::default(),
             limits: Limits::default(),

@@ -14,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_proto::{
-    record::{Health, WireProtocol},
-    session::SessionKeys,
-};
+use mesh_proto::{record::Health, session::SessionKeys};
 
 use crate::{
     mesh::{Demand, Instance, Mesh},
@@ -112,7 +109,7 @@ impl Snapshot {
         let mut undeclared: BTreeSet<&str> = BTreeSet::new();
         if inputs.undeclared {
             for (service, instances) in &by_service {
-                let spoken = |i: &&Instance| i.record.protocol != WireProtocol::Tcp;
+                let spoken = |i: &&Instance| i.record.protocol.is_http();
                 if instances.iter().any(spoken) && !policies.contains_key(service) {
                     undeclared.insert(service);
                     let wanted = Policy::of_service(service);
@@ -140,7 +137,7 @@ impl Snapshot {
                 instances,
                 demands: service.map_or(&[][..], |service| demands_for(inputs.mesh, service)),
                 deaf_since,
-                skip_tcp: undeclared.contains(name),
+                only_http: undeclared.contains(name),
                 generation,
                 previous: previous.upstream(name),
                 now,

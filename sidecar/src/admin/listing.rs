@@ -50,7 +50,7 @@ pub struct Service {
     pub zone: Box<str>,
     /// Where it is called.
     pub address: SocketAddr,
-    /// `http`, `grpc` or `tcp`.
+    /// `http`, `grpc`, `tcp` or `udp`.
     pub protocol: &'static str,
     /// Share relative to others.
     pub weight: u16,
@@ -152,6 +152,7 @@ fn service(instance: &Instance) -> Service {
             WireProtocol::Http => "http",
             WireProtocol::Grpc => "grpc",
             WireProtocol::Tcp => "tcp",
+            WireProtocol::Udp => "udp",
         },
         weight: record.weight,
         health: match record.health {

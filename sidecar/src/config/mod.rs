@@ -261,6 +261,8 @@ pub struct Outbound {
 pub enum ListenAddress {
     /// TCP.
     Tcp(SocketAddr),
+    /// UDP.
+    Udp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -269,6 +271,7 @@ impl std::fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Udp(address) => write!(f, "udp:{address}"),
             ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

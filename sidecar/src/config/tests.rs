@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use mesh_core::policy::{
-    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol, Sticky,
+    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol, Sticky, Udp,
 };
 
 use super::{host::Host, *};
@@ -177,6 +177,14 @@ zones = { mode = "ignore" }
 check = { exec = "/bin/true" }
 balance = { policy = "consistent_hash", key = "source_ip", table = "maglev-1" }
 sticky = { source_ip = true }
+[upstream.resolver]
+listen = "127.0.0.1:5432"
+protocol = "udp"
+udp = { idle = "5s", replies = 1, max_flows = 100 }
+endpoints = ["10.0.0.2:53"]
+[upstream.sink]
+listen = "127.0.0.1:514"
+protocol = "udp"
 "#;
 
 #[test]
@@ -238,6 +246,15 @@ fn every_key_of_this_version_is_honoured() {
     ));
     assert!(db.endpoints[2].backup);
     assert_eq!(db.sticky, Some(Sticky::SourceIp { ttl: hour }));
+    let resolver = &config.upstreams[2];
+    let at = "127.0.0.1:5432".parse().unwrap();
+    assert_eq!(resolver.listen, [ListenAddress::Udp(at)], "beside tcp");
+    let policy = &resolver.policy;
+    assert_eq!((policy.udp.replies, policy.udp.flows_max), (1, 100));
+    assert_eq!(policy.timeouts.idle, Duration::from_secs(5));
+    let sink = &config.upstreams[3].policy;
+    assert_eq!((sink.protocol, sink.udp), (Protocol::Udp, Udp::default()));
+    assert_eq!(sink.timeouts.idle, Duration::from_secs(60));
     let hash = db.hash.as_ref().unwrap();
     assert_eq!(
         (&hash.key, hash.table),

@@ -6,7 +6,10 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fs, io,
-    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
+    net::{
+        IpAddr, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream,
+        UdpSocket as StdUdpSocket,
+    },
     os::unix::{
         fs::FileTypeExt,
         net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
@@ -31,7 +34,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    front,
+    datagram, front,
     patience::HEAD_READ,
     transport::Transport,
     tunnel,
@@ -55,6 +58,8 @@ pub enum Door {
     Upstream(Box<str>),
     /// Any bytes, always to one upstream.
     Tcp(Box<str>),
+    /// Datagrams, always to one upstream.
+    Udp(Box<str>),
 }
 
 /// What stands over a listener: a reload may change it while the socket stays.
@@ -84,6 +89,8 @@ pub struct Opening {
 pub enum Bound {
     /// TCP.
     Tcp(StdTcpListener),
+    /// UDP.
+    Udp(StdUdpSocket),
     /// A Unix socket and its path, removed when the listener closes.
     Unix(StdUnixListener, PathBuf),
 }
@@ -166,6 +173,11 @@ impl Bound {
                 socket.listen(BACKLOG)?;
                 Ok(Bound::Tcp(socket.into()))
             }
+            ListenAddress::Udp(address) => {
+                let socket = StdUdpSocket::bind(address)?;
+                socket.set_nonblocking(true)?;
+                Ok(Bound::Udp(socket))
+            }
             ListenAddress::Unix(path) => {
                 remove_dead_socket(path)?;
                 let listener = StdUnixListener::bind(path)?;
@@ -175,10 +187,11 @@ impl Bound {
         }
     }
 
-    /// The TCP address that was bound; the port is real even if 0 was asked for.
+    /// The address that was bound; the port is real even if 0 was asked for.
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
             Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Udp(socket) => socket.local_addr().ok(),
             Bound::Unix(..) => None,
         }
     }
@@ -248,6 +261,17 @@ impl Floor {
         let stop = Rc::new(Notify::new());
         let key = key(&opening.address);
         let sign = Rc::new(RefCell::new(opening.sign));
+        let (socket, door) = (opening.socket, sign.borrow().door.clone());
+        let socket = match (socket, door) {
+            (Bound::Udp(socket), Door::Udp(name)) => {
+                let serving =
+                    datagram::serve(Rc::clone(&self.worker), socket, name, Rc::clone(&stop));
+                let task = tokio::task::spawn_local(serving);
+                self.listeners.insert(key, Listening { stop, task, sign });
+                return;
+            }
+            (socket, _) => socket,
+        };
         let dealer = Dealer {
             worker: Rc::clone(&self.worker),
             open: Arc::clone(&self.open),
@@ -257,7 +281,7 @@ impl Floor {
             refused: counter!("starling_connections_refused_total", "reason" => "limit"),
             foreign: counter!("starling_connections_refused_total", "reason" => "client"),
         };
-        let listener = match Listener::new(opening.socket) {
+        let listener = match Listener::new(socket) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(address = key, %error, "the listener could not be opened");
@@ -281,10 +305,7 @@ impl Floor {
 }
 
 fn key(address: &ListenAddress) -> String {
-    match address {
-        ListenAddress::Tcp(address) => address.to_string(),
-        ListenAddress::Unix(path) => format!("unix:{}", path.display()),
-    }
+    address.to_string()
 }
 
 /// A listener that the runtime waits on.
@@ -319,6 +340,8 @@ impl Listener {
                 socket: ListenerSocket::Tcp(TcpListener::from_std(listener)?),
                 file: None,
             },
+            // Datagrams have no connections; they are served elsewhere.
+            Bound::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
             Bound::Unix(listener, path) => Listener {
                 socket: ListenerSocket::Unix(UnixListener::from_std(listener)?),
                 file: Some(SocketFile(path)),
@@ -434,7 +457,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 impl Dealer {
     fn deal(&self, transport: Transport, peer: Option<IpAddr>) {
-        if !self.may_call(peer) {
+        if !may_call(&self.worker, peer) {
             self.foreign.increment(1);
             return;
         }
@@ -497,19 +520,12 @@ impl Dealer {
             Err(error) => tracing::warn!(%error, "a connection could not change threads"),
         }
     }
+}
 
-    /// Loopback and Unix sockets always may; others must be listed.
-    fn may_call(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_none_or(|ip| {
-            ip.is_loopback()
-                || self
-                    .worker
-                    .settings()
-                    .clients
-                    .iter()
-                    .any(|net| net.contains(ip))
-        })
-    }
+/// Loopback and Unix sockets always may call; others must be listed.
+pub fn may_call(worker: &Worker, peer: Option<IpAddr>) -> bool {
+    let listed = |ip: IpAddr| worker.settings().clients.iter().any(|net| net.contains(ip));
+    peer.is_none_or(|ip| ip.is_loopback() || listed(ip))
 }
 
 impl Accepted {
@@ -578,5 +594,7 @@ fn enter(worker: Rc<Worker>, transport: Transport, peer: Option<IpAddr>, door: D
         Door::Tcp(name) => {
             tokio::task::spawn_local(tunnel::serve(worker, transport, peer, name, place));
         }
+        // No connection comes by such a listener.
+        Door::Udp(_) => {}
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod attempt;
 pub mod body;
+pub mod datagram;
 pub mod detect;
 pub mod dial;
 pub mod forward;

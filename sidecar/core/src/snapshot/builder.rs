@@ -53,7 +53,7 @@ pub(super) struct Builder<'a> {
     pub instances: &'a [&'a Instance],
     pub demands: &'a [Demand],
     pub deaf_since: Option<Moment>,
-    pub skip_tcp: bool,
+    pub only_http: bool,
     pub generation: u64,
     pub previous: Option<&'a Arc<Upstream>>,
     pub now: Moment,
@@ -115,7 +115,7 @@ impl Builder<'_> {
         let declared = water.as_ref().is_some_and(|water| water.declared);
         let mut candidates: Vec<Candidate> = Vec::new();
         for instance in self.instances {
-            if !(self.skip_tcp && instance.record.protocol == WireProtocol::Tcp) {
+            if !self.only_http || instance.record.protocol.is_http() {
                 candidates.push(self.of_instance(instance, &layout, declared, &known));
             }
         }

@@ -107,7 +107,7 @@ fn hash(inner: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> Optio
         }
         return None;
     };
-    if protocol == Protocol::Tcp && key != HashKey::SourceIp {
+    if protocol != Protocol::Http && key != HashKey::SourceIp {
         inner.wrong(
             "key",
             format!("a tcp upstream relays bytes and sees no {key}"),
@@ -138,10 +138,10 @@ pub fn sticky(keys: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> 
             None
         }
         (Some(CookieName(name)), false) => {
-            if protocol == Protocol::Tcp {
+            if protocol != Protocol::Http {
                 inner.wrong(
                     "cookie",
-                    "a tcp upstream relays bytes and sees no cookies",
+                    "a tcp or udp upstream relays bytes and sees no cookies",
                     "write source_ip = true",
                 );
             }
@@ -203,7 +203,7 @@ pub fn one_address(
     listen: &[ListenAddress],
 ) {
     let is_local = |address: &ListenAddress| match address {
-        ListenAddress::Tcp(address) => address.ip().is_loopback(),
+        ListenAddress::Tcp(address) | ListenAddress::Udp(address) => address.ip().is_loopback(),
         ListenAddress::Unix(_) => true,
     };
     // Without a port of its own it is called by name, through listeners that this table does not tell of.

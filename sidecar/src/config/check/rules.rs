@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::policy::Place as EndpointPlace;
+use mesh_core::policy::{Place as EndpointPlace, Protocol};
+use mesh_proto::record::WireProtocol;
 
 use super::Tables;
 use crate::config::{
@@ -92,7 +93,7 @@ fn listeners_name_their_clients(tables: &Tables<'_>, config: &Config) {
 
 fn open_without_clients(keys: &Keys<'_>, key: &'static str, listen: &[ListenAddress]) {
     let open = listen.iter().find(
-        |address| matches!(address, ListenAddress::Tcp(address) if !address.ip().is_loopback()),
+        |address| matches!(address, ListenAddress::Tcp(at) | ListenAddress::Udp(at) if !at.ip().is_loopback()),
     );
     if let Some(address) = open {
         keys.wrong(
@@ -132,6 +133,7 @@ pub fn judge_leased(keys: &Keys<'_>, service: &Service, config: &Config) {
     is_in_reach(keys, service, config);
     let mut own = vec![
         taken("gossip.bind", ListenAddress::Tcp(config.gossip.bind)),
+        taken("gossip.bind", ListenAddress::Udp(config.gossip.bind)),
         taken("admin.bind", ListenAddress::Tcp(config.admin.bind)),
     ];
     let outbound = config.outbound.http.iter().cloned();
@@ -177,6 +179,8 @@ fn listeners_are_apart(tables: &Tables<'_>, config: &Config) -> Vec<Taken> {
         "bind",
         ListenAddress::Tcp(config.gossip.bind),
     );
+    let (keys, bind) = (&tables.gossip, config.gossip.bind);
+    take(keys, "bind", ListenAddress::Udp(bind));
     take(&tables.admin, "bind", ListenAddress::Tcp(config.admin.bind));
     if let Some(socket) = &config.admin.socket {
         take(&tables.admin, "socket", ListenAddress::Unix(socket.clone()));
@@ -196,7 +200,7 @@ fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {
     for (keys, upstream) in upstreams(tables, config) {
         for endpoint in &upstream.policy.endpoints {
             if let EndpointPlace::Address(address) = endpoint.place
-                && let Some(own) = listener_at(taken, address)
+                && let Some(own) = listener_at(taken, address, upstream.policy.protocol)
             {
                 keys.wrong(
                     "endpoints",
@@ -212,7 +216,11 @@ fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {
 }
 
 fn is_no_circle(keys: &Keys<'_>, service: &Service, taken: &[Taken]) {
-    if let Some(own) = listener_at(taken, service.address) {
+    let protocol = match service.protocol {
+        WireProtocol::Udp => Protocol::Udp,
+        _ => Protocol::Tcp,
+    };
+    if let Some(own) = listener_at(taken, service.address, protocol) {
         let written = keys.has("address");
         keys.wrong(
             if written { "address" } else { "port" },
@@ -229,23 +237,26 @@ fn circle(address: SocketAddr, own: &Taken) -> String {
     )
 }
 
-fn listener_at(taken: &[Taken], address: SocketAddr) -> Option<&Taken> {
+fn listener_at(taken: &[Taken], address: SocketAddr, protocol: Protocol) -> Option<&Taken> {
     // Whoever listens everywhere listens on loopback too; other hosts may use the same port number.
-    taken.iter().find(|taken| match &taken.address {
-        ListenAddress::Tcp(own) => {
-            *own == address
-                || (own.port() == address.port()
-                    && own.ip().is_unspecified()
-                    && address.ip().is_loopback())
-        }
-        ListenAddress::Unix(_) => false,
+    taken.iter().find(|taken| {
+        let own = match &taken.address {
+            ListenAddress::Tcp(own) if protocol != Protocol::Udp => own,
+            ListenAddress::Udp(own) if protocol == Protocol::Udp => own,
+            _ => return false,
+        };
+        *own == address
+            || (own.port() == address.port()
+                && own.ip().is_unspecified()
+                && address.ip().is_loopback())
     })
 }
 
 /// Whether the kernel would refuse the second of two listeners.
 fn collide(a: &ListenAddress, b: &ListenAddress) -> bool {
     match (a, b) {
-        (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) => {
+        (ListenAddress::Tcp(a), ListenAddress::Tcp(b))
+        | (ListenAddress::Udp(a), ListenAddress::Udp(b)) => {
             let same_host = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
             a.port() == b.port() && a.port() != 0 && same_host
         }

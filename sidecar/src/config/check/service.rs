@@ -122,10 +122,11 @@ pub fn service_name(table: &str, keys: &Keys<'_>) -> Box<str> {
     name
 }
 
-const PROTOCOLS: [(&str, WireProtocol); 3] = [
+const PROTOCOLS: [(&str, WireProtocol); 4] = [
     ("http", WireProtocol::Http),
     ("grpc", WireProtocol::Grpc),
     ("tcp", WireProtocol::Tcp),
+    ("udp", WireProtocol::Udp),
 ];
 
 impl Setting for WireProtocol {
@@ -133,7 +134,7 @@ impl Setting for WireProtocol {
         if matches!(value, Value::List(_)) {
             return Err(Wrong::later("a list of protocols"));
         }
-        value::word(value, &PROTOCOLS, &["udp", "tls"])
+        value::word(value, &PROTOCOLS, &["tls"])
     }
 
     fn show(&self) -> String {

@@ -53,6 +53,10 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     if !keys.has("listen_tls") {
         return None;
     }
+    if protocol == Protocol::Udp {
+        no_datagrams(keys, "listen_tls");
+        return None;
+    }
     if !keys.has("listen") {
         keys.wrong(
             "listen_tls",
@@ -65,7 +69,7 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     let files = server_files(&inner);
     let inside = match protocol {
         Protocol::Http => Inside::EitherHttp,
-        Protocol::Tcp => Inside::Bytes,
+        Protocol::Tcp | Protocol::Udp => Inside::Bytes,
     };
     let loaded = files.and_then(|files| {
         let loaded = ServerTls::load(&files, inside);
@@ -73,6 +77,14 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     });
     inner.done();
     loaded
+}
+
+fn no_datagrams(keys: &Keys<'_>, key: &'static str) {
+    keys.wrong(
+        key,
+        "TLS protects connections, and datagrams have none",
+        "drop it, or write protocol = \"tcp\"",
+    );
 }
 
 /// `None`, and said why, where a key is missing or wrong.
@@ -113,10 +125,14 @@ pub fn tls(keys: &Keys<'_>, policy: &Policy) -> Option<ClientTls> {
     if !keys.has("tls") {
         return None;
     }
+    if policy.protocol == Protocol::Udp {
+        no_datagrams(keys, "tls");
+        return None;
+    }
     let inner = keys.inner("tls", &[]);
     let files = client_files(&inner, policy);
     let inside = match (policy.protocol, policy.http) {
-        (Protocol::Tcp, _) => Inside::Bytes,
+        (Protocol::Tcp | Protocol::Udp, _) => Inside::Bytes,
         (Protocol::Http, HttpVersion::One) => Inside::Http1,
         (Protocol::Http, HttpVersion::Two) => Inside::Http2,
         (Protocol::Http, HttpVersion::Auto) => Inside::EitherHttp,

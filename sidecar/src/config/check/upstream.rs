@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::policy::{
-    Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, ZoneMode, Zones,
+    Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, Udp, ZoneMode, Zones,
 };
 use mesh_proto::record::WireProtocol;
 
@@ -21,15 +21,18 @@ use crate::config::{
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
-pub const KEYS_LATER: [&str; 5] = [
+pub const KEYS_LATER: [&str; 4] = [
     "accept_proxy_protocol",
     "send_proxy_protocol",
-    "udp",
     "sni",
     "route",
 ];
 /// hyper's HTTP/1 parser wants at least 8 KiB of room.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
+/// A flow has no end that anybody could see but its silence.
+const UDP_IDLE: Duration = Duration::from_secs(60);
+/// Flows at once: each holds a descriptor and about 2 KiB.
+const FLOWS_MAX: u32 = 1 << 20;
 /// Connections relayed without HTTP are often idle for good reason (databases, brokers).
 const TCP_IDLE: Duration = Duration::from_secs(3_600);
 
@@ -42,16 +45,16 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         );
     }
     let spoken = keys.or("protocol", WireProtocol::Http);
-    let protocol = if spoken == WireProtocol::Tcp {
-        Protocol::Tcp
-    } else {
-        Protocol::Http
+    let protocol = match spoken {
+        WireProtocol::Http | WireProtocol::Grpc => Protocol::Http,
+        WireProtocol::Tcp => Protocol::Tcp,
+        WireProtocol::Udp => Protocol::Udp,
     };
-    let listen: Vec<ListenAddress> = keys.list("listen", Vec::new());
-    if protocol == Protocol::Tcp && listen.is_empty() && !keys.has("listen") {
+    let listen = listen(keys, protocol);
+    if protocol != Protocol::Http && listen.is_empty() && !keys.has("listen") {
         keys.absent(
             "listen",
-            "a tcp upstream has no authority to be found by, so it needs a port of its own",
+            "a tcp or udp upstream has no authority to be found by, so it needs a port of its own",
             "add listen = \"127.0.0.1:7001\"",
         );
     }
@@ -81,6 +84,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         hash,
         sticky: sticky(keys, protocol, &listen),
         timeouts: timeouts(keys, protocol),
+        udp: udp(keys, protocol),
         retry: retry(keys, protocol),
         ejection: ejection(keys),
         limits: limits(keys),
@@ -124,8 +128,8 @@ fn select(keys: &Keys<'_>, of_mesh: bool) -> Vec<(Box<str>, Box<str>)> {
 
 fn http_version(keys: &Keys<'_>, spoken: WireProtocol) -> HttpVersion {
     match spoken {
-        WireProtocol::Tcp => {
-            refuse_on_tcp(keys, "http");
+        WireProtocol::Tcp | WireProtocol::Udp => {
+            refuse_without_http(keys, "http");
             HttpVersion::Auto
         }
         WireProtocol::Http => keys.or("http", HttpVersion::Auto),
@@ -143,11 +147,67 @@ fn http_version(keys: &Keys<'_>, spoken: WireProtocol) -> HttpVersion {
     }
 }
 
-fn refuse_on_tcp(keys: &Keys<'_>, key: &'static str) {
+/// Where it listens: at UDP ports where datagrams are spoken.
+fn listen(keys: &Keys<'_>, protocol: Protocol) -> Vec<ListenAddress> {
+    let listen: Vec<ListenAddress> = keys.list("listen", Vec::new());
+    if protocol != Protocol::Udp {
+        return listen;
+    }
+    let of_udp = |address| match address {
+        ListenAddress::Tcp(address) | ListenAddress::Udp(address) => {
+            Some(ListenAddress::Udp(address))
+        }
+        ListenAddress::Unix(_) => {
+            keys.wrong(
+                "listen",
+                "datagrams do not come by a Unix socket here",
+                "write an address like \"127.0.0.1:5300\"",
+            );
+            None
+        }
+    };
+    listen.into_iter().filter_map(of_udp).collect()
+}
+
+/// `udp = { … }`.
+fn udp(keys: &Keys<'_>, protocol: Protocol) -> Udp {
+    let default = Udp::default();
+    if protocol != Protocol::Udp {
+        if keys.has("udp") {
+            keys.wrong(
+                "udp",
+                "only a udp upstream has flows",
+                "drop it, or write protocol = \"udp\"",
+            );
+        }
+        return default;
+    }
+    let inner = keys.inner("udp", &[]);
+    let udp = Udp {
+        replies: inner.or("replies", Count(default.replies)).0,
+        flows_max: inner.or("max_flows", default.flows_max),
+    };
+    if udp.flows_max > FLOWS_MAX {
+        inner.wrong(
+            "max_flows",
+            format!(
+                "{} flows are more than a host has descriptors for",
+                udp.flows_max
+            ),
+            format!("use at most {FLOWS_MAX}"),
+        );
+    }
+    // `timeouts` reads it.
+    inner.has("idle");
+    inner.done();
+    udp
+}
+
+fn refuse_without_http(keys: &Keys<'_>, key: &'static str) {
     if keys.has(key) {
         keys.wrong(
             key,
-            "a tcp upstream relays bytes and knows no requests",
+            "a tcp or udp upstream relays bytes and knows no requests",
             "drop it, or write protocol = \"http\"",
         );
     }
@@ -155,6 +215,21 @@ fn refuse_on_tcp(keys: &Keys<'_>, key: &'static str) {
 
 fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
     let default = Timeouts::default();
+    if protocol == Protocol::Udp {
+        for key in ["timeout", "connect_timeout", "idle_timeout"] {
+            if keys.has(key) {
+                keys.wrong(
+                    key,
+                    "datagrams know neither requests nor connections",
+                    "drop it; udp = { idle = \"60s\" } says when a flow is over",
+                );
+            }
+        }
+        return Timeouts {
+            idle: positive(&keys.inner("udp", &[]), "idle", UDP_IDLE),
+            ..default
+        };
+    }
     let idle = if protocol == Protocol::Tcp {
         TCP_IDLE
     } else {
@@ -169,8 +244,8 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
 
 fn retry(keys: &Keys<'_>, protocol: Protocol) -> Retry {
     let default = Retry::default();
-    if protocol == Protocol::Tcp {
-        refuse_on_tcp(keys, "retry");
+    if protocol != Protocol::Http {
+        refuse_without_http(keys, "retry");
         return Retry {
             retries: 0,
             ..default

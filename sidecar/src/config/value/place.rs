@@ -109,7 +109,9 @@ impl Setting for ListenAddress {
 
     fn show(&self) -> String {
         match self {
-            ListenAddress::Tcp(address) => quote(&address.to_string()),
+            ListenAddress::Tcp(address) | ListenAddress::Udp(address) => {
+                quote(&address.to_string())
+            }
             ListenAddress::Unix(path) => quote(&format!("unix:{}", path.display())),
         }
     }
