@@ -27,6 +27,10 @@ pub struct Policy {
     pub timeouts: Timeouts,
     /// Flows, where datagrams are spoken.
     pub udp: Udp,
+    /// Every connection to its own listeners begins with a PROXY header.
+    pub accept_proxy: bool,
+    /// What connections to endpoints begin with.
+    pub send_proxy: Option<ProxyVersion>,
     /// When a failed attempt is made again.
     pub retry: Retry,
     /// When an endpoint is sent out.
@@ -66,6 +70,15 @@ impl Default for Udp {
             flows_max: 65_536,
         }
     }
+}
+
+/// A version of the PROXY protocol, which tells a server who really called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyVersion {
+    /// A line of text.
+    One,
+    /// Bytes.
+    Two,
 }
 
 /// What HTTP version is spoken to the endpoints.
@@ -331,6 +344,8 @@ impl Policy {
             sticky: None,
             timeouts: Timeouts::default(),
             udp: Udp::default(),
+            accept_proxy: false,
+            send_proxy: None,
             retry: Retry::default(),
             ejection: Ejection::default(),
             limits: Limits::default(),

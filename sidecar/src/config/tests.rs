@@ -3,7 +3,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use mesh_core::policy::{
-    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol, Sticky, Udp,
+    Balance, HashKey, HashTable, HttpVersion, Place as EndpointPlace, Protocol, ProxyVersion,
+    Sticky, Udp,
 };
 
 use super::{host::Host, *};
@@ -182,6 +183,11 @@ listen = "127.0.0.1:5432"
 protocol = "udp"
 udp = { idle = "5s", replies = 1, max_flows = 100 }
 endpoints = ["10.0.0.2:53"]
+[upstream.passed-on]
+listen = "127.0.0.1:5433"
+protocol = "tcp"
+accept_proxy_protocol = true
+send_proxy_protocol = "v1"
 [upstream.sink]
 listen = "127.0.0.1:514"
 protocol = "udp"
@@ -252,7 +258,12 @@ fn every_key_of_this_version_is_honoured() {
     let policy = &resolver.policy;
     assert_eq!((policy.udp.replies, policy.udp.flows_max), (1, 100));
     assert_eq!(policy.timeouts.idle, Duration::from_secs(5));
-    let sink = &config.upstreams[3].policy;
+    let passed = &config.upstreams[3].policy;
+    assert_eq!(
+        (passed.accept_proxy, passed.send_proxy),
+        (true, Some(ProxyVersion::One))
+    );
+    let sink = &config.upstreams[4].policy;
     assert_eq!((sink.protocol, sink.udp), (Protocol::Udp, Udp::default()));
     assert_eq!(sink.timeouts.idle, Duration::from_secs(60));
     let hash = db.hash.as_ref().unwrap();

@@ -147,7 +147,9 @@ pub async fn serve(worker: Rc<Worker>, socket: StdUdpSocket, name: Box<str>, sto
     {
         sleep(LAST_LOOK).await;
     }
-    hub.tasks.borrow_mut().abort_all();
+    // When this returns the port is free.
+    let mut tasks = hub.tasks.take();
+    tasks.shutdown().await;
 }
 
 impl Hub {

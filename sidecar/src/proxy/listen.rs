@@ -36,6 +36,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     datagram, front,
     patience::HEAD_READ,
+    proxy_header::{self, Addresses},
     transport::Transport,
     tunnel,
     worker::{Hand, Worker},
@@ -71,6 +72,21 @@ pub struct Sign {
     pub connections_max: u32,
     /// TLS that ends here.
     pub tls: Option<ServerTls>,
+}
+
+impl Door {
+    /// Whether whoever comes by it is introduced by a PROXY header.
+    fn is_introduced(&self, worker: &Worker) -> bool {
+        match self {
+            Door::Authority => false,
+            Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => {
+                let snapshot = worker.snapshot();
+                snapshot
+                    .upstream(name)
+                    .is_some_and(|upstream| upstream.policy.accept_proxy)
+            }
+        }
+    }
 }
 
 /// A listener to be opened: its socket is bound already, so that a clash is found before anything is swapped.
@@ -543,21 +559,66 @@ impl Accepted {
     }
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Its address; `None` behind a Unix socket.
+    pub ip: Option<IpAddr>,
+    /// What a PROXY header said of it.
+    pub told: Option<Addresses>,
+}
+
+impl Caller {
+    /// Whoever the connection's PROXY header says, who is nobody new if it names none.
+    async fn introduced(self, transport: &mut Transport) -> Option<Caller> {
+        let read = timeout(HEAD_READ, proxy_header::read(transport)).await;
+        let fault = match read {
+            Ok(Ok(None)) => return Some(self),
+            Ok(Ok(Some(addresses))) => {
+                return Some(Caller {
+                    ip: Some(addresses.source.ip().to_canonical()),
+                    told: Some(addresses),
+                });
+            }
+            Ok(Err(fault)) => fault.to_string(),
+            Err(_) => "no PROXY header in time".to_owned(),
+        };
+        counter!("starling_client_faults_total").increment(1);
+        tracing::debug!(peer = ?self.ip, fault, "a connection was closed unheard");
+        None
+    }
+}
+
 fn serve(
     worker: &Rc<Worker>,
-    transport: Transport,
+    mut transport: Transport,
     peer: Option<IpAddr>,
     door: Door,
     tls: Option<ServerTls>,
     place: Place,
 ) {
     let worker = Rc::clone(worker);
-    let Some(tls) = tls else {
-        return enter(worker, transport, peer, door, place);
+    let mut caller = Caller {
+        ip: peer,
+        told: None,
     };
+    let is_introduced = door.is_introduced(&worker);
+    if !is_introduced && tls.is_none() {
+        return enter(&worker, transport, caller, door, place);
+    }
     tokio::task::spawn_local(async move {
+        // The header goes before the handshake, so that whoever sends it needs no key.
+        if is_introduced {
+            match caller.introduced(&mut transport).await {
+                Some(introduced) => caller = introduced,
+                None => return,
+            }
+        }
+        let Some(tls) = tls else {
+            return enter(&worker, transport, caller, door, place);
+        };
         match timeout(HEAD_READ, shaken(transport, &tls)).await {
-            Ok(Ok(transport)) => enter(worker, transport, peer, door, place),
+            Ok(Ok(transport)) => enter(&worker, transport, caller, door, place),
             Ok(Err(error)) => {
                 counter!("starling_client_faults_total").increment(1);
                 tracing::debug!(%error, "a client's TLS handshake failed");
@@ -583,7 +644,8 @@ async fn shaken(transport: Transport, tls: &ServerTls) -> io::Result<Transport> 
     Ok(Transport::Tls(Box::new(stream.into())))
 }
 
-fn enter(worker: Rc<Worker>, transport: Transport, peer: Option<IpAddr>, door: Door, place: Place) {
+fn enter(worker: &Rc<Worker>, transport: Transport, caller: Caller, door: Door, place: Place) {
+    let (worker, peer) = (Rc::clone(worker), caller.ip);
     match door {
         Door::Authority => {
             tokio::task::spawn_local(front::serve(worker, transport, peer, None, place));
@@ -592,7 +654,7 @@ fn enter(worker: Rc<Worker>, transport: Transport, peer: Option<IpAddr>, door: D
             tokio::task::spawn_local(front::serve(worker, transport, peer, Some(name), place));
         }
         Door::Tcp(name) => {
-            tokio::task::spawn_local(tunnel::serve(worker, transport, peer, name, place));
+            tokio::task::spawn_local(tunnel::serve(worker, transport, caller, name, place));
         }
         // No connection comes by such a listener.
         Door::Udp(_) => {}

@@ -16,6 +16,7 @@ pub mod http1;
 pub mod listen;
 pub mod patience;
 pub mod pool;
+pub mod proxy_header;
 pub mod reply;
 pub mod send;
 pub mod tally;

@@ -21,7 +21,8 @@ use super::{
     attempt::Attempt,
     body::Tunnel,
     http1::wire::Raw,
-    listen::Place,
+    listen::{Caller, Place},
+    proxy_header::{self, Addresses},
     send::dialled,
     transport::Transport,
     worker::{Admission, Worker},
@@ -37,7 +38,7 @@ const HALF_CLOSED: Duration = Duration::from_secs(30);
 pub async fn serve(
     worker: Rc<Worker>,
     client: Transport,
-    peer: Option<IpAddr>,
+    caller: Caller,
     name: Box<str>,
     place: Place,
 ) {
@@ -50,7 +51,16 @@ pub async fn serve(
         tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
         return;
     };
-    if let Ok((endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
+    let peer = caller.ip;
+    if let Ok((mut endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
+        if let Some(version) = upstream.policy.send_proxy {
+            let addresses = caller.told.or_else(|| Addresses::of(&client));
+            let header = proxy_header::write(version, addresses);
+            if let Err(error) = endpoint.write_all(&header).await {
+                tracing::debug!(upstream = %name, %error, "an endpoint left before it was told who calls");
+                return;
+            }
+        }
         let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
         if let Err(error) = ended {
             tracing::debug!(upstream = %name, %error, "a relayed connection ended early");

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::policy::{
-    Ejection, HttpVersion, Limits, Policy, Protocol, Retry, RetryOn, Timeouts, Udp, ZoneMode, Zones,
+    Ejection, HttpVersion, Limits, Policy, Protocol, ProxyVersion, Retry, RetryOn, Timeouts, Udp,
+    ZoneMode, Zones,
 };
 use mesh_proto::record::WireProtocol;
 
@@ -21,12 +22,7 @@ use crate::config::{
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
-pub const KEYS_LATER: [&str; 4] = [
-    "accept_proxy_protocol",
-    "send_proxy_protocol",
-    "sni",
-    "route",
-];
+pub const KEYS_LATER: [&str; 2] = ["sni", "route"];
 /// hyper's HTTP/1 parser wants at least 8 KiB of room.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
 /// A flow has no end that anybody could see but its silence.
@@ -85,6 +81,8 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         sticky: sticky(keys, protocol, &listen),
         timeouts: timeouts(keys, protocol),
         udp: udp(keys, protocol),
+        accept_proxy: accept_proxy(keys, protocol),
+        send_proxy: send_proxy(keys, protocol),
         retry: retry(keys, protocol),
         ejection: ejection(keys),
         limits: limits(keys),
@@ -201,6 +199,37 @@ fn udp(keys: &Keys<'_>, protocol: Protocol) -> Udp {
     inner.has("idle");
     inner.done();
     udp
+}
+
+fn accept_proxy(keys: &Keys<'_>, protocol: Protocol) -> bool {
+    let accept = keys.or("accept_proxy_protocol", false);
+    let no_connections = protocol == Protocol::Udp || !keys.has("listen");
+    if accept && no_connections {
+        keys.wrong(
+            "accept_proxy_protocol",
+            "this upstream has no listener of its own that takes connections",
+            "add listen = \"127.0.0.1:7001\", or drop it",
+        );
+    }
+    accept
+}
+
+fn send_proxy(keys: &Keys<'_>, protocol: Protocol) -> Option<ProxyVersion> {
+    let version = keys.optional("send_proxy_protocol");
+    if version.is_some() && protocol != Protocol::Tcp {
+        keys.wrong(
+            "send_proxy_protocol",
+            "only a tcp upstream has one connection to an endpoint for each of a client's",
+            "drop it (HTTP carries X-Forwarded-For), or write protocol = \"tcp\"",
+        );
+    } else if version.is_some() && keys.has("tls") {
+        keys.wrong(
+            "send_proxy_protocol",
+            "a header before the handshake of tls is not in this version",
+            "drop one of the two",
+        );
+    }
+    version
 }
 
 fn refuse_without_http(keys: &Keys<'_>, key: &'static str) {

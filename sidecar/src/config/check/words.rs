@@ -2,7 +2,7 @@
 //!
 //! Not here: what they decide (`mesh-core`).
 
-use mesh_core::policy::{Balance, HttpVersion, ZoneMode};
+use mesh_core::policy::{Balance, HttpVersion, ProxyVersion, ZoneMode};
 
 use crate::config::{
     raw::Value,
@@ -96,6 +96,19 @@ impl Setting for HttpVersion {
 
     fn show(&self) -> String {
         value::name_of(&HTTP_VERSIONS, *self)
+    }
+}
+
+const PROXY_VERSIONS: [(&str, ProxyVersion); 2] =
+    [("v1", ProxyVersion::One), ("v2", ProxyVersion::Two)];
+
+impl Setting for ProxyVersion {
+    fn read(value: &Value) -> Result<ProxyVersion, Wrong> {
+        value::word(value, &PROXY_VERSIONS, &[])
+    }
+
+    fn show(&self) -> String {
+        value::name_of(&PROXY_VERSIONS, *self)
     }
 }
 
