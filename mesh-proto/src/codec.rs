@@ -385,6 +385,7 @@ impl From<&ServiceRecord> for WireService {
                 WireProtocol::Grpc => 1,
                 WireProtocol::Tcp => 2,
                 WireProtocol::Udp => 3,
+                WireProtocol::Tls => 4,
             },
             weight: record.weight,
             health: match record.health {
@@ -422,6 +423,7 @@ impl TryFrom<WireService> for ServiceRecord {
                 1 => WireProtocol::Grpc,
                 2 => WireProtocol::Tcp,
                 3 => WireProtocol::Udp,
+                4 => WireProtocol::Tls,
                 _ => return Err(CodecError::Malformed),
             },
             weight: wire.weight,

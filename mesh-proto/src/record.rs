@@ -103,6 +103,8 @@ pub enum WireProtocol {
     Tcp,
     /// Datagrams.
     Udp,
+    /// TLS that nobody on the way ends.
+    Tls,
 }
 
 impl WireProtocol {

@@ -285,6 +285,7 @@ mod tests {
         Upstream {
             policy: Arc::new(policy),
             listen: Vec::new(),
+            sni: Vec::new(),
             check: Some(Check {
                 kind: CheckKind::Tcp,
                 interval: Duration::from_millis(5),

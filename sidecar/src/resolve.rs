@@ -261,6 +261,7 @@ mod tests {
         Upstream {
             policy: Arc::new(policy),
             listen: Vec::new(),
+            sni: Vec::new(),
             check: None,
             listen_tls: None,
             tls: None,

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     caller_checks::CallerChecks,
     clock::Clock,
-    config::{Config, ListenAddress, Loaded},
+    config::{Config, ListenAddress, Loaded, ServerNames},
     gossip::{
         self, Gossip, Order,
         keys::{KeyAnswer, KeyFault, KeyOrder},
@@ -407,6 +407,7 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
                 Protocol::Http => Door::Upstream(name.clone()),
                 Protocol::Tcp => Door::Tcp(name.clone()),
                 Protocol::Udp => Door::Udp(name.clone()),
+                Protocol::Tls => Door::Tls(leads_at(address, config)),
             };
             let sign = Sign {
                 door,
@@ -417,6 +418,21 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
         }
     }
     doors
+}
+
+/// Where each server name leads, of all upstreams that share the listener.
+fn leads_at(address: &ListenAddress, config: &Config) -> Arc<[(ServerNames, Box<str>)]> {
+    let sharing = config.upstreams.iter().filter(|upstream| {
+        upstream.policy.protocol == Protocol::Tls && upstream.listen.contains(address)
+    });
+    let leads = sharing.flat_map(|upstream| {
+        let name = &upstream.policy.name;
+        upstream
+            .sni
+            .iter()
+            .map(move |names| (names.clone(), name.clone()))
+    });
+    leads.collect()
 }
 
 fn key(address: &ListenAddress) -> String {
@@ -443,6 +459,10 @@ fn bind(address: &ListenAddress, sign: &Sign) -> Result<Opening, StartError> {
 fn behind(door: &Door) -> String {
     match door {
         Door::Authority => "outbound.http".into(),
+        Door::Tls(leads) => match leads.first() {
+            Some((_, name)) => format!("upstream.{name}.listen"),
+            None => "a tls listener".into(),
+        },
         Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => {
             format!("upstream.{name}.listen")
         }

@@ -52,6 +52,8 @@ pub enum Protocol {
     Tcp,
     /// Datagrams, in flows.
     Udp,
+    /// TLS passed through: bytes, led by the server name that they begin with.
+    Tls,
 }
 
 /// How the flows of a UDP upstream end, beside [`Timeouts::idle`].

@@ -50,7 +50,7 @@ pub struct Service {
     pub zone: Box<str>,
     /// Where it is called.
     pub address: SocketAddr,
-    /// `http`, `grpc`, `tcp` or `udp`.
+    /// `http`, `grpc`, `tcp`, `udp` or `tls`.
     pub protocol: &'static str,
     /// Share relative to others.
     pub weight: u16,
@@ -153,6 +153,7 @@ fn service(instance: &Instance) -> Service {
             WireProtocol::Grpc => "grpc",
             WireProtocol::Tcp => "tcp",
             WireProtocol::Udp => "udp",
+            WireProtocol::Tls => "tls",
         },
         weight: record.weight,
         health: match record.health {

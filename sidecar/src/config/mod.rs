@@ -15,6 +15,7 @@ use mesh_proto::{frame::KeyId, record::WireProtocol};
 pub use self::{
     active::{Check, CheckKind, HttpCheck, Pattern, Statuses},
     fault::{Fault, Faults, Place},
+    sni::ServerNames,
 };
 use crate::tls::{ClientTls, ServerTls};
 
@@ -25,6 +26,7 @@ mod host;
 mod print;
 mod raw;
 mod read;
+pub mod sni;
 mod value;
 
 #[cfg(test)]
@@ -376,6 +378,8 @@ pub struct Upstream {
     pub policy: Arc<Policy>,
     /// Ports of its own.
     pub listen: Vec<ListenAddress>,
+    /// Server names that lead here, where TLS is passed through.
+    pub sni: Vec<ServerNames>,
     /// Run by this caller against its fixed and named endpoints.
     pub check: Option<Check>,
     /// TLS that ends at its own listeners.

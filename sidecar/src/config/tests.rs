@@ -188,6 +188,13 @@ listen = "127.0.0.1:5433"
 protocol = "tcp"
 accept_proxy_protocol = true
 send_proxy_protocol = "v1"
+[upstream.named]
+listen = "127.0.0.1:7445"
+protocol = "tls"
+sni = ["A.example", "*.b.example"]
+[upstream.other-names]
+listen = "127.0.0.1:7445"
+protocol = "tls"
 [upstream.sink]
 listen = "127.0.0.1:514"
 protocol = "udp"
@@ -263,7 +270,10 @@ fn every_key_of_this_version_is_honoured() {
         (passed.accept_proxy, passed.send_proxy),
         (true, Some(ProxyVersion::One))
     );
-    let sink = &config.upstreams[4].policy;
+    let named = ["a.example"].map(|name| ServerNames::One(name.into()));
+    assert_eq!(config.upstreams[4].sni[..1], named);
+    assert_eq!(config.upstreams[5].sni, [ServerNames::Others]);
+    let sink = &config.upstreams[6].policy;
     assert_eq!((sink.protocol, sink.udp), (Protocol::Udp, Udp::default()));
     assert_eq!(sink.timeouts.idle, Duration::from_secs(60));
     let hash = db.hash.as_ref().unwrap();

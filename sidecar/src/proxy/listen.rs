@@ -41,7 +41,10 @@ use super::{
     tunnel,
     worker::{Hand, Worker},
 };
-use crate::{config::ListenAddress, tls::ServerTls};
+use crate::{
+    config::{ListenAddress, ServerNames},
+    tls::ServerTls,
+};
 
 /// Connections the kernel keeps for us between two accepts.
 const BACKLOG: i32 = 1024;
@@ -59,6 +62,8 @@ pub enum Door {
     Upstream(Box<str>),
     /// Any bytes, always to one upstream.
     Tcp(Box<str>),
+    /// TLS passed through, to the upstream that its server name leads to.
+    Tls(Arc<[(ServerNames, Box<str>)]>),
     /// Datagrams, always to one upstream.
     Udp(Box<str>),
 }
@@ -77,15 +82,18 @@ pub struct Sign {
 impl Door {
     /// Whether whoever comes by it is introduced by a PROXY header.
     fn is_introduced(&self, worker: &Worker) -> bool {
-        match self {
-            Door::Authority => false,
-            Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => {
-                let snapshot = worker.snapshot();
-                snapshot
-                    .upstream(name)
-                    .is_some_and(|upstream| upstream.policy.accept_proxy)
-            }
-        }
+        let name = match self {
+            Door::Authority => return false,
+            Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => name,
+            // Those that share a listener agree.
+            Door::Tls(leads) => match leads.first() {
+                Some((_, name)) => name,
+                None => return false,
+            },
+        };
+        let snapshot = worker.snapshot();
+        let upstream = snapshot.upstream(name);
+        upstream.is_some_and(|upstream| upstream.policy.accept_proxy)
     }
 }
 
@@ -654,7 +662,12 @@ fn enter(worker: &Rc<Worker>, transport: Transport, caller: Caller, door: Door, 
             tokio::task::spawn_local(front::serve(worker, transport, peer, Some(name), place));
         }
         Door::Tcp(name) => {
-            tokio::task::spawn_local(tunnel::serve(worker, transport, caller, name, place));
+            let first = Vec::new();
+            let serving = tunnel::serve(worker, transport, first, caller, name, place);
+            tokio::task::spawn_local(serving);
+        }
+        Door::Tls(leads) => {
+            tokio::task::spawn_local(tunnel::pass(worker, transport, caller, leads, place));
         }
         // No connection comes by such a listener.
         Door::Udp(_) => {}

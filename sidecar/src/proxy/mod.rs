@@ -6,6 +6,7 @@
 
 pub mod attempt;
 pub mod body;
+pub mod client_hello;
 pub mod datagram;
 pub mod detect;
 pub mod dial;

@@ -12,6 +12,7 @@ use mesh_core::{
     session::Session,
     snapshot::Upstream,
 };
+use metrics::counter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep, timeout},
@@ -20,24 +21,81 @@ use tokio::{
 use super::{
     attempt::Attempt,
     body::Tunnel,
+    client_hello::{self, Hello},
     http1::wire::Raw,
     listen::{Caller, Place},
+    patience::HEAD_READ,
     proxy_header::{self, Addresses},
     send::dialled,
     transport::Transport,
     worker::{Admission, Worker},
 };
-use crate::request_key;
+use crate::{
+    config::{ServerNames, sni},
+    request_key,
+};
 
 /// Bytes of one direction held between reading and writing them.
 const BUFFER_BYTES: usize = 16 * 1024;
 /// How long the second direction may stay silent once the first has ended.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 
-/// Relays one client connection to an endpoint of `name`.
+/// Relays a TLS connection, unopened, to the upstream that its server name leads to.
+pub async fn pass(
+    worker: Rc<Worker>,
+    mut client: Transport,
+    caller: Caller,
+    leads: Arc<[(ServerNames, Box<str>)]>,
+    place: Place,
+) {
+    let mut first = Vec::new();
+    let read = timeout(HEAD_READ, asked_for(&mut client, &mut first)).await;
+    let name = match read {
+        Ok(Ok(name)) => name,
+        Ok(Err(why)) => return fault(caller, &why),
+        Err(_) => return fault(caller, "no ClientHello in time"),
+    };
+    match sni::upstream_of(&leads, name.as_deref()) {
+        Some(upstream) => serve(worker, client, first, caller, upstream.into(), place).await,
+        None => {
+            // Told as TLS has it, so that its author finds the mistake; a client that has gone knows it.
+            let _ = client.write_all(client_hello::UNRECOGNIZED_NAME).await;
+            let _ = client.shutdown().await;
+            fault(caller, &format!("no upstream for the server name {name:?}"));
+        }
+    }
+}
+
+/// Reads until the server name is known; what was read is left in `first`.
+async fn asked_for(
+    client: &mut Transport,
+    first: &mut Vec<u8>,
+) -> Result<Option<Box<str>>, String> {
+    let mut room = [0; 2048];
+    loop {
+        match client_hello::judge(first) {
+            Hello::Whole(name) => return Ok(name),
+            Hello::Garbled(why) => return Err(format!("no TLS: {why}")),
+            Hello::More => {}
+        }
+        match client.read(&mut room).await {
+            Ok(0) => return Err("it ended before its ClientHello".to_owned()),
+            Ok(count) => first.extend_from_slice(&room[..count]),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn fault(caller: Caller, why: &str) {
+    counter!("starling_client_faults_total").increment(1);
+    tracing::debug!(peer = ?caller.ip, why, "a connection was closed unheard");
+}
+
+/// Relays one client connection to an endpoint of `name`, which gets `first` before anything that is still to be read.
 pub async fn serve(
     worker: Rc<Worker>,
     client: Transport,
+    first: Vec<u8>,
     caller: Caller,
     name: Box<str>,
     place: Place,
@@ -61,6 +119,11 @@ pub async fn serve(
                 return;
             }
         }
+        if let Err(error) = endpoint.write_all(&first).await {
+            tracing::debug!(upstream = %name, %error, "an endpoint left before it was told anything");
+            return;
+        }
+        drop(first);
         let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
         if let Err(error) = ended {
             tracing::debug!(upstream = %name, %error, "a relayed connection ended early");

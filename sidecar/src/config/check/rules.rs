@@ -188,12 +188,52 @@ fn listeners_are_apart(tables: &Tables<'_>, config: &Config) -> Vec<Taken> {
     for address in &config.outbound.http {
         take(&tables.outbound, "http", address.clone());
     }
+    let mut shared: Vec<&ListenAddress> = Vec::new();
     for (keys, upstream) in upstreams(tables, config) {
         for address in &upstream.listen {
+            let by_name = upstream.policy.protocol == Protocol::Tls;
+            if by_name && shared.contains(&address) {
+                continue;
+            }
             take(keys, "listen", address.clone());
+            if by_name {
+                shared.push(address);
+            }
         }
     }
+    names_are_apart(tables, config);
     taken
+}
+
+/// Upstreams that share a listener share no server name, and expect the same of who calls.
+fn names_are_apart(tables: &Tables<'_>, config: &Config) {
+    let mut seen: Vec<&Upstream> = Vec::new();
+    for (keys, upstream) in upstreams(tables, config) {
+        for other in &seen {
+            let shared = other.listen.iter().find(|at| upstream.listen.contains(at));
+            let Some(address) = shared else {
+                continue;
+            };
+            let name = &other.policy.name;
+            if let Some(twice) = upstream.sni.iter().find(|names| other.sni.contains(names)) {
+                keys.wrong(
+                    "sni",
+                    format!("{} at {address} leads to {name} already", twice.show()),
+                    "give each name to one of them",
+                );
+            }
+            if other.policy.accept_proxy != upstream.policy.accept_proxy {
+                keys.wrong(
+                    "accept_proxy_protocol",
+                    format!("{address} is shared with {name}, which says otherwise"),
+                    "say the same in both: it is read before anybody's name",
+                );
+            }
+        }
+        if upstream.policy.protocol == Protocol::Tls {
+            seen.push(upstream);
+        }
+    }
 }
 
 fn nobody_calls_himself(tables: &Tables<'_>, config: &Config, taken: &[Taken]) {

@@ -122,11 +122,12 @@ pub fn service_name(table: &str, keys: &Keys<'_>) -> Box<str> {
     name
 }
 
-const PROTOCOLS: [(&str, WireProtocol); 4] = [
+const PROTOCOLS: [(&str, WireProtocol); 5] = [
     ("http", WireProtocol::Http),
     ("grpc", WireProtocol::Grpc),
     ("tcp", WireProtocol::Tcp),
     ("udp", WireProtocol::Udp),
+    ("tls", WireProtocol::Tls),
 ];
 
 impl Setting for WireProtocol {
@@ -134,7 +135,7 @@ impl Setting for WireProtocol {
         if matches!(value, Value::List(_)) {
             return Err(Wrong::later("a list of protocols"));
         }
-        value::word(value, &PROTOCOLS, &["tls"])
+        value::word(value, &PROTOCOLS, &[])
     }
 
     fn show(&self) -> String {

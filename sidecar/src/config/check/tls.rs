@@ -53,10 +53,14 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     if !keys.has("listen_tls") {
         return None;
     }
-    if protocol == Protocol::Udp {
-        no_datagrams(keys, "listen_tls");
-        return None;
-    }
+    let inside = match protocol {
+        Protocol::Http => Inside::EitherHttp,
+        Protocol::Tcp => Inside::Bytes,
+        Protocol::Udp | Protocol::Tls => {
+            has_no_place(keys, "listen_tls", protocol);
+            return None;
+        }
+    };
     if !keys.has("listen") {
         keys.wrong(
             "listen_tls",
@@ -67,10 +71,6 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     }
     let inner = keys.inner("listen_tls", &[]);
     let files = server_files(&inner);
-    let inside = match protocol {
-        Protocol::Http => Inside::EitherHttp,
-        Protocol::Tcp | Protocol::Udp => Inside::Bytes,
-    };
     let loaded = files.and_then(|files| {
         let loaded = ServerTls::load(&files, inside);
         loaded.map_err(|fault| complain(&inner, fault)).ok()
@@ -79,12 +79,14 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
     loaded
 }
 
-fn no_datagrams(keys: &Keys<'_>, key: &'static str) {
-    keys.wrong(
-        key,
-        "TLS protects connections, and datagrams have none",
-        "drop it, or write protocol = \"tcp\"",
-    );
+/// Complains of TLS beside a protocol that leaves no room for ours.
+fn has_no_place(keys: &Keys<'_>, key: &'static str, protocol: Protocol) {
+    let what = if protocol == Protocol::Udp {
+        "TLS protects connections, and datagrams have none"
+    } else {
+        "protocol = \"tls\" passes the clients' own TLS on, unopened"
+    };
+    keys.wrong(key, what, "drop it, or write protocol = \"tcp\"");
 }
 
 /// `None`, and said why, where a key is missing or wrong.
@@ -125,18 +127,18 @@ pub fn tls(keys: &Keys<'_>, policy: &Policy) -> Option<ClientTls> {
     if !keys.has("tls") {
         return None;
     }
-    if policy.protocol == Protocol::Udp {
-        no_datagrams(keys, "tls");
-        return None;
-    }
-    let inner = keys.inner("tls", &[]);
-    let files = client_files(&inner, policy);
     let inside = match (policy.protocol, policy.http) {
-        (Protocol::Tcp | Protocol::Udp, _) => Inside::Bytes,
+        (Protocol::Tcp, _) => Inside::Bytes,
         (Protocol::Http, HttpVersion::One) => Inside::Http1,
         (Protocol::Http, HttpVersion::Two) => Inside::Http2,
         (Protocol::Http, HttpVersion::Auto) => Inside::EitherHttp,
+        (Protocol::Udp | Protocol::Tls, _) => {
+            has_no_place(keys, "tls", policy.protocol);
+            return None;
+        }
     };
+    let inner = keys.inner("tls", &[]);
+    let files = client_files(&inner, policy);
     let loaded = files.and_then(|files| {
         let loaded = ClientTls::load(&files, inside);
         loaded.map_err(|fault| complain(&inner, fault)).ok()

@@ -16,17 +16,19 @@ use super::{
     words::{Budget, Class, OnClass},
 };
 use crate::config::{
-    Check, CheckKind, ListenAddress, Upstream,
+    Check, CheckKind, ListenAddress, ServerNames, Upstream,
     read::Keys,
     value::{Bytes, Count, Label, Retries, ServiceName, Setting, Share},
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
-pub const KEYS_LATER: [&str; 2] = ["sni", "route"];
+pub const KEYS_LATER: [&str; 1] = ["route"];
 /// hyper's HTTP/1 parser wants at least 8 KiB of room.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
 /// A flow has no end that anybody could see but its silence.
 const UDP_IDLE: Duration = Duration::from_secs(60);
+/// Server names of one upstream.
+const NAMES_MAX: usize = 1024;
 /// Flows at once: each holds a descriptor and about 2 KiB.
 const FLOWS_MAX: u32 = 1 << 20;
 /// Connections relayed without HTTP are often idle for good reason (databases, brokers).
@@ -45,12 +47,13 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         WireProtocol::Http | WireProtocol::Grpc => Protocol::Http,
         WireProtocol::Tcp => Protocol::Tcp,
         WireProtocol::Udp => Protocol::Udp,
+        WireProtocol::Tls => Protocol::Tls,
     };
     let listen = listen(keys, protocol);
     if protocol != Protocol::Http && listen.is_empty() && !keys.has("listen") {
         keys.absent(
             "listen",
-            "a tcp or udp upstream has no authority to be found by, so it needs a port of its own",
+            "an upstream of tcp, udp or tls has no authority to be found by, so it needs a port of its own",
             "add listen = \"127.0.0.1:7001\"",
         );
     }
@@ -104,6 +107,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
     Upstream {
         policy: Arc::new(policy),
         listen,
+        sni: sni(keys, protocol),
         check,
         listen_tls,
         tls,
@@ -126,7 +130,7 @@ fn select(keys: &Keys<'_>, of_mesh: bool) -> Vec<(Box<str>, Box<str>)> {
 
 fn http_version(keys: &Keys<'_>, spoken: WireProtocol) -> HttpVersion {
     match spoken {
-        WireProtocol::Tcp | WireProtocol::Udp => {
+        WireProtocol::Tcp | WireProtocol::Udp | WireProtocol::Tls => {
             refuse_without_http(keys, "http");
             HttpVersion::Auto
         }
@@ -201,6 +205,29 @@ fn udp(keys: &Keys<'_>, protocol: Protocol) -> Udp {
     udp
 }
 
+/// The names that lead here; all of them, if none is written.
+fn sni(keys: &Keys<'_>, protocol: Protocol) -> Vec<ServerNames> {
+    if protocol != Protocol::Tls {
+        if keys.has("sni") {
+            keys.wrong(
+                "sni",
+                "only an upstream that passes TLS through is found by server name",
+                "drop it, or write protocol = \"tls\"",
+            );
+        }
+        return Vec::new();
+    }
+    let names = keys.list("sni", vec![ServerNames::Others]);
+    if names.len() > NAMES_MAX {
+        keys.wrong(
+            "sni",
+            format!("{} names are more than {NAMES_MAX}", names.len()),
+            "split them over several upstreams",
+        );
+    }
+    names
+}
+
 fn accept_proxy(keys: &Keys<'_>, protocol: Protocol) -> bool {
     let accept = keys.or("accept_proxy_protocol", false);
     let no_connections = protocol == Protocol::Udp || !keys.has("listen");
@@ -216,7 +243,7 @@ fn accept_proxy(keys: &Keys<'_>, protocol: Protocol) -> bool {
 
 fn send_proxy(keys: &Keys<'_>, protocol: Protocol) -> Option<ProxyVersion> {
     let version = keys.optional("send_proxy_protocol");
-    if version.is_some() && protocol != Protocol::Tcp {
+    if version.is_some() && !matches!(protocol, Protocol::Tcp | Protocol::Tls) {
         keys.wrong(
             "send_proxy_protocol",
             "only a tcp upstream has one connection to an endpoint for each of a client's",
@@ -236,7 +263,7 @@ fn refuse_without_http(keys: &Keys<'_>, key: &'static str) {
     if keys.has(key) {
         keys.wrong(
             key,
-            "a tcp or udp upstream relays bytes and knows no requests",
+            "an upstream of tcp, udp or tls relays bytes and knows no requests",
             "drop it, or write protocol = \"http\"",
         );
     }
@@ -259,10 +286,9 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
             ..default
         };
     }
-    let idle = if protocol == Protocol::Tcp {
-        TCP_IDLE
-    } else {
-        default.idle
+    let idle = match protocol {
+        Protocol::Tcp | Protocol::Tls => TCP_IDLE,
+        Protocol::Http | Protocol::Udp => default.idle,
     };
     Timeouts {
         request: positive(keys, "timeout", default.request),

@@ -5,6 +5,7 @@
 use mesh_core::policy::{Balance, HttpVersion, ProxyVersion, ZoneMode};
 
 use crate::config::{
+    ServerNames,
     raw::Value,
     value::{self, Rate, Setting, Share, Wrong},
 };
@@ -109,6 +110,40 @@ impl Setting for ProxyVersion {
 
     fn show(&self) -> String {
         value::name_of(&PROXY_VERSIONS, *self)
+    }
+}
+
+impl Setting for ServerNames {
+    fn read(value: &Value) -> Result<ServerNames, Wrong> {
+        let text = value::text(value, "*.b.example")?;
+        if text == "*" {
+            return Ok(ServerNames::Others);
+        }
+        let name = text.strip_prefix("*.").unwrap_or(text);
+        let label = |label: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            (1..=63).contains(&label.len()) && label.bytes().all(plain)
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            return Err(Wrong::new(
+                format!("{text:?} is no server name"),
+                "write a host name, \"*.\" and a host name for all below it, or \"*\" for all others",
+            ));
+        }
+        let name = name.to_ascii_lowercase();
+        Ok(if text.starts_with("*.") {
+            ServerNames::Below(format!(".{name}").into())
+        } else {
+            ServerNames::One(name.into())
+        })
+    }
+
+    fn show(&self) -> String {
+        value::quote(&match self {
+            ServerNames::One(name) => name.to_string(),
+            ServerNames::Below(end) => format!("*{end}"),
+            ServerNames::Others => "*".to_owned(),
+        })
     }
 }
 
