@@ -129,6 +129,8 @@ pub struct ServerTls {
 pub struct ClientTls {
     /// For rustls.
     pub config: Arc<ClientConfig>,
+    /// The same, but offering HTTP/1.1 alone: only there a connection can be upgraded.
+    http1: Arc<ClientConfig>,
     /// The name the endpoints' certificates must have; `None`: each one's own address.
     pub server_name: Option<ServerName<'static>>,
     made_of: [u8; 32],
@@ -222,12 +224,23 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = inside.alpn();
+        let mut http1 = config.clone();
+        http1.alpn_protocols = Inside::Http1.alpn();
         read.mark(&[inside as u8, files.oldest as u8]);
         Ok(ClientTls {
             config: Arc::new(config),
+            http1: Arc::new(http1),
             server_name: files.server_name.clone(),
             made_of: read.digest(),
         })
+    }
+}
+
+impl ClientTls {
+    /// The same, but speaking HTTP/1.1 inside whatever the endpoint would rather.
+    pub fn speaking_http1(mut self) -> ClientTls {
+        self.config = Arc::clone(&self.http1);
+        self
     }
 }
 

@@ -10,7 +10,12 @@ use std::{
 };
 
 use mesh_tests::{
-    PATIENCE, binary, http::Call, process::Process, scratch::Scratch, sidecar::own_address,
+    PATIENCE, binary,
+    http::Call,
+    process::{Process, installed},
+    scratch::Scratch,
+    sidecar::own_address,
+    skipped,
     until::until,
 };
 
@@ -56,12 +61,39 @@ fn starling(words: &[&str]) -> Output {
     command.args(words).output().expect("starling runs")
 }
 
+/// The files that the papers' tables of TLS name: one certificate, its own authority, under each of their names.
+fn certificates(scratch: &Scratch) {
+    let mut make = Command::new("openssl");
+    make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt"]);
+    make.args(["ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=papers"]);
+    make.args(["-days", "1", "-keyout", "server.key", "-out", "server.pem"]);
+    let made = make.current_dir(scratch.path()).output();
+    assert!(
+        made.is_ok_and(|made| made.status.success()),
+        "openssl makes a certificate"
+    );
+    for (from, to) in [
+        ("server.pem", "ca.pem"),
+        ("server.pem", "me.pem"),
+        ("server.key", "me.key"),
+    ] {
+        let (from, to) = (scratch.path().join(from), scratch.path().join(to));
+        fs::copy(from, to).expect("our own files");
+    }
+}
+
 /// `starling check` on a text, its secrets taken from a scratch directory and its host given an address.
 fn check(name: &str, text: &str) {
     let scratch = Scratch::new();
     let key = scratch.write("gossip.key", &"ab".repeat(32));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("our own file");
     let text = text.replace("/etc/starling/gossip.key", &key.display().to_string());
+    if text.contains(".pem\"") {
+        if !installed("openssl") {
+            return skipped(name, "a configuration with TLS needs openssl");
+        }
+        certificates(&scratch);
+    }
     // The machine at hand may have no private address to advertise; a reader's has.
     let text = if text.contains("[node]") {
         text.replacen("[node]\n", "[node]\nadvertise = \"10.0.0.5\"\n", 1)

@@ -658,3 +658,54 @@ async fn an_answer_that_is_malformed_becomes_a_502() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// A chunk is handed on whole: many clients give it to their caller only once they have seen its line end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_comes_with_its_line_end_before_the_next_is_there() {
+    let setup = Setup::new("host", "eu-1a");
+    let listener = TcpListener::bind((setup.address, 0)).await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            whole_request(&mut stream).await;
+            let begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+            if stream.write_all(begun).await.is_ok() {
+                // The next chunk never comes.
+                held.push(stream);
+            }
+        }
+    });
+    let sidecar =
+        Sidecar::ready(setup.with(&format!("[upstream.shop]\nendpoints = [\"{at}\"]\n"))).await;
+    let mut stream = TcpStream::connect(sidecar.outbound())
+        .await
+        .expect("it listens");
+    let ask = b"GET / HTTP/1.1\r\nHost: shop.mesh\r\n\r\n";
+    stream.write_all(ask).await.expect("it reads");
+    let mut heard = Vec::new();
+    let hearing = async {
+        while !heard.ends_with(b"hello\r\n") {
+            let count = stream.read_buf(&mut heard).await.expect("it lives");
+            assert!(count > 0, "it closed");
+        }
+    };
+    let whole = tokio::time::timeout(PATIENCE, hearing).await;
+    assert!(whole.is_ok(), "{}", String::from_utf8_lossy(&heard));
+}
+
+/// A length told twice goes on as one, so that nobody behind us can read it another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_told_twice_goes_on_once() {
+    let (sidecar, _, seen) = world().await;
+    let ask = b"POST / HTTP/1.1\r\nHost: shop.mesh\r\nContent-Length: 2\r\nContent-Length: 2, 2\r\n\r\nok";
+    let back = raw(sidecar.outbound(), ask, Duration::from_secs(2)).await;
+    assert_eq!(status_of(&back), 200);
+    let seen = seen
+        .lock()
+        .expect("no panic")
+        .join("\n")
+        .to_ascii_lowercase();
+    assert_eq!(seen.matches("content-length").count(), 1, "{seen}");
+    assert!(seen.contains("content-length: 2\r\n"), "{seen}");
+}

@@ -7,11 +7,12 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use mesh_tests::{
     PATIENCE,
-    http::{Answer, Call},
+    http::{Answer, Call, raw},
     process::installed,
     scratch::Scratch,
     sidecar::{Setup, Sidecar, backend_at},
@@ -298,6 +299,11 @@ async fn a_call_is_encrypted_again_towards_its_endpoint() {
             );
         }
     }
+    // The endpoint would rather speak HTTP/2, where nothing can be upgraded: such a request comes by HTTP/1.1.
+    let asked = "GET /headers HTTP/1.1\r\nHost: far.mesh\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let told = raw(caller.outbound(), asked.as_bytes(), Duration::from_secs(2)).await;
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("[\"upgrade\",\"websocket\"]"), "{told}");
     let large = through(&caller, "/bytes/5000000").await;
     assert_eq!((large.status, large.body.len()), (200, 5_000_000));
     let served = backend.served();

@@ -1,4 +1,4 @@
-//! To one connection: TCP, then the HTTP handshake, under one deadline.
+//! To one connection: TCP, TLS where it is asked for, then the HTTP handshake, under one deadline.
 //!
 //! Not here: whether a kept one can be used instead (`pool.rs`).
 

@@ -30,6 +30,7 @@ use super::{
     transport::Transport,
     worker::{Admission, Worker},
 };
+use crate::tls::ClientTls;
 
 /// A kept connection that breaks within this time of being used again was dead before: a round trip across the world,
 /// and then some.
@@ -94,7 +95,9 @@ pub async fn once(
 ) -> Result<Answer, Failure> {
     let mut attempt = Attempt::begin(worker, upstream, endpoint);
     let trying = async {
-        if endpoint.http2 || worker.pool.borrow().agreed_http2(endpoint.id) {
+        // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
+        let rather_http2 = worker.pool.borrow().agreed_http2(endpoint.id) && !call.upgrade;
+        if endpoint.http2 || rather_http2 {
             over_http2(&mut attempt, upstream, call, terms).await
         } else {
             over_http1(&mut attempt, upstream, call, terms).await
@@ -174,7 +177,7 @@ async fn over_http1(
         Some(idle) => idle,
         None => {
             let opening = async {
-                let transport = dialled(&worker, upstream, &endpoint).await?;
+                let transport = dialled(&worker, upstream, &endpoint, call.upgrade).await?;
                 if transport.agreed_http2() != Some(true) {
                     return Ok(Opened::Http1(transport));
                 }
@@ -186,7 +189,9 @@ async fn over_http1(
             };
             let transport = match connect(upstream, opening).await? {
                 Opened::Http1(transport) => transport,
-                Opened::Http2(shared) => return ask(attempt, shared, call, terms, false).await,
+                Opened::Http2(shared) => {
+                    return ask(attempt, upstream, shared, call, terms, false).await;
+                }
             };
             let number = worker.pool.borrow_mut().number();
             Pool::fresh(Wire::new(transport, &worker.buffers), number)
@@ -258,8 +263,9 @@ async fn over_http2(
                 if let Some(shared) = place.as_ref().filter(is_open) {
                     return Ok(shared.clone());
                 }
-                let transport = dialled(&worker, upstream, &endpoint).await?;
-                if transport.agreed_http2() == Some(false) {
+                let transport = dialled(&worker, upstream, &endpoint, false).await?;
+                let agreed = transport.agreed_http2();
+                if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
                     // It spoke HTTP/2 before; the next try finds out anew.
                     worker.pool.borrow_mut().disagree_http2(endpoint.id);
                     return Err(Unreachable::ConnectFailed);
@@ -270,7 +276,7 @@ async fn over_http2(
             connect(upstream, opening).await?
         }
     };
-    ask(attempt, shared, call, terms, reused).await
+    ask(attempt, upstream, shared, call, terms, reused).await
 }
 
 /// Speaks HTTP/2 on a connection just opened.
@@ -289,6 +295,7 @@ async fn multiplexed(
 /// Sends a request on a shared connection; `reused`: it was open before.
 async fn ask(
     attempt: &mut Attempt,
+    upstream: &Upstream,
     mut shared: Multiplexed,
     call: &Call,
     terms: Terms,
@@ -296,7 +303,9 @@ async fn ask(
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
     attempt.on_connection(shared.number);
-    let request = http2_request(call, terms.deadline.since(worker.clock.now()))?;
+    let secure = worker.settings().tls.contains_key(&upstream.policy.name);
+    let scheme = if secure { "https" } else { "http" };
+    let request = http2_request(call, scheme, terms.deadline.since(worker.clock.now()))?;
     // hyper passes no interim answer of HTTP/2 on, so a client that waits for one is told here to go on.
     call.go_on();
     match shared.sender.send_request(request).await {
@@ -336,13 +345,19 @@ fn handshake_failed(endpoint: &Endpoint, error: &hyper::Error) -> Unreachable {
     Unreachable::ConnectFailed
 }
 
-/// Opens a transport; the caller bounds the time.
+/// Opens a transport; the caller bounds the time. `only_http1`: nothing else is offered inside TLS.
 pub async fn dialled(
     worker: &Worker,
     upstream: &Upstream,
     endpoint: &Endpoint,
+    only_http1: bool,
 ) -> Result<Transport, Unreachable> {
     let tls = worker.settings().tls.get(&upstream.policy.name).cloned();
+    let tls = if only_http1 {
+        tls.map(ClientTls::speaking_http1)
+    } else {
+        tls
+    };
     let opening = worker.connector.borrow_mut().call(Target {
         address: endpoint.key.address,
         tls,
@@ -357,13 +372,17 @@ pub async fn dialled(
     })
 }
 
-fn http2_request(call: &Call, left: Duration) -> Result<Request<RequestBody>, Failure> {
+fn http2_request(
+    call: &Call,
+    scheme: &str,
+    left: Duration,
+) -> Result<Request<RequestBody>, Failure> {
     let mut request = Request::new(RequestBody::of(call.source.as_ref()));
     *request.method_mut() = call.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let path = call.uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = Uri::builder()
-        .scheme("http")
+        .scheme(scheme)
         .authority(call.authority.as_bytes())
         .path_and_query(path)
         .build();

@@ -95,7 +95,7 @@ fn fault(caller: Caller, why: &str) {
 pub async fn serve(
     worker: Rc<Worker>,
     client: Transport,
-    first: Vec<u8>,
+    mut first: Vec<u8>,
     caller: Caller,
     name: Box<str>,
     place: Place,
@@ -114,13 +114,15 @@ pub async fn serve(
         if let Some(version) = upstream.policy.send_proxy {
             let addresses = caller.told.or_else(|| Addresses::of(&client));
             let header = proxy_header::write(version, addresses);
-            if let Err(error) = endpoint.write_all(&header).await {
-                tracing::debug!(upstream = %name, %error, "an endpoint left before it was told who calls");
-                return;
-            }
+            first.splice(..0, header);
         }
-        if let Err(error) = endpoint.write_all(&first).await {
-            tracing::debug!(upstream = %name, %error, "an endpoint left before it was told anything");
+        let patience = upstream.policy.timeouts.connect;
+        if !matches!(
+            timeout(patience, endpoint.write_all(&first)).await,
+            Ok(Ok(()))
+        ) {
+            tracing::debug!(upstream = %name, "an endpoint took nothing of what it was told");
+            attempt.failed(Outcome::Unreachable(Unreachable::Broken));
             return;
         }
         drop(first);
@@ -169,7 +171,7 @@ pub async fn reach(
         let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
         let connected = timeout(
             upstream.policy.timeouts.connect,
-            dialled(worker, upstream, &pick.endpoint),
+            dialled(worker, upstream, &pick.endpoint, false),
         )
         .await;
         let why = match connected {

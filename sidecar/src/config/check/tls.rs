@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 
 use crate::{
     config::{
+        ListenAddress,
         raw::Value,
         read::Keys,
         value::{self, Setting, Wrong},
@@ -49,7 +50,11 @@ impl Setting for CertificateName {
 }
 
 /// TLS that ends at the upstream's own listeners.
-pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
+pub fn listen_tls(
+    keys: &Keys<'_>,
+    protocol: Protocol,
+    listen: &[ListenAddress],
+) -> Option<ServerTls> {
     if !keys.has("listen_tls") {
         return None;
     }
@@ -66,6 +71,17 @@ pub fn listen_tls(keys: &Keys<'_>, protocol: Protocol) -> Option<ServerTls> {
             "listen_tls",
             "there is no listener that it could be for",
             "add listen = \"127.0.0.1:7001\", or drop it",
+        );
+        return None;
+    }
+    if listen
+        .iter()
+        .any(|address| !matches!(address, ListenAddress::Tcp(_)))
+    {
+        keys.wrong(
+            "listen_tls",
+            "TLS is ended on TCP alone",
+            "give the listener an address like \"127.0.0.1:7001\", or drop it",
         );
         return None;
     }

@@ -93,7 +93,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         endpoints,
     };
     per_try_fits(keys, &policy);
-    let listen_tls = super::tls::listen_tls(keys, protocol);
+    let listen_tls = super::tls::listen_tls(keys, protocol, &listen);
     let tls = super::tls::tls(keys, &policy);
     let asks_in_the_clear =
         |check: &Check| matches!(check.kind, CheckKind::Http(_) | CheckKind::Grpc { .. });

@@ -87,6 +87,8 @@ pub async fn exchange(
         let task = tokio::task::spawn_local(async move {
             if poll_fn(|cx| outgoing.poll(cx)).await.is_err() {
                 wire.borrow_mut().forsake();
+                // The endpoint hears that no more comes; should it have left, nobody is there to hear.
+                let _ = poll_fn(|cx| wire.borrow_mut().poll_shutdown(cx)).await;
             }
         });
         Upload(task.abort_handle())

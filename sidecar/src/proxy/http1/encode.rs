@@ -136,7 +136,13 @@ where
     fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, Unwritten> {
         while !self.ended && !self.wire.borrow().is_full() {
             match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    // Many clients hand a chunk on only once they have seen its line end.
+                    if std::mem::take(&mut self.in_chunk) {
+                        self.wire.borrow_mut().output().extend_from_slice(b"\r\n");
+                    }
+                    return Ok(false);
+                }
                 Poll::Ready(None) => self.end(None)?,
                 Poll::Ready(Some(Err(error))) => return Err(Unwritten::Source(error)),
                 Poll::Ready(Some(Ok(frame))) => self.frame(frame)?,

@@ -173,8 +173,8 @@ pub fn request(head: &Bytes) -> Result<RequestHead, Fault> {
         head: head.clone(),
         ..Spelling::default()
     };
-    let headers = fields(head, line_end + 2, &mut spelling.names)?;
-    let meaning = meaning_of_request(&headers, version)?;
+    let mut headers = fields(head, line_end + 2, &mut spelling.names)?;
+    let meaning = meaning_of_request(&mut headers, version)?;
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -362,7 +362,7 @@ fn target_of(method: &Method, target: Bytes) -> Result<Uri, Fault> {
     }
 }
 
-fn meaning_of_request(headers: &HeaderMap, version: Version) -> Result<Meaning, Fault> {
+fn meaning_of_request(headers: &mut HeaderMap, version: Version) -> Result<Meaning, Fault> {
     let framing = match (is_chunked(headers)?, length(headers)?) {
         (true, Some(_)) => {
             return Err(Fault::Malformed("Content-Length beside Transfer-Encoding"));
@@ -443,9 +443,10 @@ fn is_chunked(headers: &HeaderMap) -> Result<bool, Fault> {
     }
 }
 
-/// The one length that is told; the same told several times counts as once (RFC 9112, 6.3).
-fn length(headers: &HeaderMap) -> Result<Option<u64>, Fault> {
+/// The one length that is told; the same told several times counts as once, and goes on as one (RFC 9112, 6.3).
+fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Fault> {
     let mut told = None;
+    let mut times = 0;
     for value in headers.get_all(header::CONTENT_LENGTH) {
         for number in value.as_bytes().split(|byte| *byte == b',') {
             let number = digits(number.trim_ascii())
@@ -454,7 +455,13 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, Fault> {
                 return Err(Fault::Malformed("two lengths that differ"));
             }
             told = Some(number);
+            times += 1;
         }
+    }
+    if let Some(number) = told
+        && times > 1
+    {
+        headers.insert(header::CONTENT_LENGTH, number.into());
     }
     Ok(told)
 }

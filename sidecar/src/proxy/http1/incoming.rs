@@ -21,6 +21,8 @@ use crate::proxy::body::BodyError;
 #[derive(Debug)]
 pub struct Received {
     wire: SharedWire,
+    /// Which of the wire's messages it is.
+    message: u64,
     spelling: Option<Spelling>,
     /// What still sends the request that this answers.
     upload: Option<Upload>,
@@ -40,6 +42,7 @@ impl Received {
     /// The message whose head was just read from `wire`.
     pub fn new(wire: &SharedWire, spelling: Spelling, upload: Option<Upload>) -> Received {
         Received {
+            message: wire.borrow().message(),
             wire: Rc::clone(wire),
             spelling: Some(spelling),
             upload,
@@ -61,6 +64,9 @@ impl Received {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.wire.borrow().message() != self.message {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
         let polled = self.wire.borrow_mut().poll_body(cx);
         let over = matches!(&polled, Poll::Ready(None)) || self.is_end_stream();
         if let (true, Some(upload)) = (over, &self.upload)
@@ -76,7 +82,8 @@ impl Received {
 
     /// Whether its body has ended.
     pub fn is_end_stream(&self) -> bool {
-        self.wire.borrow().body_is_done()
+        let wire = self.wire.borrow();
+        wire.message() == self.message && wire.body_is_done()
     }
 
     /// How long its body is.

@@ -28,6 +28,7 @@ use super::{
 use crate::proxy::{
     body::{Inflow, ReplyBody},
     front::{Caller, Stack, stack},
+    headers,
     patience::{CLIENT_IDLE, HEAD_READ},
     reply::{Cause, reply},
     tunnel,
@@ -162,7 +163,7 @@ impl Conversation {
             is_head: request.method() == Method::HEAD,
             is_connect: request.method() == Method::CONNECT,
             may_leave: request.method() == Method::CONNECT
-                || request.headers().contains_key(header::UPGRADE),
+                || headers::is_upgrade(request.headers()),
         };
         let received = Received::new(&self.wire, spelling, None);
         let request = request.map(|()| Inflow::Http1(received));
@@ -289,12 +290,15 @@ impl Conversation {
         if self.write_body(body, coding, asked, waits).await.is_err() {
             return After::Close;
         }
+        // Who still sends this request's body elsewhere must not take the next one's for it.
+        self.wire.borrow_mut().disown();
         let unread = !self.wire.borrow().body_is_done();
         match (close, unread) {
             (false, false) => After::Next,
-            (true, false) => After::Close,
             (false, true) if self.drained(waits).await => After::Next,
-            (_, true) => After::Linger,
+            // The client may have sent more by now: a socket closed with bytes unread is reset, which may overtake
+            // the answer.
+            (_, _) => After::Linger,
         }
     }
 
@@ -480,7 +484,14 @@ struct Asked {
 impl Asked {
     /// Whether the client has gone, looked at only where nothing else reads its bytes.
     fn has_gone(&self, wire: &mut super::wire::Wire, cx: &mut Context<'_>) -> bool {
-        if self.may_leave || !wire.body_is_done() || !wire.input().is_empty() {
+        if self.may_leave {
+            return false;
+        }
+        if !wire.body_is_done() {
+            wire.await_body_end(cx);
+            return false;
+        }
+        if !wire.input().is_empty() {
             return false;
         }
         matches!(wire.poll_fill(cx), Poll::Ready(Ok(0) | Err(_)))

@@ -83,7 +83,13 @@ pub struct Wire {
     /// Written after `output`.
     tail: Bytes,
     written_ever: u64,
+    /// What was written is kept back by the transport (TLS), and must be flushed.
+    flushing: bool,
     decoder: Decoder,
+    /// Counts the messages read; whoever holds an earlier one reads no more.
+    message: u64,
+    /// Whoever waits for the end of the body being read, which somebody else reads.
+    on_body_end: Option<Waker>,
     /// The other side has ended, or the connection broke.
     ended: bool,
     /// After the message under way another one may follow.
@@ -103,7 +109,10 @@ impl Wire {
             written: 0,
             tail: Bytes::new(),
             written_ever: 0,
+            flushing: false,
             decoder: Decoder::new(Framing::Empty),
+            message: 0,
+            on_body_end: None,
             ended: false,
             keeps: true,
         };
@@ -188,6 +197,10 @@ impl Wire {
 
     /// Something is waiting to be written.
     pub fn has_output(&self) -> bool {
+        self.has_unwritten() || self.flushing
+    }
+
+    fn has_unwritten(&self) -> bool {
         !self.output.is_empty() || !self.tail.is_empty()
     }
 
@@ -212,7 +225,7 @@ impl Wire {
 
     /// Writes what waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.has_output() {
+        while self.has_unwritten() {
             let head = &self.output[self.written..];
             let transport = Pin::new(&mut self.transport);
             let count = if self.tail.is_empty() {
@@ -239,7 +252,9 @@ impl Wire {
             self.buffers.take_output(std::mem::take(&mut self.output));
         }
         // TLS keeps a record back until it is flushed; a socket has nothing to flush.
-        Pin::new(&mut self.transport).poll_flush(cx)
+        let flushed = Pin::new(&mut self.transport).poll_flush(cx);
+        self.flushing = flushed.is_pending();
+        flushed
     }
 
     /// Ends our direction.
@@ -250,7 +265,24 @@ impl Wire {
     /// A message's head was read: its body follows, and then another message if `keeps`.
     pub fn begin_body(&mut self, framing: Framing, keeps: bool) {
         self.decoder = Decoder::new(framing);
+        self.message += 1;
+        self.on_body_end = None;
         self.keeps = keeps;
+    }
+
+    /// The number of the message being read.
+    pub fn message(&self) -> u64 {
+        self.message
+    }
+
+    /// Whoever reads the body now has lost it: what is left of it is read, or thrown away, by the caller.
+    pub fn disown(&mut self) {
+        self.message += 1;
+    }
+
+    /// Wakes `cx` once the body being read has ended, whoever reads it.
+    pub fn await_body_end(&mut self, cx: &Context<'_>) {
+        self.on_body_end = Some(cx.waker().clone());
     }
 
     /// The body being read has ended.
@@ -279,6 +311,18 @@ impl Wire {
 
     /// The next piece of the body being read.
     pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.poll_piece(cx);
+        let is_over = self.decoder.is_done() || matches!(&polled, Poll::Ready(Some(Err(_))));
+        if is_over && let Some(waker) = self.on_body_end.take() {
+            waker.wake();
+        }
+        polled
+    }
+
+    fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
