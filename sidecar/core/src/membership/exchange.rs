@@ -593,10 +593,11 @@ impl Membership {
 
     /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
     fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
-        let me = self.me();
         let mut updates = Vec::with_capacity(standings.len());
         let mut strangers = Vec::new();
         for standing in standings {
+            // Asked anew each time: an earlier standing may have made us another.
+            let me = self.me();
             let mut state = standing.state;
             if !self.believes(standing.member.bump, now) {
                 continue;
