@@ -38,6 +38,8 @@ pub struct Offers {
     /// Slots to write, by the next flush.
     unsaid: Vec<u32>,
     tombstones: VecDeque<(Moment, u32)>,
+    /// Slots of tombstones that go with the next floor; they count until then.
+    buried: Vec<u32>,
     /// The floor to raise next, and since when everything alive is written above it.
     burial: Option<(Moment, u64)>,
 }
@@ -61,6 +63,7 @@ impl Offers {
             version: 0,
             unsaid: vec![NODE_SLOT],
             tombstones: VecDeque::new(),
+            buried: Vec::new(),
             burial: None,
         }
     }
@@ -97,9 +100,13 @@ impl Offers {
     }
 
     fn new_slot(&mut self) -> Result<u32, CodecError> {
-        let taken = self.services.len() + self.demands.len() + self.tombstones.len();
+        let said = self.services.len() + self.demands.len();
+        let taken = said + self.tombstones.len() + self.buried.len();
         if taken + 1 >= SLOTS_MAX {
-            return Err(CodecError::TooLong);
+            // What is written next there replaces the tombstone, and takes back what that took back just as well.
+            let oldest = (self.buried.pop())
+                .or_else(|| self.tombstones.pop_front().map(|(_, number)| number));
+            return oldest.ok_or(CodecError::TooLong);
         }
         let number = self.slot_next;
         self.slot_next += 1;
@@ -159,6 +166,7 @@ impl Offers {
     pub fn rise_above(&mut self, epoch: u64) {
         self.epoch = self.epoch.max(epoch.saturating_add(1));
         self.tombstones.clear();
+        self.buried.clear();
         self.burial = None;
         self.node.floor = 0;
         self.unsaid = self.slots();
@@ -183,6 +191,7 @@ impl Offers {
                 self.node.floor = floor;
                 self.unsaid.push(NODE_SLOT);
                 self.burial = None;
+                self.buried.clear();
             }
             return;
         }
@@ -190,8 +199,8 @@ impl Offers {
         if !self.tombstones.front().is_some_and(is_old) {
             return;
         }
-        while self.tombstones.front().is_some_and(is_old) {
-            self.tombstones.pop_front();
+        while let Some((_, number)) = self.tombstones.pop_front_if(|tombstone| is_old(tombstone)) {
+            self.buried.push(number);
         }
         self.burial = Some((now, self.version));
         let young: Vec<u32> = self.tombstones.iter().map(|(_, slot)| *slot).collect();
@@ -289,6 +298,28 @@ mod tests {
             catalogue.write(head, body).expect("fits");
         }
         count
+    }
+
+    #[test]
+    fn many_short_lives_leave_room_for_the_next_one() {
+        let mut offers = offers();
+        let mut catalogue = Catalogue::default();
+        for count in 0..SLOTS_MAX + 10 {
+            let name = format!("job-{count}");
+            offers.offer(service(&name)).expect("room");
+            flush_into(&mut offers, &mut catalogue);
+            offers.withdraw(&name, "1", Moment::START);
+            flush_into(&mut offers, &mut catalogue);
+        }
+        assert!(catalogue.len() <= SLOTS_MAX);
+        // What lives is never given up for what is new.
+        for count in 0..SLOTS_MAX - 1 {
+            offers.offer(service(&count.to_string())).expect("room");
+        }
+        let one_more = offers.offer(service("one more"));
+        assert_eq!(one_more, Err(CodecError::TooLong));
+        flush_into(&mut offers, &mut catalogue);
+        assert_eq!(catalogue.len(), SLOTS_MAX);
     }
 
     #[test]
