@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use mesh_proto::{member::Member, message::Standing};
+use rand::seq::IteratorRandom;
 
 use super::{
     Membership,
@@ -45,7 +46,9 @@ impl Membership {
         }
         self.consult_at = now + CONSULT;
         let wanted = self.peers.well().min(FANOUT);
-        for about in self.swim.unconfirmed(wanted, CONSULTED_MAX) {
+        let open = self.swim.unconfirmed(wanted);
+        // Drawn, so that where there are more nobody waits for others all the time.
+        for about in open.sample(&mut self.rng, CONSULTED_MAX) {
             let mut helpers = self.peers.some_active(FANOUT + 1, &mut self.rng);
             helpers.retain(|helper| {
                 let peer = self.peers.get(helper.id);
@@ -112,8 +115,8 @@ impl Membership {
         if self.doubts.is_empty() {
             return;
         }
-        // Whoever may be deaf itself has no opinion.
-        let has_opinion = self.trust(now) == Trust::Judge;
+        // Whoever may be deaf itself, or stood still while the suspect answered, has no opinion.
+        let has_opinion = self.trust(now) == Trust::Judge && self.swim.is_awake(now);
         for mut doubt in std::mem::take(&mut self.doubts) {
             if now >= doubt.tell_at {
                 if has_opinion {

@@ -442,7 +442,7 @@ impl Swim {
                     self.worsen();
                 }
             }
-            let judge = watch.trust == Trust::Judge && now >= self.distrust_until;
+            let judge = watch.trust == Trust::Judge && self.is_awake(now);
             match &due.timer {
                 Timer::ProbeRandomMember(_) if !judge => self.acknowledge(now),
                 Timer::ProbeRandomMember(_) => self.judge_probe(),
@@ -554,12 +554,17 @@ impl Swim {
     }
 
     /// Suspicions of ours that fewer than `wanted` others confirmed.
-    pub fn unconfirmed(&self, wanted: usize, count: usize) -> Vec<Standing> {
-        let open = self.held.values().filter(|held| {
+    pub fn unconfirmed(&self, wanted: usize) -> impl Iterator<Item = Standing> + '_ {
+        let open = self.held.values().filter(move |held| {
             held.confirmed.len() < wanted
                 && self.is_still_suspect(&held.about.member, held.about.incarnation)
         });
-        open.take(count).map(|held| held.about).collect()
+        open.map(|held| held.about)
+    }
+
+    /// Whether our own loop ran without a gap lately: what seems unanswered then is.
+    pub fn is_awake(&self, now: Moment) -> bool {
+        now >= self.distrust_until
     }
 
     /// Another finds a suspect of ours silent too.
