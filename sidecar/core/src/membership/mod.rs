@@ -66,6 +66,9 @@ const LEAVE_TIME: Duration = Duration::from_millis(1_200);
 /// Between two looks for what may be forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
 
+/// Questions about suspects answered for one datagram; whoever asks asks about one.
+const QUESTIONS_MAX: usize = 4;
+
 /// A bump is the clock of its node at a start, in Unix milliseconds. One further ahead of ours than this, a hundred
 /// years, is believed by nobody: whoever holds the key could otherwise use up all bumps of a node, and lock it out. It
 /// is so wide because our own clock may stand at 1970.
@@ -452,6 +455,7 @@ impl Membership {
         let news_before = self.counts.news;
         let mut is_heard = false;
         let mut is_question = false;
+        let mut questions = 0;
         for item in items(payload) {
             if item.is_ok() && !std::mem::replace(&mut is_heard, true) {
                 self.hear(now);
@@ -466,11 +470,15 @@ impl Membership {
                 }
                 Ok(Item::Standing(standing)) if standing.state != foca::State::Suspect => {}
                 Ok(Item::Standing(standing)) if is_question => {
-                    self.on_question(standing, sender, now);
+                    questions += 1;
+                    if questions <= QUESTIONS_MAX {
+                        self.on_question(standing, sender, now);
+                    }
                 }
                 Ok(Item::Standing(standing)) => self.on_agreement(&standing, sender),
+                // Once is enough: one datagram shall not make us send many.
+                Ok(Item::Ask) if std::mem::replace(&mut is_question, true) => {}
                 Ok(Item::Ask) => {
-                    is_question = true;
                     if let Some(member) = self.peers.get(sender).and_then(|peer| peer.member) {
                         self.send(&member, Words::none());
                     }

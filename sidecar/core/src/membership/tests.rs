@@ -500,6 +500,21 @@ fn garbage_changes_nothing() {
 }
 
 #[test]
+fn many_questions_in_one_datagram_are_answered_once() {
+    use mesh_proto::{codec::put_item, message::Item};
+    let mut sim = Sim::settled(16, 3);
+    let mut payload = Vec::new();
+    for _ in 0..100 {
+        put_item(&mut payload, &Item::Ask).expect("an item");
+    }
+    let machine = sim.nodes[0].machine.as_mut().expect("lives");
+    machine.on_datagram(&payload, 1_001, sim.now);
+    let sent = std::iter::from_fn(|| machine.poll())
+        .filter(|effect| matches!(effect, Effect::Send { .. }));
+    assert_eq!(sent.count(), 1);
+}
+
+#[test]
 fn failing_news_goes_through_a_flood() {
     let mut sim = Sim::settled(15, 16);
     for index in 100..1_000 {
