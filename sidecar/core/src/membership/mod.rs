@@ -522,8 +522,11 @@ impl Membership {
         if self.swim.on_packet(&packet.header, bytes, now).is_err() {
             self.counts.malformed += 1;
         }
+        if matches!(packet.header.message, foca::Message::Ack(_)) {
+            // A late one too: the way is open.
+            self.hear_answer(&src);
+        }
         if let Some((member, took)) = self.swim.take_round_trip() {
-            self.hear_answer(&member);
             let owner = self.catalogue.owner(member.id);
             if let Some(node) = owner.and_then(|owner| owner.node.as_ref()) {
                 self.distances.measure(&node.zone, took);

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mesh_proto::member::Member;
 
-use super::Membership;
+use super::{Membership, peers::Peer};
 use crate::{
     mesh::{NodeState, Remark, Stream},
     moment::Moment,
@@ -33,6 +33,8 @@ pub(super) struct Streams {
 #[derive(Debug)]
 struct Blocked {
     since: Moment,
+    /// When that was seen last.
+    last: Moment,
     lasts: bool,
 }
 
@@ -45,9 +47,10 @@ impl Streams {
         if came_to == Stream::Answered && self.blocked.len() < STREAMS_MAX {
             let new = Blocked {
                 since: now,
+                last: now,
                 lasts: false,
             };
-            self.blocked.entry(id).or_insert(new);
+            self.blocked.entry(id).or_insert(new).last = now;
         }
     }
 
@@ -58,12 +61,14 @@ impl Streams {
             .is_some_and(|blocked| blocked.lasts)
     }
 
-    /// Yields whether anybody is told to be blocked from now on.
-    fn look(&mut self, now: Moment) -> bool {
+    /// Forgets whoever `is_there` no more. Yields whether anybody is told to be blocked from now on.
+    fn look(&mut self, is_there: impl Fn(u64) -> bool, now: Moment) -> bool {
         self.tried.retain(|_, (_, at)| now.since(*at) < TRIED_TIME);
+        self.blocked.retain(|id, _| is_there(*id));
         let mut is_new = false;
         for blocked in self.blocked.values_mut().filter(|blocked| !blocked.lasts) {
-            blocked.lasts = now.since(blocked.since) >= BLOCKED_AFTER;
+            // A single datagram lost is nothing that lasts, however long ago it was.
+            blocked.lasts = blocked.last.since(blocked.since) >= BLOCKED_AFTER;
             is_new |= blocked.lasts;
         }
         is_new
@@ -107,11 +112,34 @@ impl Membership {
 
     /// A blocked path is told once it has lasted, though nothing else changes then.
     pub(super) fn look_after_remarks(&mut self, now: Moment) {
-        self.changed |= self.streams.look(now);
+        let peers = &self.peers;
+        let is_there = |id| peers.get(id).is_some_and(Peer::is_active);
+        self.changed |= self.streams.look(is_there, now);
     }
 
     /// A member answered a datagram of ours.
     pub(super) fn hear_answer(&mut self, member: &Member) {
         self.changed |= self.streams.hear(member.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_lost_datagram_is_no_blocked_path() {
+        let at = |seconds| Moment::START + Duration::from_secs(seconds);
+        let mut streams = Streams::default();
+        streams.note(7, Stream::Answered, at(0));
+        assert!(!streams.look(|_| true, at(60)));
+        streams.note(7, Stream::Answered, at(61));
+        assert!(streams.look(|_| true, at(61)));
+        assert!(!streams.look(|_| true, at(62)), "it is told once");
+        assert!(streams.hear(7));
+
+        streams.note(8, Stream::Answered, at(70));
+        streams.look(|id| id != 8, at(71));
+        assert!(streams.blocked.is_empty(), "it is gone");
     }
 }
