@@ -56,6 +56,8 @@ pub enum Reject {
     Replayed,
     /// From an earlier start of its sender.
     OldBoot,
+    /// From a start that lies in no believable future.
+    FutureBoot,
     /// More senders than the table holds.
     Full,
 }
@@ -70,6 +72,7 @@ impl Reject {
             Reject::Tag => "tag",
             Reject::Replayed => "replayed",
             Reject::OldBoot => "old_boot",
+            Reject::FutureBoot => "future_boot",
             Reject::Full => "full",
         }
     }

@@ -124,6 +124,8 @@ pub struct Floor {
 pub struct Opener {
     ring: KeyRing,
     senders: BTreeMap<u64, Sender>,
+    /// Of a later start nothing is believed.
+    bump_max: u64,
 }
 
 #[derive(Default)]
@@ -157,7 +159,20 @@ impl Opener {
         Opener {
             ring,
             senders: BTreeMap::new(),
+            bump_max: u64::MAX,
         }
+    }
+
+    /// Believes no start of a later bump than this from now on; at first any is believed.
+    ///
+    /// A sender's later start shuts out its earlier ones. Without a bound, whoever holds the key could use up all
+    /// starts of a sender with one datagram or floor, and shut it out for ever.
+    pub fn believe_until(&mut self, bump_max: u64) {
+        self.bump_max = bump_max;
+    }
+
+    fn believes(&self, boot: u128) -> bool {
+        boot >> 64 <= u128::from(self.bump_max)
     }
 
     /// Decrypts with another ring from now on. Counters seen stay, so nothing can be replayed across the change.
@@ -202,6 +217,9 @@ impl Opener {
                 key: None,
                 payload,
             });
+        }
+        if !self.believes(boot) {
+            return Err(Reject::FutureBoot);
         }
         let known = self.senders.get(&sender);
         if known.is_some_and(|known| boot < known.boot) {
@@ -271,7 +289,7 @@ impl Opener {
         let known = self.senders.get(&floor.sender);
         let is_later = known.is_none_or(|known| known.boot < floor.boot);
         let has_room = known.is_some() || self.senders.len() < SENDERS_MAX;
-        if is_later && has_room && !self.ring.is_clear() {
+        if is_later && has_room && self.believes(floor.boot) && !self.ring.is_clear() {
             let fresh = Sender {
                 boot: floor.boot,
                 key: None,

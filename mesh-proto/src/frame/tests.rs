@@ -56,6 +56,28 @@ fn an_earlier_start_of_a_sender_is_refused() {
 }
 
 #[test]
+fn a_start_of_no_believable_time_shuts_nobody_out() {
+    let mut opener = Opener::new(ring(&[KEY]));
+    opener.believe_until(6);
+    let mut real = Sealer::new(ring(&[KEY]), 1, boot(6, u64::MAX));
+    let absurd = Sealer::new(ring(&[KEY]), 1, u128::MAX)
+        .seal(b"x")
+        .expect("fits");
+    assert_eq!(open(&mut opener, &absurd), Err(Reject::FutureBoot));
+    opener.raise(&Floor {
+        sender: 1,
+        boot: boot(7, 0),
+        counter: 0,
+    });
+    assert!(open(&mut opener, &real.seal(b"a").expect("fits")).is_ok());
+    opener.believe_until(7);
+    let next = Sealer::new(ring(&[KEY]), 1, boot(7, 0))
+        .seal(b"b")
+        .expect("fits");
+    assert!(open(&mut opener, &next).is_ok());
+}
+
+#[test]
 fn every_key_of_the_ring_decrypts_and_the_first_encrypts() {
     let mut sealer = Sealer::new(ring(&[KEY]), 1, 1);
     let mut opener = Opener::new(ring(&[OTHER, KEY]));

@@ -161,10 +161,12 @@ impl Agent {
         };
         tasks.spawn(seeker.run());
         let counters = Arc::new(Counters::default());
+        let mut opener = Opener::new(ring.clone());
+        opener.believe_until(membership.bump_max(clock.now()));
         let agent = Agent {
             clock,
             sealer: Sealer::new(ring.clone(), me.id, boot(me.bump, rand::random())),
-            opener: Opener::new(ring.clone()),
+            opener,
             ring,
             keys,
             key_use,
@@ -267,6 +269,7 @@ impl Agent {
             self.meters.turn(self.turn_longest.as_secs_f64());
             self.key_use.update();
             self.forget_senders();
+            self.opener.believe_until(self.membership.bump_max(now));
             while self.tasks.try_join_next().is_some() {}
         }
         if now >= self.snapshot_at {

@@ -35,13 +35,14 @@ pub struct Counters {
 }
 
 /// All reasons, in the order of their counts.
-const REASONS: [Reject; 7] = [
+const REASONS: [Reject; 8] = [
     Reject::Malformed,
     Reject::Version,
     Reject::Key,
     Reject::Tag,
     Reject::Replayed,
     Reject::OldBoot,
+    Reject::FutureBoot,
     Reject::Full,
 ];
 

@@ -535,11 +535,15 @@ impl Membership {
         self.settle(now);
     }
 
-    /// Whether a bump lies in a believable future, or in the past.
-    fn believes(&self, bump: u64, now: Moment) -> bool {
+    /// The last bump that lies in a believable future: nothing of a later one is to be taken from anybody.
+    pub fn bump_max(&self, now: Moment) -> u64 {
         let age = u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX);
         let ahead = self.settings.me.bump.saturating_add(age);
-        bump <= ahead.saturating_add(BUMP_AHEAD_MAX_MS)
+        ahead.saturating_add(BUMP_AHEAD_MAX_MS)
+    }
+
+    fn believes(&self, bump: u64, now: Moment) -> bool {
+        bump <= self.bump_max(now)
     }
 
     fn is_credible(&mut self, member: &Member, now: Moment) -> bool {
