@@ -526,6 +526,11 @@ impl Agent {
     // ---- housekeeping ----
 
     fn keep_bump(&mut self, bump: u64) {
+        if bump <= self.state.bump() {
+            // What we seal under is as high already. Another boot of the same bump could be the lower one of the two,
+            // and one of a lower bump surely is: whoever heard us would drop it as of an earlier start.
+            return;
+        }
         // The new identity seals under a boot above the old one, as after a start: whoever met the old one's datagrams
         // under a later boot would drop these as a replay.
         let boot = boot(bump, rand::random());
