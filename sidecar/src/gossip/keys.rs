@@ -63,7 +63,7 @@ pub enum KeyFault {
     InUse(KeyId),
     /// These could not open what would be sealed with it.
     NotHeld(KeyId, Vec<String>),
-    /// These seal with it.
+    /// These seal with it, or do not tell what they seal with.
     Heard(KeyId, Vec<String>),
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for KeyFault {
             ),
             KeyFault::Heard(id, names) => write!(
                 f,
-                "{} still seal with {id}: what they say would be lost here",
+                "{} still seal with {id}, or do not tell: what they say would be lost here",
                 list(names)
             ),
         }
@@ -310,7 +310,8 @@ impl Keys {
                 }
                 let seals = |other: &Holder| {
                     let keys = other.keys.as_deref();
-                    keys.is_some_and(|keys| keys.first() == Some(&id))
+                    // Whoever does not tell may seal with any.
+                    keys.is_none_or(|keys| keys.first() == Some(&id))
                 };
                 if !force {
                     refuse(others, seals, |names| KeyFault::Heard(id, names))?;
@@ -450,6 +451,7 @@ mod tests {
             keys: None,
             ..holder("silent", NodeState::Suspect, &[])
         };
+        let silent_too = silent.clone();
         let gone = holder("gone", NodeState::Down, &[&OLD]);
         let not_held = |names: &[&str]| {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
@@ -465,6 +467,10 @@ mod tests {
         assert_eq!(
             keys.order(removal(OLD.id()), &others),
             Err(KeyFault::Heard(OLD.id(), vec!["ready".into()]))
+        );
+        assert_eq!(
+            keys.order(removal(OLD.id()), &[silent_too]),
+            Err(KeyFault::Heard(OLD.id(), vec!["silent".into()]))
         );
         let force = KeyOrder::Remove {
             id: OLD.id(),
