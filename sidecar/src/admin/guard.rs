@@ -29,6 +29,8 @@ pub enum Denied {
     Token,
     /// It would change something, and the configuration has no way to say who may.
     Write,
+    /// It brings a key, which would cross a network in clear.
+    Clear,
 }
 
 impl Denied {
@@ -39,6 +41,7 @@ impl Denied {
             Denied::Origin => "origin",
             Denied::Token => "token",
             Denied::Write => "write",
+            Denied::Clear => "clear",
         }
     }
 }
@@ -68,6 +71,14 @@ pub fn admit(way: Way, method: &Method, headers: &HeaderMap, admin: &Admin) -> R
         _ if reads => Ok(()),
         Some(_) => Err(Denied::Token),
         None => Err(Denied::Write),
+    }
+}
+
+/// Refuses from another host what may only be said on this one: over TCP everybody on the way reads along.
+pub fn admit_secret(way: Way) -> Result<(), Denied> {
+    match way {
+        Way::Tcp(peer) if !peer.to_canonical().is_loopback() => Err(Denied::Clear),
+        _ => Ok(()),
     }
 }
 
@@ -193,6 +204,19 @@ mod tests {
             admit(LOCAL, &Method::POST, &right, &admin(None)),
             Err(Denied::Host)
         );
+    }
+
+    #[test]
+    fn a_key_is_taken_on_its_own_host_alone() {
+        let mapped = Way::Tcp("::ffff:127.0.0.1".parse().unwrap());
+        for (way, verdict) in [
+            (Way::Socket, Ok(())),
+            (LOCAL, Ok(())),
+            (mapped, Ok(())),
+            (REMOTE, Err(Denied::Clear)),
+        ] {
+            assert_eq!(admit_secret(way), verdict, "{way:?}");
+        }
     }
 
     #[test]

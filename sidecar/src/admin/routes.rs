@@ -103,6 +103,11 @@ impl<'a> Route<'a> {
     }
 }
 
+/// Whether the body of a request to this path holds a key.
+pub fn brings_key(path: &str) -> bool {
+    matches!(Route::of(path), Some(Route::Key(Verb::Install)))
+}
+
 /// Answers one request that was let in.
 pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
     let Some(route) = Route::of(asked.path) else {
@@ -388,6 +393,11 @@ pub fn denied(denied: Denied, socket: Option<&Path>, has_token: bool) -> Reply {
             StatusCode::FORBIDDEN,
             "pages of another origin may not ask here",
             "open the page from this address",
+        ),
+        Denied::Clear => (
+            StatusCode::FORBIDDEN,
+            "a key is taken on this host alone: over TCP it crosses the network in clear",
+            "take another key, for this one may have been read, and use the host's socket: `ssh HOST starling key install < FILE`",
         ),
         Denied::Token if has_token => (
             StatusCode::UNAUTHORIZED,

@@ -252,6 +252,10 @@ async fn reply_to(state: &State, way: Way, request: Request<Incoming>) -> Reply 
         let loaded = state.config.borrow();
         let admin = &loaded.config.admin;
         guard::admit(way, &head.method, &head.headers, admin)
+            .and_then(|()| match routes::brings_key(head.uri.path()) {
+                true => guard::admit_secret(way),
+                false => Ok(()),
+            })
             .map_err(|denied| (denied, admin.socket.clone(), admin.token.is_some()))
     };
     if let Err((denied, socket, has_token)) = verdict {

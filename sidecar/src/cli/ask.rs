@@ -100,6 +100,20 @@ impl Admin {
         self.tell_done(Method::POST, path, body)
     }
 
+    /// Whether what is said to the sidecar stays on this host: by a socket, or by an address of loopback. A name counts
+    /// as another host, `localhost` apart.
+    pub fn is_on_this_host(&self) -> bool {
+        match Place::of(self.admin.as_deref()) {
+            Place::Unix(_) => true,
+            Place::Tcp(address) => {
+                let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let ip = host.parse::<std::net::IpAddr>();
+                host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+            }
+        }
+    }
+
     /// `PUT path`, and prints what was done.
     ///
     /// # Errors
@@ -309,6 +323,28 @@ mod tests {
             ("/run/a.sock", Place::Unix("/run/a.sock".into())),
         ] {
             assert_eq!(Place::parse(written), place);
+        }
+    }
+
+    #[test]
+    fn a_socket_and_loopback_are_on_this_host_and_the_rest_is_not() {
+        for (written, is_here) in [
+            ("unix:/run/a.sock", true),
+            ("127.0.0.1", true),
+            ("http://127.0.0.1:7171/", true),
+            ("localhost:71", true),
+            ("::1", true),
+            ("[::1]:71", true),
+            ("10.0.0.5", false),
+            ("[fd00::1]:71", false),
+            ("web-1", false),
+            ("127.0.0.1.evil.example:7070", false),
+        ] {
+            let admin = Admin {
+                admin: Some(written.into()),
+                token: None,
+            };
+            assert_eq!(admin.is_on_this_host(), is_here, "{written}");
         }
     }
 

@@ -101,6 +101,13 @@ pub(super) fn run(command: &Command) -> Ended {
     match command {
         Command::New => new(),
         Command::Install(args) => {
+            if !args.admin.is_on_this_host() {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "a key is not sent to another host: it would cross the network in clear",
+                    "install it there: `ssh HOST starling key install < FILE`",
+                ));
+            }
             let key = read(args.file.as_deref())?;
             args.admin
                 .order("/v1/keys/install", &json!({ "key": key.to_hex() }))
