@@ -112,6 +112,11 @@ impl Endpoint {
         self.load.head_came(now);
     }
 
+    /// An answer began whose outcome only its end tells: no reason to spare the endpoint until then.
+    pub fn answers(&self) {
+        self.load.answers();
+    }
+
     /// The attempt ended without an answer head: waiting − 1.
     pub fn gave_up(&self, _now: Moment) {
         self.load.gave_up();
@@ -126,6 +131,12 @@ impl Endpoint {
     #[inline]
     pub fn in_flight(&self) -> u32 {
         self.load.in_flight()
+    }
+
+    /// Whether an attempt waits for its answer head; bodies and streams that go on do not count.
+    #[inline]
+    pub fn is_waited_for(&self) -> bool {
+        self.load.is_waited_for()
     }
 
     /// Its smoothed figures.

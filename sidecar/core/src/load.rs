@@ -108,7 +108,13 @@ impl Load {
         Moment::from_nanos(self.begun.load(Relaxed))
     }
 
-    /// Whether it ever gave a well answer.
+    /// Whether an attempt waits for its answer head.
+    #[inline]
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    /// Whether it ever gave a well answer, or began one that is not over.
     pub fn answered(&self) -> bool {
         self.answered.load(Relaxed)
     }
@@ -165,6 +171,10 @@ impl Load {
             Some(latency) => self.at_least(latency, now),
             None => {}
         }
+    }
+
+    pub(crate) fn answers(&self) {
+        self.answered.store(true, Relaxed);
     }
 
     pub(crate) fn went_wrong(&self) {

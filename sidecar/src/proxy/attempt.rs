@@ -15,7 +15,8 @@ use super::worker::Worker;
 
 /// The account of one try: opened when the endpoint is picked, closed at the end of the answer's body.
 ///
-/// Whatever way a try ends, dropping this settles it: a try dropped before its answer's head counts as cancelled.
+/// Whatever way a try ends, dropping this settles it: a try dropped before its answer's head counts as cancelled, and
+/// one dropped after it as answered, for it was the client that left.
 pub struct Attempt {
     worker: Rc<Worker>,
     upstream: Arc<Upstream>,
@@ -79,9 +80,19 @@ impl Attempt {
         let latency = now.since(self.began);
         self.endpoint.head_came(now);
         self.stage = Stage::Headed { latency };
-        if let Some(outcome) = outcome {
-            self.judge(outcome, now);
+        match outcome {
+            Some(outcome) => self.judge(outcome, now),
+            None => self.endpoint.answers(),
         }
+    }
+
+    /// Nothing is waited for, so nothing is late; the outcome is told at the end.
+    pub fn awaits_nothing(&mut self) {
+        let now = self.worker.clock.now();
+        self.endpoint.head_came(now);
+        self.stage = Stage::Headed {
+            latency: now.since(self.began),
+        };
     }
 
     /// The try failed; before the head or, with the answer half through, after it.
@@ -128,10 +139,15 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let now = self.worker.clock.now();
-        if let Stage::Waiting = self.stage {
-            self.endpoint.gave_up(now);
-            self.upstream
-                .cancelled(&self.endpoint, now.since(self.began), now);
+        match self.stage {
+            Stage::Waiting => {
+                self.endpoint.gave_up(now);
+                self.upstream
+                    .cancelled(&self.endpoint, now.since(self.began), now);
+            }
+            // Its answer had begun: a stream that its client ends is no doubt about the endpoint.
+            Stage::Headed { .. } => self.judge(Outcome::ClientFault, now),
+            Stage::Judged => {}
         }
         self.endpoint.end(now);
     }

@@ -261,8 +261,7 @@ impl Hub {
             match sent_to(pick.endpoint.key.address, &first) {
                 Ok(socket) => {
                     if upstream.policy.udp.replies == 0 {
-                        // Nothing is waited for, so nothing is late.
-                        attempt.headed(None);
+                        attempt.awaits_nothing();
                     }
                     return Some(Course {
                         socket: Rc::new(socket),

@@ -14,7 +14,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_core::{
+    balance::{Ask, PickKind},
     mesh::Mesh,
+    outcome::{Outcome, Unreachable},
     policy::{FixedEndpoint, Place as At, Policy, Weight},
     snapshot::{Inputs, Snapshot},
 };
@@ -26,6 +28,7 @@ use tokio::{
 use tower::Service;
 
 use super::{
+    attempt::Attempt,
     dial::{Local, Target},
     front,
     headers::Via,
@@ -831,5 +834,38 @@ fn a_client_that_goes_takes_its_request_with_it() {
         drop(client);
         let told = tokio::time::timeout(Duration::from_secs(1), ended).await;
         told.expect("in time").expect("the endpoint saw the end");
+    });
+}
+
+#[test]
+fn a_stream_that_its_client_ends_is_no_doubt_about_its_endpoint() {
+    run(async {
+        let world = world(Vec::new(), &[1, 2], |_| {});
+        let worker = &world.worker;
+        let snapshot = worker.snapshot();
+        let upstream = snapshot.upstream("web").unwrap();
+        let endpoint = &upstream.tiers[0].members[0].endpoint;
+        Attempt::begin(worker, upstream, endpoint).headed(None);
+        assert!(endpoint.load().answered());
+        for _ in 0..5 {
+            let refused = Outcome::Unreachable(Unreachable::Refused);
+            Attempt::begin(worker, upstream, endpoint).failed(refused);
+        }
+        assert!(endpoint.is_ejected());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let desk = worker.desk(upstream);
+        let ask = Ask {
+            idempotent: true,
+            ..Ask::default()
+        };
+        let pick = desk.pick(worker, upstream, &ask, worker.clock.now());
+        let canary = pick.filter(|pick| pick.kind == PickKind::Canary).unwrap();
+        assert_eq!(canary.endpoint.id, endpoint.id);
+        let mut stream = Attempt::begin(worker, upstream, endpoint);
+        stream.headed(None);
+        assert!(endpoint.is_ejected(), "its end may tell otherwise");
+        drop(stream);
+        assert!(!endpoint.is_ejected());
+        assert_eq!(endpoint.in_flight(), 0);
     });
 }
