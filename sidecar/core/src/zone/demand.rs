@@ -96,7 +96,7 @@ pub fn rounded(per_second: f64) -> u32 {
 impl Meter {
     /// Takes in how many requests were ever made to each service, and yields what is to be told.
     ///
-    /// A count that fell (its upstream was configured anew) starts over.
+    /// A count that fell (one of its upstreams is gone, or was configured anew) is no request: it goes on from there.
     pub fn sample<'a>(
         &mut self,
         counts: impl Iterator<Item = (&'a str, u64)>,
@@ -180,7 +180,7 @@ impl Track {
     }
 
     fn take(&mut self, count: u64, now: Moment) {
-        let new = count.checked_sub(self.count).unwrap_or(count);
+        let new = count.saturating_sub(self.count);
         let elapsed = now.since(self.sampled);
         self.quick.take(new, elapsed);
         self.steady.take(new, elapsed);
@@ -318,6 +318,20 @@ mod tests {
         // A few time constants until less than half a request per second is left.
         assert!(zero.0 < 20 + 40, "{words:?}");
         assert_eq!(words.last().map(|(_, figure)| *figure), Some(u32::MAX));
+    }
+
+    #[test]
+    fn a_count_that_falls_is_no_request() {
+        let mut meter = Meter::default();
+        // Of two upstreams one goes after 20 samples, and takes its ten million requests with it.
+        for sample in 0..40 {
+            let gone = if sample < 20 { 10_000_000 } else { 0 };
+            let now = Moment::START + SAMPLE * sample;
+            let count = gone + 5_000_000 + 50 * u64::from(sample);
+            meter.sample([("s", count)].into_iter(), now);
+            assert!(meter.per_second("s") < 101.0, "{sample}");
+        }
+        assert!(meter.per_second("s") > 90.0);
     }
 
     #[test]
