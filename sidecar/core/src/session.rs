@@ -34,7 +34,7 @@ pub enum Session {
 pub struct Host {
     /// Who.
     pub endpoint: Arc<Endpoint>,
-    /// Index of its tier; of the nearest one if it is in none.
+    /// Index of its tier.
     pub tier: usize,
     /// What names it, hashed ([`crate::hash::seed_of`]).
     pub seed: u64,

@@ -189,7 +189,8 @@ impl Builder<'_> {
         let stays = candidates.iter().filter_map(|candidate| {
             let is_member = candidate.standing.is_ok() && candidate.tier.is_some();
             let stays = is_member || candidate.ends_sessions;
-            let tier = candidate.tier.unwrap_or(0);
+            // Whoever has no place in the order of zones has no sessions to end.
+            let tier = candidate.tier?;
             stays.then_some((&candidate.endpoint, tier, !is_member))
         });
         let stays: Vec<Stay<'_>> = stays.collect();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_proto::record::Health;
+use mesh_proto::record::{Health, InstanceState};
 use rand::{RngExt, rngs::StdRng};
 
 use super::*;
@@ -447,9 +447,7 @@ fn a_draining_instance_keeps_its_sessions_and_gets_no_new_ones() {
     let first = stage.build(at(0));
     let session = token(&first, 1);
     let draining = Arc::clone(&first.tiers[0].members[1].endpoint);
-    stage.record(1, |record| {
-        record.state = mesh_proto::record::InstanceState::Draining
-    });
+    stage.record(1, |record| record.state = InstanceState::Draining);
     let upstream = stage.build(at(10));
     let mut picker = picker(&upstream);
     let mut rng = dice(1);
@@ -508,6 +506,18 @@ fn a_session_whose_instance_is_out_goes_elsewhere_and_an_unknown_one_begins_anew
         seen_host(&both, token(&rekeyed, 0), at(7_000)).is_some(),
         "while both are held"
     );
+}
+
+#[test]
+fn whoever_has_no_place_in_the_order_of_zones_hosts_nobody() {
+    let mut stage = sticky(&["b1"], by_cookie());
+    let session = token(&stage.build(at(0)), 0);
+    Arc::make_mut(&mut stage.policies[0]).zones.order = vec!["c1".into()];
+    stage.record(0, |record| record.state = InstanceState::Draining);
+    let upstream = stage.build(at(10));
+    assert!(seen_host(&upstream, session, at(10)).is_none());
+    let pick = picker(&upstream).pick(&stays(session), at(10), &mut dice(1));
+    assert!(pick.is_none());
 }
 
 #[test]
