@@ -128,6 +128,11 @@ impl Table {
         if self.kind == HashTable::Rendezvous && !self.is_built() {
             return rendezvous::best(&self.owners, key, open);
         }
+        let many = self.kind != HashTable::Rendezvous;
+        // Nobody is to be found; to learn that from every place of the table would take a thousand times as long.
+        if many && !(0..self.owners.len()).any(&mut open) {
+            return None;
+        }
         match self.get() {
             Built::Rendezvous(slots) => {
                 let mut owners = slots.owners(key).iter().filter(|owner| **owner != NOBODY);

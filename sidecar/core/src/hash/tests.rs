@@ -228,6 +228,20 @@ fn nobody_owns_anything_where_nobody_is() {
 }
 
 #[test]
+fn that_all_owners_are_out_is_found_by_asking_each_a_few_times() {
+    for kind in ALL {
+        let table = table(kind, &owners(50));
+        let mut asked = 0;
+        let nobody = |_| {
+            asked += 1;
+            false
+        };
+        assert_eq!(table.find(7, nobody), None);
+        assert!(asked <= 150, "{kind:?}: {asked}");
+    }
+}
+
+#[test]
 fn a_ring_of_heavy_owners_stays_small() {
     let mut owners = owners(64);
     owners.iter_mut().for_each(|owner| owner.weight = 65_535.0);
