@@ -241,10 +241,11 @@ impl Trial {
         });
     }
 
-    /// It said that it is full.
-    pub(crate) fn park(&self, retry_after: Duration, now: Moment) {
+    /// It said that it is full. True when that is news.
+    pub(crate) fn park(&self, retry_after: Duration, now: Moment) -> bool {
         let until = now + retry_after.max(FULL_MIN);
-        self.full_until.fetch_max(until.as_nanos(), Relaxed);
+        let before = self.full_until.fetch_max(until.as_nanos(), Relaxed);
+        before <= now.as_nanos()
     }
 
     /// It did its part. True when this brought it back in.

@@ -326,8 +326,10 @@ impl Upstream {
                 None
             }
             Outcome::Overloaded { retry_after } => {
-                endpoint.trial.park(retry_after, now);
-                self.shared.alarm();
+                // One that goes on refusing is no news: overload must not make every pick look at everybody.
+                if endpoint.trial.park(retry_after, now) {
+                    self.shared.alarm();
+                }
                 // Full is not sick: an endpoint that comes back and is full has come back.
                 self.went_well(endpoint, now);
                 None

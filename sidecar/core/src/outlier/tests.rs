@@ -256,6 +256,9 @@ fn a_full_endpoint_is_left_alone_for_as_long_as_it_asked() {
         retry_after: Duration::from_secs(3),
     };
     assert_eq!(report(&upstream, 0, full, 1, at(0)), None);
+    let alarms = upstream.shared.alarms();
+    report(&upstream, 0, full, 1, at(0));
+    assert_eq!(upstream.shared.alarms(), alarms, "that is no news");
     let parked = endpoint(&upstream, 0);
     let mut rng = dice(1);
     let mut picker = Picker::new(&upstream, &mut rng);
