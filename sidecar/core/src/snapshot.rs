@@ -153,7 +153,11 @@ impl Snapshot {
         // What is kept against SWIM's word is kept for what it does.
         let kept = upstreams.values().any(|upstream| upstream.panic);
         let doubts = kept.then(|| now + RECONSIDERED_AFTER);
-        let stale_at = histories.chain(waters).chain(doubts).min();
+        let is_watered = upstreams.values().any(|upstream| upstream.water.is_some());
+        let silences = is_watered.then(|| layout::silences(&inputs.mesh.nodes, now));
+        let silences = silences.into_iter().flatten();
+        let all = histories.chain(waters).chain(doubts).chain(silences);
+        let stale_at = all.min();
         Snapshot {
             generation,
             mesh: Arc::clone(inputs.mesh),

@@ -331,6 +331,14 @@ impl Water {
     }
 }
 
+/// When what these nodes asked for stands or counts no more, although nothing else is heard of them.
+pub(super) fn silences(nodes: &[Arc<Node>], now: Moment) -> impl Iterator<Item = Moment> {
+    let silent = |node: &&Arc<Node>| matches!(node.state, NodeState::Suspect | NodeState::Down);
+    let ends = nodes.iter().filter(silent);
+    let ends = ends.flat_map(|node| [node.since + FROZEN_AFTER, node.since + HOSTS_AFTER]);
+    ends.filter(move |at| *at > now)
+}
+
 fn near(from: (&str, &str), to: (&str, &str)) -> usize {
     match () {
         () if from.0 == to.0 => 0,

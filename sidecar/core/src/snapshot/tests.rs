@@ -200,6 +200,7 @@ fn what_a_silent_zone_asked_for_stands_and_is_then_reckoned_by_its_hosts() {
     // Its only host there is lost: what it asked for, others ask for soon.
     stage.state(2, NodeState::Down, at(1_000));
     assert_eq!(told(&stage.build(at(1_000))), all);
+    assert_eq!(stage.snapshot.stale_at, Some(at(11_000)));
     let frozen = (50.0, Told::Frozen { since: at(1_000) });
     assert_eq!(told(&stage.build(at(11_000)))[1], frozen);
     assert_eq!(stage.snapshot.stale_at, Some(at(61_000)));
