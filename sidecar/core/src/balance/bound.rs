@@ -170,7 +170,7 @@ impl Picker {
         if self.trips[tier].is_ill() {
             self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
             let is_bad = !endpoint.is_ejected() && !self.trips[tier].is_proven(endpoint);
-            if is_bad && endpoint.in_flight() == 0 && self.trip_canary_is_due(ask, now) {
+            if is_bad && !endpoint.is_waited_for() && self.trip_canary_is_due(ask, now) {
                 self.trip_canary_goes(now);
                 return Some(self.as_canary(endpoint, tier));
             }

@@ -328,7 +328,7 @@ impl Picker {
         }
         // One request at a time, and each is a canary: an answer brings the endpoint back.
         let (tier, member) = all()
-            .filter(|(_, m)| untried(&m.endpoint) && m.endpoint.in_flight() == 0)
+            .filter(|(_, m)| untried(&m.endpoint) && !m.endpoint.is_waited_for())
             .find(|(_, m)| m.endpoint.trial.claim_canary(now))?;
         Some(Pick {
             endpoint: Arc::clone(&member.endpoint),
@@ -407,7 +407,7 @@ impl Picker {
             let blemished = |(tier, index): (usize, usize)| {
                 let endpoint = &upstream.tiers[tier].members[index].endpoint;
                 let due = now.since(endpoint.load().begun()) >= CANARY_AFTER;
-                (due && endpoint.in_flight() == 0).then_some((tier, endpoint))
+                (due && !endpoint.is_waited_for()).then_some((tier, endpoint))
             };
             let columns = self.columns.iter().enumerate();
             let mut places = columns.flat_map(|(i, c)| c.blemished.iter().map(move |at| (i, *at)));
@@ -448,7 +448,7 @@ impl Picker {
         let members = ill.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, &m.endpoint)));
         members
             .filter(|(tier, e)| !e.is_ejected() && !self.trips[*tier].is_proven(e))
-            .filter(|(_, e)| e.in_flight() == 0)
+            .filter(|(_, e)| !e.is_waited_for())
             .min_by_key(|(_, e)| e.load().begun())
     }
 

@@ -627,6 +627,38 @@ fn a_zone_found_bad_within_a_second_is_left_at_once_and_returns_by_a_ramp() {
 }
 
 #[test]
+fn a_zone_comes_back_while_streams_into_it_are_open() {
+    let upstream = Stage::new(&["a1", "a1", "b1", "b1"]).build(at(0));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    picker.pick(&REPEATABLE, at(0), &mut rng);
+    for member in upstream.members().take(2) {
+        member.endpoint.begin(at(10));
+        member.endpoint.head_came(at(11));
+    }
+    report(&upstream, 0, REFUSED, 0, at(100));
+    report(&upstream, 1, REFUSED, 0, at(150));
+    for i in 160..3_000 {
+        let pick = picker
+            .pick(&REPEATABLE, at(i), &mut rng)
+            .expect("all are in");
+        let told = Report {
+            outcome: Outcome::Success,
+            latency: Some(MS),
+            connection: 1,
+        };
+        upstream.report(&pick.endpoint, &told, at(i), &mut rng);
+    }
+    assert!(
+        upstream
+            .members()
+            .take(2)
+            .all(|m| m.endpoint.in_flight() == 1)
+    );
+    assert!(picker.trips.iter().all(|trip| !trip.is_ill()));
+}
+
+#[test]
 fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
     let upstream = Stage::by_priority(&["a1", "a1", "a1", "a1", "b1", "b1"]).build(at(0));
     let dead: Vec<u64> = upstream.members().take(2).map(|m| m.endpoint.id).collect();
