@@ -89,7 +89,8 @@ pub enum PickKind {
     Panic,
 }
 
-/// One worker's state for one upstream. Picking takes no lock and allocates nothing.
+/// One worker's state for one upstream. Picking takes no lock and allocates nothing, but for sessions by address: what
+/// all workers know of those stands under one lock, in room that the first of them makes.
 #[derive(Debug)]
 pub struct Picker {
     salt: u64,
