@@ -60,6 +60,16 @@ impl Membership {
         }
     }
 
+    /// How many others could agree with a suspicion of ours.
+    ///
+    /// Where all are suspected though somebody is heard, it is likely we whom nobody hears: at least one of them would
+    /// have to agree, which lets every suspicion be held for its longest time. Of a single peer nobody can tell us more,
+    /// and whoever is deaf judges by other evidence (`hearing.rs`).
+    pub(super) fn witnesses(&self, now: Moment) -> usize {
+        let is_one_wanted = self.swim.active() > 1 && !self.is_deaf(now);
+        self.peers.well().max(usize::from(is_one_wanted))
+    }
+
     /// Somebody asks what we think of a suspect.
     pub(super) fn on_question(&mut self, about: Standing, sender: u64, now: Moment) {
         let asker = self.peers.get(sender).filter(|peer| peer.is_active());

@@ -571,7 +571,7 @@ impl Membership {
             };
             let watch = Watch {
                 trust,
-                well: self.peers.well(),
+                witnesses: self.witnesses(now),
                 patience: &patience,
             };
             for silent in self.swim.on_timer(&watch, now) {

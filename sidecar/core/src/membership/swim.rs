@@ -188,15 +188,15 @@ impl Held {
 pub struct Watch<'a> {
     /// Whether suspicions may start and end.
     pub trust: Trust,
-    /// Members that are alive and not suspected.
-    pub well: usize,
+    /// Others that could agree with a suspicion.
+    pub witnesses: usize,
     /// How long an answer of a member may take.
     pub patience: &'a dyn Fn(&Member) -> Duration,
 }
 
 impl std::fmt::Debug for Watch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Watch({:?}, {} well)", self.trust, self.well)
+        write!(f, "Watch({:?}, {} witnesses)", self.trust, self.witnesses)
     }
 }
 
@@ -448,7 +448,7 @@ impl Swim {
                 Timer::ProbeRandomMember(_) => self.judge_probe(),
                 Timer::ChangeSuspectToDown { member_id, .. } => {
                     let id = member_id.id;
-                    match self.verdict(&due.timer, judge, watch.well, now) {
+                    match self.verdict(&due.timer, judge, watch.witnesses, now) {
                         Verdict::Down => {
                             self.held.remove(&id);
                             self.touched.push(id);
@@ -525,7 +525,13 @@ impl Swim {
         }
     }
 
-    fn verdict(&mut self, timer: &Timer<Member>, judge: bool, well: usize, now: Moment) -> Verdict {
+    fn verdict(
+        &mut self,
+        timer: &Timer<Member>,
+        judge: bool,
+        witnesses: usize,
+        now: Moment,
+    ) -> Verdict {
         let Timer::ChangeSuspectToDown {
             member_id,
             incarnation,
@@ -544,7 +550,7 @@ impl Swim {
             return Verdict::Later(now + self.pace.period);
         }
         let held = self.held.get(&member_id.id);
-        let time = held.map(|held| held.time(self.pace.suspicion, well.min(CONFIRMATIONS)));
+        let time = held.map(|held| held.time(self.pace.suspicion, witnesses.min(CONFIRMATIONS)));
         match held.zip(time) {
             Some((held, time)) if now < held.since + time => {
                 Verdict::Later((held.since + time).min(now + TICK))
@@ -732,7 +738,7 @@ mod tests {
     fn on_timer(swim: &mut Swim, trust: Trust, now: Moment) {
         let watch = Watch {
             trust,
-            well: 0,
+            witnesses: 0,
             patience: &|_| Pace::FAST.patience,
         };
         swim.on_timer(&watch, now);

@@ -159,6 +159,18 @@ fn a_deaf_member_wrongs_nobody() {
     }
 }
 
+#[test]
+fn a_member_that_hears_and_is_not_heard_is_slow_to_judge() {
+    for count in [3, 4] {
+        let mut sim = Sim::settled(17, count);
+        sim.network.cut = |from, _| from == 0;
+        sim.run(SECOND * 8);
+        let seen = sim.nodes[0].told.iter();
+        let downs = seen.filter(|(_, _, state)| *state == NodeState::Down);
+        assert_eq!(downs.count(), 0, "{count} nodes");
+    }
+}
+
 fn is_blocked(sim: &Sim, by: usize, whom: u64) -> bool {
     let remarks = mesh(sim, by).remarks;
     matches!(remarks.get(&whom), Some(Remark::StreamsOnly { .. }))
