@@ -89,6 +89,12 @@ impl Table {
         self.built.get().is_some()
     }
 
+    /// Whether a lookup says the same before [`Table::build`] is done as after it, at a higher price; else it does that
+    /// work itself.
+    pub fn answers_unbuilt(&self) -> bool {
+        self.kind == HashTable::Rendezvous
+    }
+
     /// Does the work that makes a lookup one read. Until then a rendezvous table answers the same from all its
     /// owners, and the others are built by whoever asks first.
     pub fn build(&self) {
@@ -125,12 +131,11 @@ impl Table {
         if self.owners.is_empty() {
             return None;
         }
-        if self.kind == HashTable::Rendezvous && !self.is_built() {
+        if self.answers_unbuilt() && !self.is_built() {
             return rendezvous::best(&self.owners, key, open);
         }
-        let many = self.kind != HashTable::Rendezvous;
-        // Nobody is to be found; to learn that from every place of the table would take a thousand times as long.
-        if many && !(0..self.owners.len()).any(&mut open) {
+        // To learn from every place of a ring or of Maglev's table that nobody is in takes a thousand times as long.
+        if !self.answers_unbuilt() && !(0..self.owners.len()).any(&mut open) {
             return None;
         }
         match self.get() {
