@@ -161,6 +161,8 @@ pub struct Sources(Mutex<Vec<[Entry; WAYS]>>);
 struct Entry {
     source: u64,
     seed: u64,
+    /// Where it goes while that one is away; 0 is nowhere yet.
+    meanwhile: u64,
     used: Moment,
 }
 
@@ -185,6 +187,24 @@ impl Sources {
         (now.since(entry.used) <= ttl).then_some(entry.seed)
     }
 
+    /// Where a client goes while whoever it was sent to is away, if it had to already.
+    pub fn meanwhile(&self, source: u64) -> Option<u64> {
+        let sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = sets.get(set_of(source))?;
+        let entry = set.iter().find(|e| e.source == source && e.seed != 0)?;
+        (entry.meanwhile != 0).then_some(entry.meanwhile)
+    }
+
+    /// Remembers where a known client goes until whoever it was sent to is back.
+    pub fn lodge(&self, source: u64, seed: u64) {
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = sets.get_mut(set_of(source));
+        let mut entries = set.into_iter().flatten();
+        if let Some(entry) = entries.find(|e| e.source == source && e.seed != 0) {
+            entry.meanwhile = seed;
+        }
+    }
+
     /// Remembers where a client is sent.
     pub fn remember(&self, source: u64, seed: u64, now: Moment) {
         let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,9 +215,12 @@ impl Sources {
         let own = set.iter().position(|e| e.source == source && e.seed != 0);
         let oldest = (0..WAYS).min_by_key(|at| (set[*at].seed != 0, set[*at].used));
         if let Some(at) = own.or(oldest) {
+            let stays = own.is_some() && set[at].seed == seed;
+            let meanwhile = if stays { set[at].meanwhile } else { 0 };
             set[at] = Entry {
                 source,
                 seed,
+                meanwhile,
                 used: now,
             };
         }

@@ -95,30 +95,48 @@ impl Picker {
             .or_else(|| self.owned(ask, now))
     }
 
-    /// Notes where a client without a cookie was sent.
+    /// Notes where a client without a cookie was sent: for good, or until whoever hosts it is back. Those who belong
+    /// there are who finds out when that is, so they must not all forget it.
     pub(super) fn remember(&self, ask: &Ask<'_>, pick: &Pick, now: Moment) {
-        if let Some(Session::Source(source)) = ask.session
+        if let Some(session @ Session::Source(source)) = ask.session
             && let Some(hosts) = &self.upstream.hosts
             && let Some(host) = hosts.by_id(pick.endpoint.id)
         {
             let sources = &self.upstream.shared.sources;
-            sources.remember(source, host.seed, now);
+            let home = seen_host(&self.upstream, session, now);
+            if home.is_some_and(|home| home.seed != host.seed && self.is_away(home)) {
+                sources.lodge(source, host.seed);
+            } else {
+                sources.remember(source, host.seed, now);
+            }
         }
+    }
+
+    /// Whether a host was sent out or its zone is lost, so that it comes back if it can.
+    fn is_away(&self, host: &Host) -> bool {
+        !host.draining && (host.endpoint.is_ejected() || self.trips[host.tier].is_ill())
     }
 
     /// Where the request's session is, if it can stay there.
     fn stayed(&mut self, session: Session, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
         let upstream = Arc::clone(&self.upstream);
         let host = host_of(&upstream, session, now)?;
-        if ask.tried.contains(&host.endpoint.id) {
-            return None;
-        }
         if let Some(pick) = self.own_canary(&host.endpoint, host.tier, ask, now) {
             return Some(pick);
         }
-        let hindrance = Hindrance::of(&upstream, &host.endpoint, now);
-        let is_lost = !host.draining && self.trips[host.tier].is_ill();
-        (hindrance.is_none() && !is_lost).then(|| self.called(&host.endpoint, host.tier))
+        let takes = |host: &&Host| {
+            let is_untried = !ask.tried.contains(&host.endpoint.id);
+            let is_lost = !host.draining && self.trips[host.tier].is_ill();
+            is_untried && !is_lost && Hindrance::of(&upstream, &host.endpoint, now).is_none()
+        };
+        let found = if takes(&host) {
+            Some(host)
+        } else if self.is_away(host) {
+            lodging_of(&upstream, session).filter(takes)
+        } else {
+            None
+        };
+        found.map(|host| self.called(&host.endpoint, host.tier))
     }
 
     /// The first owner of the request's key that can take it.
@@ -188,6 +206,15 @@ fn host_of(upstream: &Upstream, session: Session, now: Moment) -> Option<&Host> 
         return upstream.hosts.as_ref()?.by_seed(seed);
     }
     seen_host(upstream, session, now)
+}
+
+/// Where a client without a cookie goes while whoever hosts it is away.
+fn lodging_of(upstream: &Upstream, session: Session) -> Option<&Host> {
+    let Session::Source(source) = session else {
+        return None;
+    };
+    let seed = upstream.shared.sources.meanwhile(source)?;
+    upstream.hosts.as_ref()?.by_seed(seed)
 }
 
 /// Where a session is, if that is still there, for whoever only looks.

@@ -564,3 +564,42 @@ fn an_address_stays_where_it_was_sent_first_for_as_long_as_it_comes_back() {
         .expect("all are in");
     assert_eq!(pick.endpoint.key.instance, instance);
 }
+
+#[test]
+fn clients_by_address_find_out_when_their_instance_is_back_and_return() {
+    let ttl = std::time::Duration::from_secs(600);
+    let upstream = sticky(&["a1"; 4], Sticky::SourceIp { ttl }).build(at(0));
+    let mut picker = picker(&upstream);
+    let mut rng = dice(1);
+    let mut all = |now| -> Vec<Pick> {
+        let mut pick = |source| picker.pick(&stays(Session::Source(source)), now, &mut rng);
+        (0..20).map(|i| pick(i).expect("others are in")).collect()
+    };
+    let ids = |picks: &[Pick]| -> Vec<u64> { picks.iter().map(|p| p.endpoint.id).collect() };
+    let homes = ids(&all(at(0)));
+    let victim = &upstream.tiers[0].members[0].endpoint;
+    for n in 0..5 {
+        report(&upstream, 0, REFUSED, 0, at(n));
+    }
+    let meanwhile = ids(&all(at(10)));
+    assert_eq!(ids(&all(at(20))), meanwhile, "they stay there, too");
+    let pairs = homes.iter().zip(&meanwhile);
+    assert!(
+        pairs
+            .into_iter()
+            .all(|(home, now)| (home != now) == (*home == victim.id))
+    );
+    // The same clients as ever, and nobody new: one of those that belong there is its canary.
+    let later = all(at(60_000));
+    let canaries = later
+        .iter()
+        .filter(|p| p.kind == super::super::PickKind::Canary);
+    assert!(
+        canaries
+            .into_iter()
+            .all(|pick| pick.endpoint.id == victim.id)
+    );
+    assert!(ids(&later).contains(&victim.id));
+    report(&upstream, 0, Outcome::Success, 1, at(60_001));
+    assert_eq!(ids(&all(at(60_100))), homes);
+}
