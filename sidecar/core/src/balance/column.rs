@@ -108,8 +108,8 @@ impl Column {
         }
     }
 
-    /// Reads the shared figures anew.
-    pub fn refresh(&mut self, members: &[Member], now: Moment) {
+    /// Reads the shared figures anew. Unless anybody `may_be_silent`, silence says nothing now.
+    pub fn refresh(&mut self, members: &[Member], may_be_silent: bool, now: Moment) {
         let proven = |m: &Member| {
             let endpoint = &m.endpoint;
             endpoint.load().answered() && !endpoint.is_ejected() && endpoint.full_for(now).is_none()
@@ -131,7 +131,7 @@ impl Column {
                 self.out.push(i);
                 continue;
             }
-            if member.is_well(now) {
+            if !may_be_silent || member.is_well(now) {
                 self.well += 1;
                 self.capacity += member.capacity;
             }

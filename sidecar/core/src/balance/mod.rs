@@ -50,6 +50,9 @@ const CANARY_PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// A tripped tier is asked at least this often while there are requests at all.
 const TRIP_CANARY_EVERY: Duration = Duration::from_secs(5);
 
+/// Numbers that were not read for so long mean that nothing was asked, or that this whole machine stood still.
+const STANDSTILL: Duration = Duration::from_millis(TRIP_WINDOW.as_millis() as u64 / 2);
+
 /// What a pick has to respect.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ask<'a> {
@@ -102,6 +105,10 @@ pub struct Picker {
     trips: Vec<Trip>,
     refreshed: Moment,
     next_refresh: Moment,
+    /// The last refresh came after a [`STANDSTILL`].
+    is_late: bool,
+    /// When the last standstill ended.
+    resumed: Moment,
     alarms: u32,
     /// Some endpoint wants a canary: the rest of the picks need not look for one.
     wants_canary: bool,
@@ -154,6 +161,8 @@ impl Picker {
             trips: vec![Trip::No; tiers],
             refreshed: Moment::START,
             next_refresh: Moment::START,
+            is_late: false,
+            resumed: Moment::START,
             alarms: 0,
             wants_canary: false,
             canary_credit: 0.0,
@@ -455,14 +464,15 @@ impl Picker {
 
     fn refresh(&mut self, now: Moment) {
         let upstream = Arc::clone(&self.upstream);
+        let may_be_silent = !self.stood_still(now);
         let mut endpoints = 0;
         self.wants_canary = false;
         for (column, tier) in self.columns.iter_mut().zip(&upstream.tiers) {
-            column.refresh(&tier.members, now);
+            column.refresh(&tier.members, may_be_silent, now);
             endpoints += tier.members.len();
             self.wants_canary |= !column.out.is_empty() || !column.blemished.is_empty();
         }
-        let recovered = self.judge_tiers(&upstream.tiers, now);
+        let recovered = self.judge_tiers(&upstream.tiers, may_be_silent, now);
         self.wants_canary |= self.trips.iter().any(|trip| trip.is_ill());
         // A tier earns nothing for the time it was not well, however long nobody looked.
         let most = if recovered { REFRESH } else { Duration::MAX };
@@ -477,13 +487,25 @@ impl Picker {
         self.next_refresh = now + REFRESH * scale.max(1);
     }
 
+    /// Whether this machine may have stood still until just now: then answers wait to be read, and everybody who is busy
+    /// looks silent.
+    fn stood_still(&mut self, now: Moment) -> bool {
+        let was_late = self.is_late;
+        self.is_late = now.since(self.refreshed) > STANDSTILL;
+        // Late again and again is how few requests look, and those have to find out who is silent too.
+        if self.is_late && !was_late {
+            self.resumed = now;
+        }
+        now.since(self.resumed) < REFRESH
+    }
+
     /// Which tiers are ill as a whole, and how well each is. True if one is better than before.
-    fn judge_tiers(&mut self, tiers: &[Tier], now: Moment) -> bool {
+    fn judge_tiers(&mut self, tiers: &[Tier], may_be_silent: bool, now: Moment) -> bool {
         let mut recovered = false;
         for (i, tier) in tiers.iter().enumerate() {
             let others = self.columns.iter().enumerate();
             let elsewhere = others.filter(|(j, _)| *j != i).any(|(_, c)| c.usable > 0);
-            self.trips[i] = judge(self.trips[i], tier, elsewhere, now);
+            self.trips[i] = judge(self.trips[i], tier, elsewhere, may_be_silent, now);
         }
         for (i, tier) in tiers.iter().enumerate() {
             let column = &self.columns[i];
@@ -501,11 +523,11 @@ impl Picker {
     }
 }
 
-fn judge(trip: Trip, tier: &Tier, elsewhere: bool, now: Moment) -> Trip {
+fn judge(trip: Trip, tier: &Tier, elsewhere: bool, may_be_silent: bool, now: Moment) -> Trip {
     let all = tier.members.len();
     // Attempts that hang come to nothing for as long as a request may take; that is too late for a zone.
     for member in &tier.members {
-        if member.endpoint.load().is_silent(now) {
+        if may_be_silent && member.endpoint.load().is_silent(now) {
             member.endpoint.trial.fell_silent(now);
         }
     }

@@ -713,6 +713,36 @@ fn a_zone_that_falls_silent_is_left_after_a_second() {
 }
 
 #[test]
+fn a_machine_that_stood_still_for_seconds_does_not_blame_its_zone() {
+    let upstream = Stage::new(&["a1", "a1", "b1", "b1"]).build(at(0));
+    for i in 0..4 {
+        report(&upstream, i, Outcome::Success, 1, at(0));
+    }
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let picked = |picker: &mut Picker, rng: &mut StdRng, now: Moment| {
+        let pick = picker.pick(&REPEATABLE, now, rng).expect("all are in");
+        pick.endpoint.begin(now);
+        pick
+    };
+    let mut waiting: Vec<Pick> = (0..20)
+        .map(|i| picked(&mut picker, &mut rng, at(i * 10)))
+        .collect();
+    // Of the answers that came meanwhile none is read before the next few picks.
+    for i in 0..5 {
+        waiting.push(picked(&mut picker, &mut rng, at(3_000 + i)));
+    }
+    for pick in &waiting {
+        pick.endpoint.head_came(at(3_005));
+        pick.endpoint.end(at(3_005));
+    }
+    for i in 0..500 {
+        waiting.push(picked(&mut picker, &mut rng, at(3_006 + i)));
+    }
+    assert!(waiting.iter().all(|pick| pick.tier == 0));
+}
+
+#[test]
 fn clients_that_lose_patience_do_not_hide_a_silence() {
     let upstream = Stage::new(&["a1", "b1"]).build(at(0));
     for i in 0..2 {
