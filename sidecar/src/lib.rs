@@ -21,7 +21,7 @@
 //! # The request's straight path
 //!
 //! ```text
-//! proxy::listen → worker → front (detect) → forward:
+//! proxy::listen → worker → welcome → front (detect) → forward:
 //!     worker.snapshot()                              one cached atomic load
 //!     target(authority)                              mesh_core::route
 //!     Tries::start(policy, now)                      mesh_core::policy, ::retry

@@ -529,6 +529,12 @@ async fn faults_of(cases: Vec<Case>, outbound: SocketAddr) -> Vec<String> {
     faults
 }
 
+/// Every case met its fate.
+fn all_met(faults: &[String], count: usize) {
+    let (wrong, told) = (faults.len(), faults.join("\n"));
+    assert!(faults.is_empty(), "{wrong} of {count}:\n{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_ambiguous_ever_reaches_a_backend() {
     let (_sidecar, outbound, seen) = world().await;
@@ -539,12 +545,7 @@ async fn nothing_ambiguous_ever_reaches_a_backend() {
     let count = cases.len();
     assert!(count >= 150, "only {count} cases");
     let faults = faults_of(cases, outbound).await;
-    assert!(
-        faults.is_empty(),
-        "{} of {count}:\n{}",
-        faults.len(),
-        faults.join("\n")
-    );
+    all_met(&faults, count);
     let seen = seen.lock().expect("no panic");
     assert!(seen.is_empty(), "the backend saw {seen:#?}");
 }
@@ -555,12 +556,7 @@ async fn what_is_odd_and_sound_reaches_the_backend_once() {
     let cases = sound();
     let count = cases.len();
     let faults = faults_of(cases, outbound).await;
-    assert!(
-        faults.is_empty(),
-        "{} of {count}:\n{}",
-        faults.len(),
-        faults.join("\n")
-    );
+    all_met(&faults, count);
     let seen = seen.lock().expect("no panic");
     assert_eq!(seen.len(), count, "{seen:#?}");
 }

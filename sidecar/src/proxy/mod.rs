@@ -2,7 +2,8 @@
 //!
 //! Not here: who is in the mesh (`gossip/`); the two meet in one `Arc<ArcSwap<Snapshot>>`.
 //!
-//! The request's straight path: `listen` → `worker` → `detect` → `front` → `forward` → `send` → `body`.
+//! The request's straight path:
+//! `listen` → `worker` → `welcome` → `detect` → `front` → `forward` → `send` → `body`.
 
 pub mod attempt;
 pub mod body;
@@ -23,6 +24,7 @@ pub mod send;
 pub mod tally;
 pub mod transport;
 pub mod tunnel;
+pub mod welcome;
 pub mod worker;
 
 #[cfg(test)]

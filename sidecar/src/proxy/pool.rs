@@ -37,6 +37,8 @@ pub struct Multiplexed {
     pub sender: http2::SendRequest<RequestBody>,
     /// Its number.
     pub number: u64,
+    /// `https` if TLS protects it, else `http`: what its requests say in `:scheme`.
+    pub scheme: &'static str,
 }
 
 /// The place of an endpoint's HTTP/2 connection; whoever dials holds the lock, the others wait for the result.

@@ -190,7 +190,7 @@ async fn over_http1(
             let transport = match connect(upstream, opening).await? {
                 Opened::Http1(transport) => transport,
                 Opened::Http2(shared) => {
-                    return ask(attempt, upstream, shared, call, terms, false).await;
+                    return ask(attempt, shared, call, terms, false).await;
                 }
             };
             let number = worker.pool.borrow_mut().number();
@@ -276,7 +276,7 @@ async fn over_http2(
             connect(upstream, opening).await?
         }
     };
-    ask(attempt, upstream, shared, call, terms, reused).await
+    ask(attempt, shared, call, terms, reused).await
 }
 
 /// Speaks HTTP/2 on a connection just opened.
@@ -286,16 +286,20 @@ async fn multiplexed(
     endpoint: &Endpoint,
     transport: Transport,
 ) -> Result<Multiplexed, Unreachable> {
+    let scheme = if transport.is_tls() { "https" } else { "http" };
     let opened = dial::http2(transport, upstream.policy.limits.header_bytes).await;
     let sender = opened.map_err(|error| handshake_failed(endpoint, &error))?;
     let number = worker.pool.borrow_mut().number();
-    Ok(Multiplexed { sender, number })
+    Ok(Multiplexed {
+        sender,
+        number,
+        scheme,
+    })
 }
 
 /// Sends a request on a shared connection; `reused`: it was open before.
 async fn ask(
     attempt: &mut Attempt,
-    upstream: &Upstream,
     mut shared: Multiplexed,
     call: &Call,
     terms: Terms,
@@ -303,9 +307,11 @@ async fn ask(
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
     attempt.on_connection(shared.number);
-    let secure = worker.settings().tls.contains_key(&upstream.policy.name);
-    let scheme = if secure { "https" } else { "http" };
-    let request = http2_request(call, scheme, terms.deadline.since(worker.clock.now()))?;
+    let request = http2_request(
+        call,
+        shared.scheme,
+        terms.deadline.since(worker.clock.now()),
+    )?;
     // hyper passes no interim answer of HTTP/2 on, so a client that waits for one is told here to go on.
     call.go_on();
     match shared.sender.send_request(request).await {

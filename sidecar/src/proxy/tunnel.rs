@@ -23,11 +23,12 @@ use super::{
     body::Tunnel,
     client_hello::{self, Hello},
     http1::wire::Raw,
-    listen::{Caller, Place},
+    listen::Place,
     patience::HEAD_READ,
     proxy_header::{self, Addresses},
     send::dialled,
     transport::Transport,
+    welcome::Caller,
     worker::{Admission, Worker},
 };
 use crate::{
