@@ -26,7 +26,7 @@ deny:
 		echo "SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)"; \
 	fi
 
-# Side by side with HAProxy on this machine; see tests/bench/run --help.
+# Side by side with HAProxy, nginx and Envoy on this machine, about 15 minutes; see tests/bench/run --help.
 bench:
 	tests/bench/run
 

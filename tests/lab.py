@@ -136,6 +136,16 @@ def cpu_seconds(pid):
     return int(fields[11]) / TICKS, int(fields[12]) / TICKS
 
 
+def core_busy_s(core):
+    """How long a core has worked so far, for whomever, in seconds."""
+    for line in pathlib.Path("/proc/stat").read_text().splitlines():
+        words = line.split()
+        if words[0] == f"cpu{core}":
+            numbers = [int(word) for word in words[1:9]]
+            return (sum(numbers) - numbers[3] - numbers[4]) / TICKS
+    return 0.0
+
+
 def memory_kib(pid):
     text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = dict(re.findall(r"^(Rss|Pss):\s+(\d+) kB", text, re.M))
