@@ -1,4 +1,4 @@
-//! How fast a sidecar's shares follow the figures: a loss at once, a gain slowly, and small changes not at all.
+//! How fast a sidecar's shares follow the figures: a loss at once, a gain slowly, and small changes only if they last.
 //!
 //! Not here: what the shares should be (`water.rs`).
 
@@ -9,8 +9,12 @@ use super::{
     water::{Figures, Fill, Flows, Levels, TINY, target},
 };
 
-/// Figures whose shares differ from those in use by no more than this are not followed: they are noise.
+/// Figures whose shares differ from those in use by no more than this are not followed at once: they are noise.
 pub const DEAD_BAND: f64 = 0.03;
+
+/// What has stood unchanged for so long is no noise: a demand that came to be known better is told once and then stands,
+/// and zones would else be filled unevenly by the whole dead-band for as long as it does.
+pub const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// A zone of the figures, as it was reckoned with last.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +45,8 @@ pub struct Course {
     fill: Fill,
     capacities: Vec<Figures>,
     limits: Vec<f64>,
+    /// For how long `seen` has stood although others are followed; `None` where they are followed.
+    doubted: Option<Duration>,
     /// Nothing was followed yet: the first figures are taken over as they are.
     is_fresh: bool,
     is_settled: bool,
@@ -75,6 +81,7 @@ impl Course {
             aim_followed: flows.clone(),
             flows,
             fill: target(&[], declared),
+            doubted: None,
             is_fresh: true,
             is_settled: false,
             entered,
@@ -112,10 +119,16 @@ impl Course {
             let fill = target(figures, self.declared);
             self.limits.fill(1.0);
             self.aim.fill(figures, &self.levels, fill, &self.limits);
-            if self.is_fresh || self.is_beyond_dead_band() {
-                self.followed.copy_from_slice(figures);
-                std::mem::swap(&mut self.aim_followed, &mut self.aim);
-                self.is_settled = false;
+            let at_once = self.is_fresh || self.is_beyond_dead_band();
+            self.doubted = (!at_once).then_some(Duration::ZERO);
+            if at_once {
+                self.believe();
+            }
+        } else if let Some(stood) = self.doubted {
+            let stood = stood + elapsed;
+            self.doubted = (stood < BELIEVED_AFTER).then_some(stood);
+            if self.doubted.is_none() {
+                self.believe();
             }
         }
         if !self.is_settled {
@@ -127,6 +140,13 @@ impl Course {
     /// Shares by zone as used now.
     pub fn shares(&self) -> &[f64] {
         self.flows.of(self.own)
+    }
+
+    /// What was handed in last is followed from now on.
+    fn believe(&mut self) {
+        self.followed.copy_from_slice(&self.seen);
+        std::mem::swap(&mut self.aim_followed, &mut self.aim);
+        self.is_settled = false;
     }
 
     fn reckon_followed(&mut self) {

@@ -87,6 +87,25 @@ fn changes_within_the_dead_band_are_not_followed_and_larger_ones_are() {
 }
 
 #[test]
+fn a_small_change_is_followed_once_it_has_stood() {
+    let mut course = course();
+    let at = |demand: f64| figures([100.0; 3], [demand, 20.0, 20.0]);
+    let kept = course.follow(&at(100.0), Duration::ZERO).to_vec();
+    // News that keep changing are noise for as long as they do.
+    for tick in 0..200 {
+        let noise = if tick % 30 < 15 { 102.0 } else { 98.0 };
+        assert_eq!(course.follow(&at(noise), TICK), kept);
+    }
+    let mut ticks = 0;
+    while course.follow(&at(102.0), TICK) == kept {
+        ticks += 1;
+        assert!(ticks < 100, "{kept:?}");
+    }
+    assert!(ticks >= 50, "{ticks}");
+    assert!((course.shares()[0] - 70.0 / 102.0).abs() < 1e-9);
+}
+
+#[test]
 fn a_flapping_zone_is_trusted_less_than_it_says() {
     // Ten seconds well, ten seconds lost: it never gets more than half, and never an edge upwards.
     let mut course = course();
