@@ -50,6 +50,11 @@ const CANARY_PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// A tripped tier is asked at least this often while there are requests at all.
 const TRIP_CANARY_EVERY: Duration = Duration::from_secs(5);
 
+/// Between two draws of a tier, in parts of the whole: the golden ratio spreads any number of draws most evenly, so that
+/// some tens of requests are split as the shares say. Dice would send 50 of 100 requests to a tier of 50 % give or take
+/// five, and zones that have to be filled to the brim would run over by chance. (Weyl 1916; Knuth, TAOCP 3, 6.4.)
+const TURN: f64 = 0.618_033_988_749_894_9;
+
 /// Numbers that were not read for so long mean that nothing was asked, or that this whole machine stood still.
 const STANDSTILL: Duration = Duration::from_millis(TRIP_WINDOW.as_millis() as u64 / 2);
 
@@ -100,6 +105,8 @@ pub struct Picker {
     upstream: Arc<Upstream>,
     columns: Vec<Column>,
     shares: Vec<f64>,
+    /// Where in the shares, laid end to end, the last draw of a tier fell; 0 to 1.
+    turn: f64,
     current: Current,
     states: Vec<State>,
     trips: Vec<Trip>,
@@ -156,6 +163,7 @@ impl Picker {
             columns,
             // Not a share at all: the first refresh sets them without a ramp.
             shares: vec![f64::NAN; tiers],
+            turn: rng.random(),
             current: Current::new(upstream),
             states: vec![State::default(); tiers],
             trips: vec![Trip::No; tiers],
@@ -243,7 +251,7 @@ impl Picker {
         }
         let first = match ask.beyond_tier {
             Some(tier) => self.beyond(tier, rng),
-            None => self.draw_tier(rng),
+            None => self.draw_tier(),
         };
         self.search(first, ask, rng)
             .or_else(|| self.last_resort(ask, now))
@@ -348,11 +356,12 @@ impl Picker {
         })
     }
 
-    fn draw_tier(&self, rng: &mut impl Rng) -> usize {
+    fn draw_tier(&mut self) -> usize {
         if self.shares.first().is_none_or(|share| *share >= 1.0) {
             return 0;
         }
-        let mut at = rng.random::<f64>();
+        self.turn = (self.turn + TURN).fract();
+        let mut at = self.turn;
         for (tier, share) in self.shares.iter().enumerate() {
             if at < *share {
                 return tier;

@@ -399,6 +399,28 @@ fn traffic_stays_near_and_spills_by_what_is_lost() {
 }
 
 #[test]
+fn any_hundred_requests_are_split_as_the_shares_say() {
+    let mut stage = Stage::new(&["a1", "a1", "a2", "a2", "b1", "b1"]);
+    for i in 0..6 {
+        stage.record(i, |record| record.capacity = Some(100));
+    }
+    stage.demand(&[("a1", 200), ("a2", 120), ("b1", 40)]);
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&stage.build(at(0)), &mut rng);
+    for _ in 0..100 {
+        let mut counts = [0.0; 3];
+        for _ in 0..100 {
+            let pick = picker.pick(&Ask::default(), at(1), &mut rng);
+            counts[pick.expect("somebody is in").tier] += 1.0;
+        }
+        // Dice would be off by 4.6 one time in three.
+        for (count, share) in counts.into_iter().zip([70.0, 10.0, 20.0]) {
+            assert!(f64::abs(count - share) <= 3.0, "{counts:?}");
+        }
+    }
+}
+
+#[test]
 fn demand_runs_into_the_capacity_of_the_zones_nearest_first() {
     let mut stage = Stage::new(&["a1", "a1", "a2", "a2", "b1", "b1"]);
     for i in 0..6 {
