@@ -204,6 +204,8 @@ pub struct Out {
     pub tier: Option<usize>,
     /// Why not.
     pub why: Why,
+    /// It could be called until SWIM took its host away.
+    pub was_callable: bool,
 }
 
 /// Why a known endpoint is not to be called by anybody here.

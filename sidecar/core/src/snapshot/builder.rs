@@ -75,6 +75,13 @@ struct Candidate {
     ends_sessions: bool,
 }
 
+/// Whose answers speak against SWIM.
+#[derive(Default)]
+struct Proven {
+    nodes: BTreeSet<u64>,
+    zones: BTreeSet<Box<str>>,
+}
+
 impl Builder<'_> {
     /// The upstream of the snapshot before, if a glance is enough to see that nothing in it changed: in a large
     /// mesh that is nearly all of them. [`Builder::upstream`] would come to the same at greater length.
@@ -124,7 +131,8 @@ impl Builder<'_> {
         }
         candidates.sort_by(|a, b| a.endpoint.key.cmp(&b.endpoint.key));
         candidates.dedup_by(|a, b| a.endpoint.key == b.endpoint.key);
-        let panic = self.disbelieve(&mut candidates);
+        let callable = self.callable();
+        let panic = self.disbelieve(&mut candidates, &callable);
         self.welcome_back(&candidates);
 
         let mut tiers = layout.empty_tiers();
@@ -154,6 +162,8 @@ impl Builder<'_> {
                     endpoint: Arc::clone(&candidate.endpoint),
                     tier,
                     why: standing.err().unwrap_or(Why::NotInOrder),
+                    was_callable: standing == Err(Why::Down)
+                        && callable.contains(&candidate.endpoint.id),
                 }),
             }
         }
@@ -356,69 +366,102 @@ impl Builder<'_> {
         }
     }
 
-    /// Keeps those that SWIM took away if it took too many at once, or all, or if they answer us all the same. True if
-    /// there are any.
-    fn disbelieve(&self, candidates: &mut [Candidate]) -> bool {
-        let kept_before: BTreeSet<u64> = self
-            .previous
-            .map(|u| u.members().map(|m| m.endpoint.id).collect())
-            .unwrap_or_default();
+    /// Keeps those that SWIM took away if it took too many at once, or all, or if they or their neighbours answer us all
+    /// the same. True if there are any.
+    fn disbelieve(&self, candidates: &mut [Candidate], callable: &BTreeSet<u64>) -> bool {
         let usable = candidates
             .iter()
             .filter(|c| c.standing.is_ok() && c.tier.is_some())
             .count();
-        let down = |c: &Candidate| c.standing == Err(Why::Down) && c.tier.is_some();
-        let vanished = |c: &Candidate| {
-            let recent = c
-                .down_since
-                .is_some_and(|at| self.now.since(at) <= VANISH_WINDOW);
-            // What this host could not reach either is no mistake of SWIM's.
-            let unconfirmed = !c.endpoint.is_ejected();
-            let disbelieved = c.endpoint.word() == Word::Vanished;
-            down(c)
-                && unconfirmed
-                && kept_before.contains(&c.endpoint.id)
-                && (recent || disbelieved)
-        };
-        let lost: Vec<u64> = candidates
-            .iter()
-            .filter(|c| vanished(c))
-            .map(|c| c.endpoint.id)
-            .collect();
-        let nodes: BTreeSet<u64> = candidates
-            .iter()
-            .filter(|c| vanished(c))
-            .map(|c| c.endpoint.key.node)
-            .collect();
-        let share = lost.len() as f64 / (lost.len() + usable).max(1) as f64;
-        let too_many = nodes.len() >= VANISH_NODES_MIN && share > VANISH_SHARE;
-        // Its gossip may be cut off while its data path is alive: then its answers say so.
-        let answers = |c: &Candidate| {
-            let trial = &c.endpoint.trial;
-            let recent = trial.well_at().map(|at| self.now.since(at));
-            let within = match c.endpoint.word() {
-                Word::Vanished => ANSWERS_KEPT,
-                Word::Sure | Word::Suspect => ANSWERED_WITHIN,
-            };
-            kept_before.contains(&c.endpoint.id)
-                && !c.endpoint.is_ejected()
-                && trial.bad_since().is_none()
-                && recent.is_some_and(|ago| ago <= within)
-        };
+        let too_many = self.vanished(candidates, callable, usable);
+        let proven = self.proven(candidates, callable);
         let mut panic = false;
         for candidate in candidates.iter_mut() {
-            let keep = if usable == 0 {
-                down(candidate)
-            } else {
-                too_many && lost.contains(&candidate.endpoint.id)
-                    || down(candidate) && answers(candidate)
-            };
+            let Endpoint { id, key, zone, .. } = &*candidate.endpoint;
+            let down = candidate.standing == Err(Why::Down) && candidate.tier.is_some();
+            let keep = down
+                && (usable == 0
+                    || too_many.contains(id)
+                    || self.is_unblamed(candidate, callable)
+                        && (proven.nodes.contains(&key.node)
+                            || proven.zones.contains(zone) && self.is_lately_lost(candidate)));
             if keep {
                 candidate.standing = Ok(Word::Vanished);
                 panic = true;
             }
         }
         panic
+    }
+
+    /// Ids of those that could be called, or could until SWIM took their hosts away.
+    fn callable(&self) -> BTreeSet<u64> {
+        let Some(previous) = self.previous else {
+            return BTreeSet::new();
+        };
+        let members = previous.members().map(|m| m.endpoint.id);
+        let lost = previous.out.iter().filter(|out| out.was_callable);
+        members.chain(lost.map(|out| out.endpoint.id)).collect()
+    }
+
+    /// Whether SWIM took its host away so short a time ago that it belongs to what goes on now, or is not believed.
+    fn is_lately_lost(&self, candidate: &Candidate) -> bool {
+        let since = candidate.down_since.map(|at| self.now.since(at));
+        since.is_some_and(|since| since <= VANISH_WINDOW)
+            || candidate.endpoint.word() == Word::Vanished
+    }
+
+    /// Those lost together, if they are so many that SWIM is the suspect. It loses host by host, over seconds, so those
+    /// that are out already count as well.
+    fn vanished(
+        &self,
+        candidates: &[Candidate],
+        callable: &BTreeSet<u64>,
+        usable: usize,
+    ) -> BTreeSet<u64> {
+        let lost = candidates.iter().filter(|c| {
+            c.standing == Err(Why::Down)
+                && c.tier.is_some()
+                // What this host could not reach either is no mistake of SWIM's.
+                && !c.endpoint.is_ejected()
+                && callable.contains(&c.endpoint.id)
+                && self.is_lately_lost(c)
+        });
+        let nodes: BTreeSet<u64> = lost.clone().map(|c| c.endpoint.key.node).collect();
+        let ids: BTreeSet<u64> = lost.map(|c| c.endpoint.id).collect();
+        let share = ids.len() as f64 / (ids.len() + usable).max(1) as f64;
+        if nodes.len() >= VANISH_NODES_MIN && share > VANISH_SHARE {
+            ids
+        } else {
+            BTreeSet::new()
+        }
+    }
+
+    /// Nothing but SWIM speaks against it.
+    fn is_unblamed(&self, candidate: &Candidate, callable: &BTreeSet<u64>) -> bool {
+        callable.contains(&candidate.endpoint.id)
+            && !candidate.endpoint.is_ejected()
+            && candidate.endpoint.trial.bad_since().is_none()
+    }
+
+    /// Where gossip alone is cut off, answers say so: of the hosts they come from, and of the zones those stand in.
+    /// Whoever was not asked for a moment, beside them, cannot have said it for itself.
+    fn proven(&self, candidates: &[Candidate], callable: &BTreeSet<u64>) -> Proven {
+        let mut proven = Proven::default();
+        for candidate in candidates {
+            let answered = candidate.endpoint.trial.well_at();
+            let within = match candidate.endpoint.word() {
+                Word::Vanished => ANSWERS_KEPT,
+                Word::Sure | Word::Suspect => ANSWERED_WITHIN,
+            };
+            if candidate.standing == Err(Why::Down)
+                && self.is_unblamed(candidate, callable)
+                && answered.is_some_and(|at| self.now.since(at) <= within)
+            {
+                proven.nodes.insert(candidate.endpoint.key.node);
+                proven.zones.insert(candidate.endpoint.zone.clone());
+            }
+        }
+        proven
     }
 
     /// Whoever was out for a reason of its owner's or SWIM's and is in again need not sit out its ejection.
@@ -537,7 +580,8 @@ impl Upstream {
             });
         let out = self.out.len() == other.out.len()
             && self.out.iter().zip(&other.out).all(|(a, b)| {
-                Arc::ptr_eq(&a.endpoint, &b.endpoint) && a.tier == b.tier && a.why == b.why
+                Arc::ptr_eq(&a.endpoint, &b.endpoint)
+                    && (a.tier, a.why, a.was_callable) == (b.tier, b.why, b.was_callable)
             });
         let water = self.water == other.water && self.demands == other.demands;
         let hosts = match (&self.hosts, &other.hosts) {

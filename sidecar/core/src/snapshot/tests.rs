@@ -187,6 +187,52 @@ fn a_host_that_answers_us_is_not_dead_whatever_gossip_says() {
 }
 
 #[test]
+fn hosts_lost_one_by_one_within_the_window_are_lost_together() {
+    let mut stage = Stage::by_priority(&["a1", "a1", "a1", "b1", "b1", "b1"]);
+    let first = stage.build(at(0));
+    stage.state(3, NodeState::Down, at(1_000));
+    assert_eq!(stage.build(at(1_000)).members().count(), 5);
+    stage.state(4, NodeState::Down, at(2_000));
+    assert_eq!(stage.build(at(2_000)).members().count(), 4);
+    stage.state(5, NodeState::Down, at(3_000));
+    let all = stage.build(at(3_000));
+    assert!(all.panic);
+    assert_eq!(ids(&all), ids(&first));
+    // Long after the window they are still not believed dead, and one more is a case of its own.
+    stage.state(2, NodeState::Down, at(60_000));
+    assert_eq!(stage.build(at(60_000)).members().count(), 6);
+    // Whoever was lost long before belongs to nothing.
+    let mut stage = Stage::by_priority(&["a1", "a1", "a1", "b1", "b1", "b1"]);
+    stage.build(at(0));
+    for (i, second) in [(3, 1), (4, 11), (5, 21)] {
+        stage.state(i, NodeState::Down, at(second * 1_000));
+        stage.build(at(second * 1_000));
+    }
+    assert_eq!(stage.upstream().members().count(), 3);
+}
+
+#[test]
+fn where_one_of_a_lost_zone_answers_its_neighbours_are_kept_until_they_fail() {
+    let mut stage = Stage::new(&["a1", "a1", "a1", "a1", "a1", "b1", "b1", "b1"]);
+    let first = stage.build(at(0));
+    stage.state(5, NodeState::Down, at(5_000));
+    assert_eq!(stage.build(at(5_000)).members().count(), 7);
+    report(&first, 6, Outcome::Success, 1, at(5_500));
+    stage.state(6, NodeState::Down, at(6_000));
+    stage.state(7, NodeState::Down, at(6_000));
+    // Nobody asked two of them lately, and one of those is out already.
+    let kept = stage.build(at(6_000));
+    assert!(kept.panic);
+    assert_eq!(ids(&kept), ids(&first));
+    // A refusal is evidence of the one that refused.
+    let refused = Outcome::Unreachable(Unreachable::Refused);
+    report(&kept, 7, refused, 0, at(6_500));
+    assert_eq!(stage.build(at(7_000)).members().count(), 7);
+    // When none of them has answered for long, SWIM is believed.
+    assert_eq!(stage.build(at(40_000)).members().count(), 5);
+}
+
+#[test]
 fn what_a_silent_zone_asked_for_stands_and_is_then_reckoned_by_its_hosts() {
     let mut stage = Stage::new(&["a1", "a1", "b1", "c1", "c1"]);
     stage.demand(&[("a1", 100), ("b1", 50), ("c1", 30)]);
