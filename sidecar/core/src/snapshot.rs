@@ -4,6 +4,7 @@
 //! sidecar's `gossip/publish.rs`).
 
 mod builder;
+mod disbelief;
 mod layout;
 mod names;
 

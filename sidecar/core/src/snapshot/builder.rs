@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use mesh_proto::record::{Health, InstanceState, WireProtocol};
@@ -31,21 +30,6 @@ const WARNING_FACTOR: f64 = 0.5;
 /// An endpoint whose host is suspected gets this part of its weight: enough for a refusal to confirm it soon.
 const SUSPECT_FACTOR: f64 = 0.25;
 
-/// Hosts that SWIM lost within this time were lost together: a suspicion of 2 s and its spread, twice over.
-const VANISH_WINDOW: Duration = Duration::from_secs(5);
-
-/// SWIM is not believed about more than this share of a service lost together.
-const VANISH_SHARE: f64 = 0.4;
-
-/// Whoever answered this caller so short a time ago is not dead: suspicion alone takes longer.
-const ANSWERED_WITHIN: Duration = Duration::from_millis(1_500);
-
-/// Once kept, it may be left alone for so long: should it die now, the next request finds out.
-const ANSWERS_KEPT: Duration = Duration::from_secs(30);
-
-/// Fewest hosts lost together that make SWIM the suspect; one host simply dies now and then.
-const VANISH_NODES_MIN: usize = 2;
-
 /// Builds one upstream.
 pub(super) struct Builder<'a> {
     pub inputs: &'a Inputs<'a>,
@@ -60,26 +44,19 @@ pub(super) struct Builder<'a> {
 }
 
 /// One endpoint on its way to a tier.
-struct Candidate {
-    endpoint: Arc<Endpoint>,
-    tier: Option<usize>,
+pub(super) struct Candidate {
+    pub endpoint: Arc<Endpoint>,
+    pub tier: Option<usize>,
     weight: f64,
     capacity: f64,
     /// The weight without what this host suspects.
     told_weight: f64,
     warns: bool,
-    standing: Result<Word, Why>,
+    pub standing: Result<Word, Why>,
     /// When its host was declared down.
-    down_since: Option<Moment>,
+    pub down_since: Option<Moment>,
     /// It is draining, and well enough to end the sessions it has.
     ends_sessions: bool,
-}
-
-/// Whose answers speak against SWIM.
-#[derive(Default)]
-struct Proven {
-    nodes: BTreeSet<u64>,
-    zones: BTreeSet<Box<str>>,
 }
 
 impl Builder<'_> {
@@ -364,104 +341,6 @@ impl Builder<'_> {
                 ends_sessions: false,
             });
         }
-    }
-
-    /// Keeps those that SWIM took away if it took too many at once, or all, or if they or their neighbours answer us all
-    /// the same. True if there are any.
-    fn disbelieve(&self, candidates: &mut [Candidate], callable: &BTreeSet<u64>) -> bool {
-        let usable = candidates
-            .iter()
-            .filter(|c| c.standing.is_ok() && c.tier.is_some())
-            .count();
-        let too_many = self.vanished(candidates, callable, usable);
-        let proven = self.proven(candidates, callable);
-        let mut panic = false;
-        for candidate in candidates.iter_mut() {
-            let Endpoint { id, key, zone, .. } = &*candidate.endpoint;
-            let down = candidate.standing == Err(Why::Down) && candidate.tier.is_some();
-            let keep = down
-                && (usable == 0
-                    || too_many.contains(id)
-                    || self.is_unblamed(candidate, callable)
-                        && (proven.nodes.contains(&key.node)
-                            || proven.zones.contains(zone) && self.is_lately_lost(candidate)));
-            if keep {
-                candidate.standing = Ok(Word::Vanished);
-                panic = true;
-            }
-        }
-        panic
-    }
-
-    /// Ids of those that could be called, or could until SWIM took their hosts away.
-    fn callable(&self) -> BTreeSet<u64> {
-        let Some(previous) = self.previous else {
-            return BTreeSet::new();
-        };
-        let members = previous.members().map(|m| m.endpoint.id);
-        let lost = previous.out.iter().filter(|out| out.was_callable);
-        members.chain(lost.map(|out| out.endpoint.id)).collect()
-    }
-
-    /// Whether SWIM took its host away so short a time ago that it belongs to what goes on now, or is not believed.
-    fn is_lately_lost(&self, candidate: &Candidate) -> bool {
-        let since = candidate.down_since.map(|at| self.now.since(at));
-        since.is_some_and(|since| since <= VANISH_WINDOW)
-            || candidate.endpoint.word() == Word::Vanished
-    }
-
-    /// Those lost together, if they are so many that SWIM is the suspect. It loses host by host, over seconds, so those
-    /// that are out already count as well.
-    fn vanished(
-        &self,
-        candidates: &[Candidate],
-        callable: &BTreeSet<u64>,
-        usable: usize,
-    ) -> BTreeSet<u64> {
-        let lost = candidates.iter().filter(|c| {
-            c.standing == Err(Why::Down)
-                && c.tier.is_some()
-                // What this host could not reach either is no mistake of SWIM's.
-                && !c.endpoint.is_ejected()
-                && callable.contains(&c.endpoint.id)
-                && self.is_lately_lost(c)
-        });
-        let nodes: BTreeSet<u64> = lost.clone().map(|c| c.endpoint.key.node).collect();
-        let ids: BTreeSet<u64> = lost.map(|c| c.endpoint.id).collect();
-        let share = ids.len() as f64 / (ids.len() + usable).max(1) as f64;
-        if nodes.len() >= VANISH_NODES_MIN && share > VANISH_SHARE {
-            ids
-        } else {
-            BTreeSet::new()
-        }
-    }
-
-    /// Nothing but SWIM speaks against it.
-    fn is_unblamed(&self, candidate: &Candidate, callable: &BTreeSet<u64>) -> bool {
-        callable.contains(&candidate.endpoint.id)
-            && !candidate.endpoint.is_ejected()
-            && candidate.endpoint.trial.bad_since().is_none()
-    }
-
-    /// Where gossip alone is cut off, answers say so: of the hosts they come from, and of the zones those stand in.
-    /// Whoever was not asked for a moment, beside them, cannot have said it for itself.
-    fn proven(&self, candidates: &[Candidate], callable: &BTreeSet<u64>) -> Proven {
-        let mut proven = Proven::default();
-        for candidate in candidates {
-            let answered = candidate.endpoint.trial.well_at();
-            let within = match candidate.endpoint.word() {
-                Word::Vanished => ANSWERS_KEPT,
-                Word::Sure | Word::Suspect => ANSWERED_WITHIN,
-            };
-            if candidate.standing == Err(Why::Down)
-                && self.is_unblamed(candidate, callable)
-                && answered.is_some_and(|at| self.now.since(at) <= within)
-            {
-                proven.nodes.insert(candidate.endpoint.key.node);
-                proven.zones.insert(candidate.endpoint.zone.clone());
-            }
-        }
-        proven
     }
 
     /// Whoever was out for a reason of its owner's or SWIM's and is in again need not sit out its ejection.
