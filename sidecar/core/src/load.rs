@@ -24,8 +24,9 @@ const SUCCESS_STEP: f32 = 0.1;
 /// From here on the success share counts as whole; an average alone would come near 1 and never reach it.
 const SUCCESS_WHOLE: f32 = 0.995;
 
-/// No endpoint is taken for dead before it was silent for this long.
-const SILENT_MIN: Duration = Duration::from_secs(1);
+/// No endpoint is taken for dead before it was silent for this long. What was sent in that time waits for as long as an
+/// attempt may, usually a second more, and a silent zone is to be left for good within two.
+const SILENT_MIN: Duration = Duration::from_millis(800);
 
 /// Nor before it was silent for this many times its usual latency.
 const SILENT_TIMES: f64 = 20.0;
@@ -151,7 +152,7 @@ impl Load {
     }
 
     /// Whether several attempts wait or gave up and nothing has come back for so long that the endpoint, or the way to it,
-    /// must be dead: a second, and twenty times what it usually takes.
+    /// must be dead: nearly a second, and twenty times what it usually takes.
     pub fn is_silent(&self, now: Moment) -> bool {
         let silence = self.silence(now);
         silence >= SILENT_MIN

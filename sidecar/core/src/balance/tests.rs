@@ -711,7 +711,7 @@ fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
 }
 
 #[test]
-fn a_zone_that_falls_silent_is_left_after_a_second() {
+fn a_zone_that_falls_silent_is_left_within_a_second() {
     let upstream = Stage::new(&["a1", "a1", "b1", "b1"]).build(at(0));
     for i in 0..4 {
         report(&upstream, i, Outcome::Success, 1, at(0));
@@ -731,7 +731,7 @@ fn a_zone_that_falls_silent_is_left_after_a_second() {
             pick.endpoint.end(at(i));
         }
     }
-    assert!((1_000..1_100).contains(&last_local), "{last_local}");
+    assert!((800..900).contains(&last_local), "{last_local}");
 }
 
 #[test]
