@@ -85,6 +85,15 @@ def release_programs(names, build=True):
     return found
 
 
+def programs_in(directory, names):
+    """Binaries by name that were built before, here or elsewhere."""
+    found = {name: str((pathlib.Path(directory) / name).resolve()) for name in names}
+    absent = [path for path in found.values() if not pathlib.Path(path).is_file()]
+    if absent:
+        sys.exit(f"{', '.join(absent)} not there; cargo build --workspace --bins makes them")
+    return found
+
+
 class Processes:
     """Children, pinned to cores if asked; all are ended when the run is over."""
 
