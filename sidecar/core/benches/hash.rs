@@ -4,74 +4,25 @@
 //! Not here: the laws themselves (`src/hash/tests.rs`, `src/balance/bound/tests.rs`) and picks without a key
 //! (`pick.rs`).
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    collections::BTreeMap,
-    hint::black_box,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+mod ground;
 
-#[expect(clippy::disallowed_types, reason = "a benchmark reads the clock")]
-use std::time::Instant;
+use std::{hint::black_box, sync::Arc, time::Duration};
 
 use mesh_core::{
     balance::{Ask, Picker},
     hash::{Owner, RENDEZVOUS_SLOTS, Table, hash_of, seed_of},
-    mesh::Mesh,
     moment::Moment,
-    policy::{FixedEndpoint, Hash, HashKey, HashTable, Place, Policy, Weight},
-    snapshot::{Inputs, Snapshot, Upstream},
+    policy::{Hash, HashKey, HashTable, Weight},
+    snapshot::Upstream,
 };
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::SmallRng};
+
+use ground::{SIZES, timed};
 
 const TABLES: [HashTable; 3] = [HashTable::Rendezvous, HashTable::Ring, HashTable::Maglev];
 
 /// Keys of one measurement; far more than a table has slots in any cache.
 const KEYS: usize = 1 << 20;
-
-const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
-
-/// Counts what is allocated.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-#[expect(
-    unsafe_code,
-    reason = "an allocator is unsafe by its trait; this one hands everything on"
-)]
-// SAFETY: every call is the system allocator's, with the same arguments.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-/// The time that `work` takes, and what it allocates.
-#[expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "a benchmark reads the clock"
-)]
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, u64, T) {
-    let (allocations, before) = (ALLOCATIONS.load(Relaxed), Instant::now());
-    let result = work();
-    let spent = before.elapsed();
-    (spent, ALLOCATIONS.load(Relaxed) - allocations, result)
-}
 
 fn owners(count: usize) -> Vec<Owner> {
     let owner = |i: usize| Owner {
@@ -98,32 +49,13 @@ fn built(
 }
 
 fn upstream(kind: HashTable, endpoints: usize) -> Arc<Upstream> {
-    let mut policy = Policy::of_service("bench");
-    policy.service = None;
-    policy.hash = Some(Hash {
-        key: HashKey::Path,
-        table: kind,
+    let weights = std::iter::repeat_n(Weight::DEFAULT.get(), endpoints);
+    let upstream = ground::upstream(weights, |policy| {
+        policy.hash = Some(Hash {
+            key: HashKey::Path,
+            table: kind,
+        });
     });
-    let endpoint = |i: usize| FixedEndpoint {
-        place: Place::Address(SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 80))),
-        zone: None,
-        weight: Weight::DEFAULT,
-        backup: false,
-    };
-    policy.endpoints = (0..endpoints).map(endpoint).collect();
-    let inputs = Inputs {
-        mesh: &Arc::new(Mesh::default()),
-        policies: &[Arc::new(policy)],
-        undeclared: false,
-        own_zone: "a",
-        own_region: "a",
-        resolved: &BTreeMap::new(),
-        not_passing: &BTreeMap::new(),
-        session_keys: &Arc::default(),
-        unix_ms: 0,
-    };
-    let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), Moment::START);
-    let upstream = Arc::clone(snapshot.upstream("bench").expect("it was declared"));
     if let Some(owners) = &upstream.owners {
         owners.table.build();
     }
@@ -140,7 +72,7 @@ fn lookup(kind: HashTable, endpoints: usize, keys: &[u64]) -> (f64, f64, u64) {
         }
     });
     let upstream = upstream(kind, endpoints);
-    let mut rng = StdRng::seed_from_u64(1);
+    let mut rng = SmallRng::seed_from_u64(1);
     let now = Moment::from_millis(1);
     let mut picker = Picker::new(&upstream, &mut rng);
     // The first pick reads the figures, which is not what is measured.
@@ -151,7 +83,7 @@ fn lookup(kind: HashTable, endpoints: usize, keys: &[u64]) -> (f64, f64, u64) {
                 key: Some(*key),
                 ..Ask::default()
             };
-            black_box(picker.pick(&ask, now, &mut rng));
+            black_box(picker.choose(&ask, now, &mut rng));
         }
     });
     (each(looked), each(picked), by_lookups + by_picks)

@@ -3,55 +3,29 @@
 //!
 //! Not here: whether the picks are good ones (`src/balance/tests.rs`, `src/sim/balance/`).
 
+mod ground;
+
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     collections::{BTreeMap, VecDeque},
     hint::black_box,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-#[expect(clippy::disallowed_types, reason = "a benchmark reads the clock")]
-use std::time::Instant;
-
 use mesh_core::{
     balance::{Ask, Picker},
-    endpoint::Report,
+    endpoint::{Endpoint, Report},
     mesh::{Instance, Mesh, Node, NodeState},
     moment::Moment,
     outcome::Outcome,
-    policy::{Balance, FixedEndpoint, Place, Policy, Weight},
-    snapshot::{Inputs, Snapshot, Upstream},
+    policy::Balance,
+    snapshot::{Inputs, Snapshot},
 };
 use mesh_proto::record::{Health, InstanceState, ServiceRecord, WireProtocol};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// Counts what is allocated; the system's allocator does the work.
-struct Counting;
-
-static ALLOCATED: AtomicU64 = AtomicU64::new(0);
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-#[expect(unsafe_code, reason = "an allocator cannot be written without")]
-// SAFETY: every call is handed on as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.fetch_add(1, Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System` by way of `alloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
+use ground::{SIZES, timed};
 
 /// Every figure is the range of this many runs.
 const RUNS: usize = 5;
@@ -65,52 +39,21 @@ const ROUND: usize = 1_000;
 /// Requests in flight while picking.
 const IN_FLIGHT: usize = 64;
 
-fn upstream(balance: Balance, endpoints: usize, even: bool) -> Arc<Upstream> {
-    let mut policy = Policy::of_service("bench");
-    policy.service = None;
-    policy.balance = balance;
-    policy.endpoints = (0..endpoints)
-        .map(|i| FixedEndpoint {
-            place: Place::Address(SocketAddr::from((
-                [10, (i >> 16) as u8, (i >> 8) as u8, i as u8],
-                80,
-            ))),
-            zone: None,
-            weight: Weight::new(if even { 100 } else { 50 + (i % 100) as u16 })
-                .unwrap_or(Weight::DEFAULT),
-            backup: false,
-        })
-        .collect();
-    let inputs = Inputs {
-        mesh: &Arc::new(Mesh::default()),
-        policies: &[Arc::new(policy)],
-        undeclared: false,
-        own_zone: "a",
-        own_region: "a",
-        resolved: &BTreeMap::new(),
-        not_passing: &BTreeMap::new(),
-        session_keys: &Arc::default(),
-        unix_ms: 0,
-    };
-    let snapshot = Snapshot::build(&inputs, &Snapshot::empty(), Moment::START);
-    Arc::clone(snapshot.upstream("bench").expect("it was declared"))
-}
-
 #[derive(Default)]
 struct Figures {
-    /// One time a round.
+    /// Time of one round's picks, each of which says where the endpoint stands.
+    choices: Vec<Duration>,
+    /// The same with a handle on the endpoint, which is counted up and down.
     picks: Vec<Duration>,
     allocated: u64,
     refresh: Duration,
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "a benchmark reads the clock"
-)]
 fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
-    let upstream = upstream(balance, endpoints, even);
+    let weight = |i: usize| if even { 100 } else { 50 + (i % 100) as u16 };
+    let upstream = ground::upstream((0..endpoints).map(weight), |policy| {
+        policy.balance = balance;
+    });
     let mut rng = SmallRng::seed_from_u64(1);
     let mut now = Moment::from_millis(1);
     for member in upstream.members() {
@@ -123,46 +66,50 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
     }
     let mut picker = Picker::new(&upstream, &mut rng);
     let mut flying = VecDeque::with_capacity(IN_FLIGHT + ROUND + 1);
-    let mut figures = Figures {
-        picks: Vec::with_capacity(ROUNDS),
-        ..Figures::default()
-    };
+    let mut figures = Figures::default();
+    let ask = Ask::default();
     for _ in 0..ROUNDS {
         now = now + Duration::from_millis(100);
         // The first pick after 10 ms refreshes this worker's numbers.
-        let before = Instant::now();
-        let first = picker.pick(&Ask::default(), now, &mut rng);
-        figures.refresh += before.elapsed();
+        let (spent, _, first) = timed(|| picker.pick(&ask, now, &mut rng));
+        figures.refresh += spent;
         flying.extend(first.map(|pick| pick.endpoint));
-        let allocated = ALLOCATED.load(Relaxed);
-        let before = Instant::now();
-        for _ in 0..ROUND {
-            let pick = picker.pick(black_box(&Ask::default()), now, &mut rng);
-            let endpoint = pick.expect("all are in").endpoint;
-            flying.push_back(endpoint);
-        }
-        let elapsed = before.elapsed();
-        figures.picks.push(elapsed);
-        figures.allocated += ALLOCATED.load(Relaxed) - allocated;
-        for endpoint in flying.iter().rev().take(ROUND) {
+        let mut chosen = [None; ROUND];
+        let (spent, allocated, ()) = timed(|| {
+            for place in &mut chosen {
+                *place = picker.choose(black_box(&ask), now, &mut rng);
+            }
+        });
+        figures.choices.push(spent);
+        figures.allocated += allocated;
+        let (spent, allocated, ()) = timed(|| {
+            for _ in 0..ROUND {
+                black_box(picker.pick(black_box(&ask), now, &mut rng));
+            }
+        });
+        figures.picks.push(spent);
+        figures.allocated += allocated;
+        for choice in chosen {
+            let seat = choice.expect("all are in").seat;
+            let endpoint = Arc::clone(&upstream.at(seat).endpoint);
             endpoint.begin(now);
+            flying.push_back(endpoint);
         }
         while flying.len() > IN_FLIGHT
             && let Some(over) = flying.pop_front()
         {
-            over.head_came(now);
-            over.end(now);
+            land(&over, now);
         }
     }
     figures
 }
 
+fn land(endpoint: &Endpoint, now: Moment) {
+    endpoint.head_came(now);
+    endpoint.end(now);
+}
+
 /// Milliseconds to build the next snapshot of a mesh of 10,000 instances in which one has changed.
-#[expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "a benchmark reads the clock"
-)]
 fn build_ms(services: usize) -> f64 {
     let node = |i: usize| {
         Arc::new(Node {
@@ -216,10 +163,10 @@ fn build_ms(services: usize) -> f64 {
             session_keys: &Arc::default(),
             unix_ms: 1_700_000_000_000,
         };
-        let before = Instant::now();
-        let next = Snapshot::build(&inputs, &snapshot, Moment::from_millis(u64::from(round)));
+        let now = Moment::from_millis(u64::from(round));
+        let (took, _, next) = timed(|| Snapshot::build(&inputs, &snapshot, now));
         if round > 0 {
-            spent += before.elapsed();
+            spent += took;
         }
         snapshot = next;
     }
@@ -227,11 +174,20 @@ fn build_ms(services: usize) -> f64 {
 }
 
 /// Nanoseconds a pick in the middle one of the rounds: another process on the core spoils a few and not that one.
-fn median_ns(figures: &Figures) -> f64 {
-    let mut rounds = figures.picks.clone();
+fn median_ns(rounds: &[Duration]) -> f64 {
+    let mut rounds = rounds.to_vec();
     rounds.sort_unstable();
     let middle = rounds.get(rounds.len() / 2).copied().unwrap_or_default();
     middle.as_nanos() as f64 / ROUND as f64
+}
+
+/// Least and most of the runs' medians.
+fn range(runs: &[Figures], of: impl Fn(&Figures) -> &[Duration]) -> String {
+    let medians = runs.iter().map(|figures| median_ns(of(figures)));
+    let (least, most) = medians.fold((f64::INFINITY, 0.0_f64), |(least, most), pick| {
+        (least.min(pick), most.max(pick))
+    });
+    format!("{least:.1}-{most:.1}")
 }
 
 fn main() {
@@ -241,10 +197,9 @@ fn main() {
             build_ms(services)
         );
     }
-    println!(
-        "ns per pick with its handle, range of {RUNS} runs' medians (what it shall be) / us per refresh, every 10 ms"
-    );
-    println!("{:<24}{:>22}{:>22}{:>22}{:>22}", "", 10, 100, 1_000, 10_000);
+    println!("ns per pick, range of {RUNS} runs' medians (what it shall be) / with a handle");
+    println!("on the endpoint made and dropped / us per refresh, every 10 ms");
+    println!("{:<22}{:>29}{:>29}{:>29}{:>29}", "", 10, 100, 1_000, 10_000);
     let mut allocated = 0;
     for (name, balance, even, targets) in [
         ("round_robin", Balance::RoundRobin, true, [4, 4, 5, 5]),
@@ -270,20 +225,18 @@ fn main() {
             [25, 60, 200, 100],
         ),
     ] {
-        print!("{name:<24}");
-        for (endpoints, target) in [10, 100, 1_000, 10_000].into_iter().zip(targets) {
+        print!("{name:<22}");
+        for (endpoints, target) in SIZES.into_iter().zip(targets) {
             let runs: Vec<Figures> = (0..RUNS)
                 .map(|_| measure(balance, endpoints, even))
                 .collect();
-            let picks = runs.iter().map(median_ns);
-            let (least, most) = picks.fold((f64::INFINITY, 0.0_f64), |(least, most), pick| {
-                (least.min(pick), most.max(pick))
-            });
             let refresh = runs.iter().map(|f| f.refresh.as_nanos()).min().unwrap_or(0);
             let refresh = refresh as f64 / ROUNDS as f64 / 1e3;
             allocated += runs.iter().map(|f| f.allocated).sum::<u64>();
-            let cell = format!("{least:.0}-{most:.0} ({target}) / {refresh:.1}");
-            print!("{cell:>22}");
+            let index = range(&runs, |figures| &figures.choices);
+            let handle = range(&runs, |figures| &figures.picks);
+            let cell = format!("{index} ({target}) / {handle} / {refresh:.1}");
+            print!("{cell:>29}");
         }
         println!();
     }

@@ -260,9 +260,15 @@ pub struct Shared {
     asked: AtomicU64,
     /// Held while an endpoint may be sent out, so that two workers do not each send out the last but one.
     ejecting: Mutex<()>,
-    /// Counts what workers must see before their next refresh: somebody was sent out, came back, or is full.
-    alarms: AtomicU32,
+    alarms: Alarms,
 }
+
+/// Counts what workers must see before their next refresh: somebody was sent out, came back, or is full.
+///
+/// Every pick reads it, so it has a cache line of its own beside the counters that every request writes.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Alarms(AtomicU32);
 
 impl Shared {
     /// Requests ever made by own applications.
@@ -270,17 +276,17 @@ impl Shared {
         self.asked.load(Relaxed)
     }
 
-    pub(crate) fn ask(&self) {
-        self.asked.fetch_add(1, Relaxed);
+    pub(crate) fn ask(&self, requests: u64) {
+        self.asked.fetch_add(requests, Relaxed);
     }
 
     #[inline]
     pub(crate) fn alarms(&self) -> u32 {
-        self.alarms.load(Relaxed)
+        self.alarms.0.load(Relaxed)
     }
 
     fn alarm(&self) {
-        self.alarms.fetch_add(1, Relaxed);
+        self.alarms.0.fetch_add(1, Relaxed);
     }
 }
 
@@ -289,6 +295,12 @@ impl Upstream {
     #[inline]
     pub fn at(&self, seat: Seat) -> &Member {
         &self.tiers[seat.tier].members[seat.place]
+    }
+
+    /// Where they stand who may be called, nearest tier first.
+    pub fn seats(&self) -> impl Iterator<Item = Seat> {
+        let tiers = self.tiers.iter().enumerate();
+        tiers.flat_map(|(tier, t)| (0..t.members.len()).map(move |place| Seat { tier, place }))
     }
 
     /// Everybody who may be called, nearest tier first.

@@ -250,7 +250,7 @@ impl Worker {
         );
     }
 
-    /// Closes what rested too long and forgets upstreams that are gone.
+    /// Closes what rested too long, forgets upstreams that are gone and tells of requests to the others.
     fn sweep(&self) {
         let (idle, h2) = {
             let mut pool = self.pool.borrow_mut();
@@ -260,9 +260,12 @@ impl Worker {
         self.kept.0.set(idle as f64);
         self.kept.1.set(h2 as f64);
         let snapshot = self.snapshot();
-        self.desks
-            .borrow_mut()
-            .retain(|name, _| snapshot.upstream(name).is_some());
+        let desks = &mut *self.desks.borrow_mut();
+        desks.retain(|name, _| snapshot.upstream(name).is_some());
+        for desk in desks.values() {
+            // What was asked for just before a rest counts too.
+            desk.picker.borrow_mut().tell_asked();
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 //! Not here: whose which key is (`hash/`), and what a cookie means (`session.rs`). It comes before zones and algorithms, so a key has one owner wherever it
 //! is asked from; whoever finds nobody here goes by zone and algorithm.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use crate::{
     endpoint::Endpoint,
@@ -15,7 +18,7 @@ use crate::{
     zone::TRIP_CANARY_SHARE,
 };
 
-use super::{Ask, Pick, Picker};
+use super::{Ask, Choice, Pick, PickKind, Picker, kind_of};
 
 /// An owner may always have this many requests in flight: among few, chance alone makes one look busy.
 const BUSY_MIN: f64 = 8.0;
@@ -86,19 +89,10 @@ pub fn busy_from(upstream: &Upstream, owners: &Owners, owner: usize) -> u32 {
 }
 
 impl Picker {
-    /// The endpoint that the request belongs to, by its session or else by its key; `None` if it belongs nowhere, or
-    /// nobody it could belong to is in.
-    pub(super) fn bound(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
-        let session = ask.session;
-        session
-            .and_then(|session| self.stayed(session, ask, now))
-            .or_else(|| self.owned(ask, now))
-    }
-
     /// Notes where a client without a cookie was sent: for good, or until whoever hosts it is back. Those who belong
     /// there are who finds out when that is, so they must not all forget it.
-    pub(super) fn remember(&self, ask: &Ask<'_>, pick: &Pick, now: Moment) {
-        if let Some(session @ Session::Source(source)) = ask.session
+    pub(super) fn remember(&self, session: Session, pick: &Pick, now: Moment) {
+        if let Session::Source(source) = session
             && let Some(hosts) = &self.upstream.hosts
             && let Some(host) = hosts.by_id(pick.endpoint.id)
         {
@@ -118,11 +112,18 @@ impl Picker {
     }
 
     /// Where the request's session is, if it can stay there.
-    fn stayed(&mut self, session: Session, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+    pub(super) fn stayed(&mut self, session: Session, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
         let upstream = Arc::clone(&self.upstream);
         let host = host_of(&upstream, session, now)?;
-        if let Some(pick) = self.own_canary(&host.endpoint, host.tier, ask, now) {
-            return Some(pick);
+        let at_host = |host: &Host, kind: PickKind, patience: Option<Duration>| Pick {
+            endpoint: Arc::clone(&host.endpoint),
+            tier: host.tier,
+            kind,
+            patience,
+        };
+        if self.is_own_canary(&host.endpoint, host.tier, ask, now) {
+            let patience = self.patience(host.tier);
+            return Some(at_host(host, PickKind::Canary, Some(patience)));
         }
         let takes = |host: &&Host| {
             let is_untried = !ask.tried.contains(&host.endpoint.id);
@@ -136,19 +137,18 @@ impl Picker {
         } else {
             None
         };
-        found.map(|host| self.called(&host.endpoint, host.tier))
+        found.map(|host| at_host(host, kind_of(&host.endpoint), None))
     }
 
-    /// The first owner of the request's key that can take it.
-    fn owned(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
-        let key = ask.key?;
+    /// Where the first owner of the request's key stands that can take it.
+    pub(super) fn owned(&mut self, key: u64, ask: &Ask<'_>, now: Moment) -> Option<Choice> {
         if self.wants_canary && ask.tried.is_empty() {
             let upstream = Arc::clone(&self.upstream);
             let owners = upstream.owners.as_ref()?;
             let seat = owners.seats[owners.table.owner(key)?];
-            let endpoint = &upstream.at(seat).endpoint;
-            if let Some(pick) = self.own_canary(endpoint, seat.tier, ask, now) {
-                return Some(pick);
+            if self.is_own_canary(&upstream.at(seat).endpoint, seat.tier, ask, now) {
+                let kind = PickKind::Canary;
+                return Some(Choice { seat, kind });
             }
         }
         let upstream = &*self.upstream;
@@ -166,34 +166,34 @@ impl Picker {
             .table
             .find(key, |owner| open(owner, false) && far(owner));
         let found = found.or_else(|| owners.table.find(key, |owner| open(owner, true)));
-        let seat = seat(found?);
-        Some(self.called(&upstream.at(seat).endpoint, seat.tier))
+        Some(self.called(seat(found?)))
     }
 
-    /// Only those that belong to an endpoint find out whether it is well again: nobody else needs to move for that.
-    fn own_canary(
+    /// Whether this request finds out whether the endpoint that it belongs to is well again: nobody else needs to move
+    /// for that.
+    fn is_own_canary(
         &mut self,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Endpoint,
         tier: usize,
         ask: &Ask<'_>,
         now: Moment,
-    ) -> Option<Pick> {
+    ) -> bool {
         let trial = &endpoint.trial;
         if !ask.tried.is_empty() {
-            return None;
+            return false;
         }
         if trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now) {
-            return Some(self.as_canary(endpoint, tier));
+            return true;
         }
         if self.trips[tier].is_ill() {
             self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
             let is_bad = !endpoint.is_ejected() && !self.trips[tier].is_proven(endpoint);
             if is_bad && !endpoint.is_waited_for() && self.trip_canary_is_due(ask, now) {
                 self.trip_canary_goes(now);
-                return Some(self.as_canary(endpoint, tier));
+                return true;
             }
         }
-        None
+        false
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Column {
     limit: u32,
     /// Somebody may get no more than so many requests, so that they have to be counted whatever the policy.
     limited: bool,
+    /// Nobody has to be passed over, nor counted for that.
+    all_open: bool,
     picks_since_reading: usize,
     policy: Policy,
 }
@@ -103,6 +105,7 @@ impl Column {
             endpoints: members.iter().map(|m| m.endpoint.clone()).collect(),
             limit: limit.unwrap_or(u32::MAX),
             limited: true,
+            all_open: false,
             picks_since_reading: 0,
             policy,
         }
@@ -160,6 +163,8 @@ impl Column {
             Policy::PowerOfTwo(random) | Policy::Random(random) => random.weigh(&self.weight),
             Policy::LeastResponseTime | Policy::LeastConnections => {}
         }
+        self.all_open =
+            !self.ids.is_empty() && !self.limited && self.weight.iter().all(|weight| *weight > 0.0);
         if matches!(self.policy, Policy::LeastResponseTime) {
             self.even_out(now);
         }
@@ -188,7 +193,23 @@ impl Column {
     }
 
     /// Index of the endpoint for one more request; `None` if nobody untried may be chosen.
+    #[inline]
     pub fn pick(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
+        if self.all_open && tried.is_empty() {
+            let in_flight = |place: usize| self.endpoints[place].in_flight();
+            match &mut self.policy {
+                Policy::RoundRobin(turns) => return turns.next_of_all(),
+                Policy::Random(random) => return random.draw_of_all(rng),
+                Policy::PowerOfTwo(random) => {
+                    return power_of_two::draw_of_all(random, in_flight, rng);
+                }
+                Policy::LeastResponseTime | Policy::LeastConnections => {}
+            }
+        }
+        self.pick_among(tried, rng)
+    }
+
+    fn pick_among(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
         if self.usable == 0 {
             return None;
         }
@@ -218,11 +239,10 @@ impl Column {
         )
     }
 
-    /// Whether it matters how many requests are in flight.
+    /// Whether it matters how many requests are in flight at everybody.
     #[inline]
     fn counts(&self) -> bool {
-        let many = self.ids.len() > FRESH_MAX;
-        self.limited || self.scans() || (many && matches!(self.policy, Policy::PowerOfTwo(_)))
+        self.limited || self.scans()
     }
 
     fn choose(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
@@ -230,12 +250,12 @@ impl Column {
             self.weight[i] > 0.0 && self.own[i] < self.most[i] && !tried.contains(&self.ids[i])
         };
         match &mut self.policy {
-            Policy::RoundRobin(turns) => turns.next(&self.weight, open),
+            Policy::RoundRobin(turns) => turns.next(open),
             Policy::Random(random) => random.draw(open, rng),
-            Policy::PowerOfTwo(random) if self.ids.len() <= FRESH_MAX => {
+            // Two scattered figures are read at once; only a scan of all of them would be dear.
+            Policy::PowerOfTwo(random) => {
                 power_of_two::draw(random, |i| self.endpoints[i].in_flight(), open, rng)
             }
-            Policy::PowerOfTwo(random) => power_of_two::draw(random, |i| self.own[i], open, rng),
             Policy::LeastResponseTime if tried.is_empty() => {
                 self.costs.cheapest(least_response_time::BLOCK, rng)
             }

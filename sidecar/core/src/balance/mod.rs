@@ -22,7 +22,7 @@ use crate::{
     moment::Moment,
     policy::Balance,
     session::Session,
-    upstream::{Tier, Upstream},
+    upstream::{Seat, Tier, Upstream},
     zone::{self, TRIP_CANARY_SHARE, TRIP_WINDOW},
 };
 
@@ -73,6 +73,23 @@ pub struct Ask<'a> {
     pub key: Option<u64>,
 }
 
+impl Ask<'_> {
+    /// Whether it is a first try and belongs nowhere, as nearly all are.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.tried.is_empty() && self.key.is_none() && self.beyond_tier.is_none()
+    }
+}
+
+/// Where the one stands that was chosen, in the upstream that the picker follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// Its seat.
+    pub seat: Seat,
+    /// Why it.
+    pub kind: PickKind,
+}
+
 /// Who was picked.
 #[derive(Clone, Debug)]
 pub struct Pick {
@@ -117,6 +134,10 @@ pub struct Picker {
     /// When the last standstill ended.
     resumed: Moment,
     alarms: u32,
+    /// Requests that were asked for and not yet told to the upstream.
+    asked: u64,
+    /// The tier that every plain request goes to, while nothing has to be looked at before.
+    calm: Option<usize>,
     /// Some endpoint wants a canary: the rest of the picks need not look for one.
     wants_canary: bool,
     canary_credit: f64,
@@ -146,6 +167,12 @@ impl Trip {
     }
 }
 
+impl Drop for Picker {
+    fn drop(&mut self) {
+        self.tell_asked();
+    }
+}
+
 impl Picker {
     /// A picker that starts at a random place, so that many fresh sidecars do not all begin with the same endpoint.
     pub fn new(upstream: &Arc<Upstream>, rng: &mut impl Rng) -> Picker {
@@ -172,6 +199,8 @@ impl Picker {
             is_late: false,
             resumed: Moment::START,
             alarms: 0,
+            asked: 0,
+            calm: None,
             wants_canary: false,
             canary_credit: 0.0,
             trip_credit: 0.0,
@@ -189,6 +218,8 @@ impl Picker {
         if older || Arc::ptr_eq(&self.upstream, upstream) {
             return;
         }
+        self.tell_asked();
+        self.calm = None;
         let old = std::mem::replace(&mut self.upstream, Arc::clone(upstream));
         let same_policy = old.policy.balance == upstream.policy.balance;
         let place = |new: &Tier| old.tiers.iter().position(|tier| tier.is_same_as(new));
@@ -224,30 +255,67 @@ impl Picker {
 
     /// The endpoint for one more request; `None` if there is nobody that was not tried.
     pub fn pick(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
-        if ask.tried.is_empty() {
-            self.upstream.shared.ask();
-        }
-        let alarms = self.upstream.shared.alarms();
-        if now >= self.next_refresh || alarms != self.alarms {
-            self.alarms = alarms;
-            self.refresh(now);
-        }
-        if ask.session.is_none() && ask.key.is_none() {
-            return self.free(ask, now, rng);
-        }
-        let pick = self.bound(ask, now);
-        let pick = pick.or_else(|| self.free(ask, now, rng))?;
-        self.remember(ask, &pick, now);
+        let Some(session) = ask.session else {
+            let choice = self.choose(ask, now, rng)?;
+            return Some(self.picked(choice));
+        };
+        self.take_note(now);
+        let pick = match self.stayed(session, ask, now) {
+            Some(pick) => {
+                self.asked += u64::from(ask.tried.is_empty());
+                pick
+            }
+            None => {
+                let choice = self.choose(ask, now, rng)?;
+                self.picked(choice)
+            }
+        };
+        self.remember(session, &pick, now);
         Some(pick)
     }
 
+    fn picked(&self, Choice { seat, kind }: Choice) -> Pick {
+        Pick {
+            endpoint: Arc::clone(&self.upstream.at(seat).endpoint),
+            tier: seat.tier,
+            kind,
+            patience: (kind == PickKind::Canary).then(|| self.patience(seat.tier)),
+        }
+    }
+
+    /// Where the endpoint for one more request stands, whatever its session: a pick without a handle on it.
+    #[inline]
+    pub fn choose(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Choice> {
+        self.asked += u64::from(ask.tried.is_empty());
+        self.take_note(now);
+        if let Some(tier) = self.calm
+            && ask.is_plain()
+            && let Some(place) = self.columns[tier].pick(&[], rng)
+        {
+            return Some(Choice {
+                seat: Seat { tier, place },
+                kind: PickKind::Usual,
+            });
+        }
+        let owner = ask.key.and_then(|key| self.owned(key, ask, now));
+        owner.or_else(|| self.free(ask, now, rng))
+    }
+
+    /// Reads the shared figures anew if it is time for that.
+    #[inline]
+    fn take_note(&mut self, now: Moment) {
+        if now >= self.next_refresh || self.upstream.shared.alarms() != self.alarms {
+            self.refresh(now);
+        }
+    }
+
     /// The endpoint for a request that belongs nowhere.
-    fn free(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
+    fn free(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Choice> {
         if self.wants_canary
             && ask.tried.is_empty()
-            && let Some(pick) = self.canary(ask, now)
+            && let Some(choice) = self.canary(ask, now)
         {
-            return Some(pick);
+            return Some(choice);
         }
         let first = match ask.beyond_tier {
             Some(tier) => self.beyond(tier, rng),
@@ -257,12 +325,21 @@ impl Picker {
             .or_else(|| self.last_resort(ask, now))
     }
 
+    /// Tells the upstream how many requests were asked for since it was last told, for the demand of this host. Every
+    /// refresh does it; whoever keeps a picker that may rest calls it now and then.
+    pub fn tell_asked(&mut self) {
+        if self.asked > 0 {
+            self.upstream.shared.ask(self.asked);
+            self.asked = 0;
+        }
+    }
+
     /// Shares of the tiers as used now.
     pub fn shares(&self) -> &[f64] {
         &self.shares
     }
 
-    fn search(&mut self, first: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
+    fn search(&mut self, first: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Choice> {
         let tiers = self.columns.len();
         // Nearest first from where the draw fell, ill tiers after well ones, backups last of all.
         let backup_from = tiers - usize::from(self.has_backup());
@@ -277,83 +354,63 @@ impl Picker {
         // Nearly always it ends here.
         if (first < backup_from || first_is_backup)
             && !self.trips[first].is_ill()
-            && let Some(pick) = self.choose(first, ask, rng)
+            && let Some(choice) = self.in_tier(first, ask, rng)
         {
-            return Some(pick);
+            return Some(choice);
         }
         for ill in [false, true] {
-            if first_is_backup && let Some(pick) = self.choose(first, ask, rng) {
-                return Some(pick);
+            if first_is_backup && let Some(choice) = self.in_tier(first, ask, rng) {
+                return Some(choice);
             }
             for tier in (0..tiers).map(order) {
                 if self.trips[tier].is_ill() == ill
-                    && let Some(pick) = self.choose(tier, ask, rng)
+                    && let Some(choice) = self.in_tier(tier, ask, rng)
                 {
-                    return Some(pick);
+                    return Some(choice);
                 }
             }
         }
         None
     }
 
-    fn choose(&mut self, tier: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Pick> {
+    fn in_tier(&mut self, tier: usize, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Choice> {
         let place = self.columns[tier].pick(ask.tried, rng)?;
-        let member = &self.upstream.tiers[tier].members[place];
-        Some(self.called(&member.endpoint, tier))
+        Some(self.called(Seat { tier, place }))
     }
 
-    fn called(&self, endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
-        let kind = match endpoint.word() {
-            Word::Vanished => PickKind::Panic,
-            Word::Sure | Word::Suspect => PickKind::Usual,
-        };
-        Pick {
-            endpoint: Arc::clone(endpoint),
-            tier,
-            kind,
-            patience: None,
-        }
+    fn called(&self, seat: Seat) -> Choice {
+        let kind = kind_of(&self.upstream.at(seat).endpoint);
+        Choice { seat, kind }
     }
 
     /// Nobody is usable: those that are merely new or full, then, if there is really nobody, those that were sent
     /// out.
-    fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+    fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Choice> {
         let limit = self.upstream.policy.limits.endpoint_requests;
-        let upstream = Arc::clone(&self.upstream);
-        let all = || {
-            let tiers = upstream.tiers.iter().enumerate();
-            tiers.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, m)))
-        };
+        let upstream = &*self.upstream;
+        let all = || upstream.seats().map(|seat| (seat, upstream.at(seat)));
         let untried = |endpoint: &Endpoint| !ask.tried.contains(&endpoint.id);
         let below = |endpoint: &Endpoint| limit.is_none_or(|limit| endpoint.in_flight() < limit);
         let spared = all()
             .filter(|(_, m)| !m.endpoint.is_ejected())
             .filter(|(_, m)| untried(&m.endpoint) && below(&m.endpoint))
-            .min_by_key(|(tier, m)| {
+            .min_by_key(|(seat, m)| {
                 let full = m.endpoint.full_for(now).is_some();
-                (full, *tier, m.endpoint.in_flight())
+                (full, seat.tier, m.endpoint.in_flight())
             });
-        if let Some((tier, member)) = spared {
-            return Some(Pick {
-                endpoint: Arc::clone(&member.endpoint),
-                tier,
-                kind: PickKind::Usual,
-                patience: None,
-            });
+        if let Some((seat, _)) = spared {
+            let kind = PickKind::Usual;
+            return Some(Choice { seat, kind });
         }
         if all().any(|(_, m)| !m.endpoint.is_ejected()) {
             return None;
         }
         // One request at a time, and each is a canary: an answer brings the endpoint back.
-        let (tier, member) = all()
+        let (seat, _) = all()
             .filter(|(_, m)| untried(&m.endpoint) && !m.endpoint.is_waited_for())
             .find(|(_, m)| m.endpoint.trial.claim_canary(now))?;
-        Some(Pick {
-            endpoint: Arc::clone(&member.endpoint),
-            tier,
-            kind: PickKind::Panic,
-            patience: None,
-        })
+        let kind = PickKind::Panic;
+        Some(Choice { seat, kind })
     }
 
     fn draw_tier(&mut self) -> usize {
@@ -399,41 +456,40 @@ impl Picker {
     }
 
     /// A request that finds out whether somebody is well again, if it is time for one.
-    fn canary(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
+    fn canary(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Choice> {
         let upstream = Arc::clone(&self.upstream);
         self.canary_credit = (self.canary_credit + CANARY_SHARE).min(1.0);
         self.trip_credit = (self.trip_credit + TRIP_CANARY_SHARE).min(1.0);
-        for (tier, members) in upstream.tiers.iter().map(|t| &t.members).enumerate() {
-            for index in &self.columns[tier].out {
-                let endpoint = &members[*index].endpoint;
-                if endpoint.trial.awaits_canary(ask.idempotent, now)
-                    && endpoint.trial.claim_canary(now)
-                {
-                    return Some(self.as_canary(endpoint, tier));
-                }
-            }
+        let columns = self.columns.iter().enumerate();
+        let mut out = columns.flat_map(|(tier, c)| c.out.iter().map(move |at| seat(tier, *at)));
+        let returning = out.find(|seat| {
+            let trial = &upstream.at(*seat).endpoint.trial;
+            trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now)
+        });
+        if let Some(seat) = returning {
+            return Some(as_canary(seat));
         }
         if self.trip_canary_is_due(ask, now)
-            && let Some((tier, endpoint)) = self.trip_candidate(&upstream)
+            && let Some(seat) = self.trip_candidate(&upstream)
         {
             self.trip_canary_goes(now);
-            return Some(self.as_canary(endpoint, tier));
+            return Some(as_canary(seat));
         }
         if ask.idempotent
             && self.canary_credit >= 1.0
             && upstream.policy.balance == Balance::LeastResponseTime
         {
-            let blemished = |(tier, index): (usize, usize)| {
-                let endpoint = &upstream.tiers[tier].members[index].endpoint;
+            let is_due = |seat: &Seat| {
+                let endpoint = &upstream.at(*seat).endpoint;
                 let due = now.since(endpoint.load().begun()) >= CANARY_AFTER;
-                (due && !endpoint.is_waited_for()).then_some((tier, endpoint))
+                due && !endpoint.is_waited_for()
             };
             let columns = self.columns.iter().enumerate();
-            let mut places = columns.flat_map(|(i, c)| c.blemished.iter().map(move |at| (i, *at)));
-            let found = places.find_map(blemished);
-            if let Some((tier, endpoint)) = found {
+            let mut blemished =
+                columns.flat_map(|(tier, c)| c.blemished.iter().map(move |at| seat(tier, *at)));
+            if let Some(seat) = blemished.find(is_due) {
                 self.canary_credit = 0.0;
-                return Some(self.as_canary(endpoint, tier));
+                return Some(as_canary(seat));
             }
         }
         None
@@ -450,28 +506,28 @@ impl Picker {
         self.trip_canary = now;
     }
 
-    fn as_canary(&self, endpoint: &Arc<Endpoint>, tier: usize) -> Pick {
+    /// How long to wait for the answer head of a canary in `tier`.
+    fn patience(&self, tier: usize) -> Duration {
         let usual = Duration::from_nanos(self.columns[tier].mean_latency as u64);
-        Pick {
-            endpoint: Arc::clone(endpoint),
-            tier,
-            kind: PickKind::Canary,
-            patience: Some((usual * CANARY_PATIENCE_TIMES).max(CANARY_PATIENCE_MIN)),
-        }
+        (usual * CANARY_PATIENCE_TIMES).max(CANARY_PATIENCE_MIN)
     }
 
     /// The endpoint of a tripped tier that has been left alone for longest.
-    fn trip_candidate<'a>(&self, upstream: &'a Upstream) -> Option<(usize, &'a Arc<Endpoint>)> {
-        let tiers = upstream.tiers.iter().enumerate();
-        let ill = tiers.filter(|(tier, _)| self.trips[*tier].is_ill());
-        let members = ill.flat_map(|(i, tier)| tier.members.iter().map(move |m| (i, &m.endpoint)));
-        members
-            .filter(|(tier, e)| !e.is_ejected() && !self.trips[*tier].is_proven(e))
+    fn trip_candidate(&self, upstream: &Upstream) -> Option<Seat> {
+        let of_ill = upstream.seats().filter(|s| self.trips[s.tier].is_ill());
+        let members = of_ill.map(|seat| (seat, &upstream.at(seat).endpoint));
+        let longest = members
+            .filter(|(seat, e)| !e.is_ejected() && !self.trips[seat.tier].is_proven(e))
             .filter(|(_, e)| !e.is_waited_for())
-            .min_by_key(|(_, e)| e.load().begun())
+            .min_by_key(|(_, e)| e.load().begun());
+        longest.map(|(seat, _)| seat)
     }
 
+    #[cold]
+    #[inline(never)]
     fn refresh(&mut self, now: Moment) {
+        self.tell_asked();
+        self.alarms = self.upstream.shared.alarms();
         let upstream = Arc::clone(&self.upstream);
         let may_be_silent = !self.stood_still(now);
         let mut endpoints = 0;
@@ -491,6 +547,10 @@ impl Picker {
         for ((tier, share), trip) in upstream.tiers.iter().zip(&self.shares).zip(&self.trips) {
             tier.live.publish(*share, trip.is_ill());
         }
+        let all_to_first = self.shares.first().is_some_and(|share| *share >= 1.0);
+        let is_calm =
+            all_to_first && !self.trips[0].is_ill() && !self.wants_canary && !upstream.panic;
+        self.calm = is_calm.then_some(0);
         self.refreshed = now;
         let scale = u32::try_from(endpoints).unwrap_or(u32::MAX) / REFRESH_ENDPOINTS;
         self.next_refresh = now + REFRESH * scale.max(1);
@@ -529,6 +589,23 @@ impl Picker {
             recovered |= state.health > before.health || state.capacity > before.capacity;
         }
         recovered
+    }
+}
+
+fn seat(tier: usize, place: usize) -> Seat {
+    Seat { tier, place }
+}
+
+fn as_canary(seat: Seat) -> Choice {
+    let kind = PickKind::Canary;
+    Choice { seat, kind }
+}
+
+/// What a pick of an endpoint by policy is called.
+fn kind_of(endpoint: &Endpoint) -> PickKind {
+    match endpoint.word() {
+        Word::Vanished => PickKind::Panic,
+        Word::Sure | Word::Suspect => PickKind::Usual,
     }
 }
 

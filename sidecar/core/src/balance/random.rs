@@ -62,6 +62,28 @@ impl Random {
         }
     }
 
+    /// A place by weight; everybody is open.
+    #[inline]
+    pub fn draw_of_all(&self, rng: &mut impl Rng) -> Option<usize> {
+        (!self.slots.is_empty()).then(|| self.place(rng))
+    }
+
+    /// Two distinct places by weight; the second is `None` where there is only one. Everybody is open.
+    #[inline]
+    pub fn draw_two_of_all(&self, rng: &mut impl Rng) -> Option<(usize, Option<usize>)> {
+        let n = self.slots.len() as u64;
+        if !self.even || n < 2 {
+            let first = self.draw_of_all(rng)?;
+            return Some((first, self.draw(|place| place != first, rng)));
+        }
+        let dice = rng.next_u64();
+        let first = ((dice >> 32) * n) >> 32;
+        // One place less to choose from, and those from the first on are one further.
+        let second = (u64::from(dice as u32) * (n - 1)) >> 32;
+        let second = second + u64::from(second >= first);
+        Some((first as usize, Some(second as usize)))
+    }
+
     /// A place by weight among those that `open` allows.
     pub fn draw(&self, open: impl Fn(usize) -> bool, rng: &mut impl Rng) -> Option<usize> {
         if self.slots.is_empty() {
@@ -76,6 +98,7 @@ impl Random {
         self.draw_among_open(open, rng)
     }
 
+    #[inline]
     fn place(&self, rng: &mut impl Rng) -> usize {
         let n = self.slots.len() as u64;
         let dice = rng.next_u64();

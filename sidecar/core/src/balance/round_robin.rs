@@ -1,12 +1,14 @@
 //! Everybody in turn, by weight and smoothly: A A B A for 3:1, never A A A B.
 //!
-//! Not here: who may have a turn; the caller's `open` says. Equal weights go round a ring; differing ones are an
-//! earliest-deadline-first queue, each turn 1 / weight after the one before.
+//! Not here: who may have a turn; the caller's `open` says. Equal weights go round a ring. With differing ones each has
+//! a turn every 1 / weight of a virtual time, earliest first. A heap would find the next of them in O(log n) and miss
+//! the cache on the way; here the turns of a whole stretch of that time are sorted at once, which comes to the same
+//! order and to a few nanoseconds a turn.
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::{BTreeMap, BinaryHeap},
-};
+use std::collections::BTreeMap;
+
+/// Fewest turns that are planned at once: with few endpoints, so that planning is not every other pick.
+const PLANNED_MIN: usize = 64;
 
 /// Whose turn is next. Places are indices into the tier's members.
 #[derive(Debug)]
@@ -14,42 +16,37 @@ pub(super) struct RoundRobin {
     /// Last place that had a turn on the ring.
     cursor: usize,
     even: bool,
-    /// Virtual time of the last turn by weight.
-    clock: f64,
-    turns: BinaryHeap<Reverse<Turn>>,
+    /// As last told; 0 has no turn.
+    weights: Vec<f32>,
+    /// When the next turn is that is not in `plan`, counted from where the plan begins.
+    next_at: Vec<f64>,
+    /// The turns of one stretch, earliest first.
+    plan: Vec<Turn>,
+    /// How many of them are over.
+    done: usize,
+    /// How long the stretch is.
+    stretch: f64,
     /// A random number of each place, so that sidecars differ in who comes first.
     phase: Vec<f64>,
-    /// Who has a turn ahead; kept so that a refresh allocates nothing.
-    queued: Vec<bool>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Turn {
-    at: f64,
-    /// Longer steps go first among equals: the rare one must not be put off by the frequent one.
-    step: f64,
-    place: usize,
-}
+/// One turn: its time in the upper half (the bits of a positive number are in the order of the numbers), its place in
+/// the lower, so that sorting is of plain integers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Turn(u64);
 
-impl PartialEq for Turn {
-    fn eq(&self, other: &Turn) -> bool {
-        self.cmp(other) == Ordering::Equal
+impl Turn {
+    fn new(at: f64, place: usize) -> Turn {
+        Turn(u64::from((at as f32).to_bits()) << 32 | place as u64)
     }
-}
 
-impl Eq for Turn {}
-
-impl PartialOrd for Turn {
-    fn partial_cmp(&self, other: &Turn) -> Option<Ordering> {
-        Some(self.cmp(other))
+    fn at(self) -> f64 {
+        f64::from(f32::from_bits((self.0 >> 32) as u32))
     }
-}
 
-impl Ord for Turn {
-    fn cmp(&self, other: &Turn) -> Ordering {
-        let at = self.at.total_cmp(&other.at);
-        at.then(other.step.total_cmp(&self.step))
-            .then(self.place.cmp(&other.place))
+    #[inline]
+    fn place(self) -> usize {
+        self.0 as u32 as usize
     }
 }
 
@@ -60,10 +57,13 @@ impl RoundRobin {
         RoundRobin {
             cursor: (salt % n.max(1) as u64) as usize,
             even: true,
-            clock: 0.0,
-            turns: BinaryHeap::with_capacity(n),
+            weights: vec![0.0; n],
+            next_at: vec![0.0; n],
+            // Everyone has at most one turn more in a stretch than its share of it.
+            plan: Vec::with_capacity(n + planned(n)),
+            done: 0,
+            stretch: 0.0,
             phase: ids.iter().map(|id| fraction(salt ^ id)).collect(),
-            queued: vec![false; n],
         }
     }
 
@@ -71,7 +71,6 @@ impl RoundRobin {
     pub fn carried(&self, old: &[u64], new: &[u64], salt: u64) -> RoundRobin {
         let mut next = RoundRobin::new(new, salt);
         next.even = self.even;
-        next.clock = self.clock;
         let places: BTreeMap<u64, usize> = new.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         // Whoever had the last turn, or the nearest before it that is still there, marks the place.
         let n = old.len();
@@ -79,12 +78,12 @@ impl RoundRobin {
         if let Some(place) = before.filter_map(|id| places.get(&id)).next() {
             next.cursor = *place;
         }
-        for Reverse(turn) in &self.turns {
-            if let Some(place) = places.get(&old[turn.place]) {
-                next.turns.push(Reverse(Turn {
-                    place: *place,
-                    ..*turn
-                }));
+        let mut ahead = self.next_at.clone();
+        self.unplanned(&mut ahead);
+        for (place, id) in old.iter().enumerate() {
+            if let Some(now_at) = places.get(id) {
+                next.weights[*now_at] = self.weights[place];
+                next.next_at[*now_at] = ahead[place];
             }
         }
         next
@@ -95,62 +94,120 @@ impl RoundRobin {
         let mut some = weights.iter().filter(|w| **w > 0.0);
         let first = some.next().copied().unwrap_or(1.0);
         self.even = some.all(|w| *w == first);
-        if self.even {
-            self.turns.clear();
+        if self.weights == weights {
             return;
         }
-        self.queued.fill(false);
-        for Reverse(turn) in &self.turns {
-            self.queued[turn.place] = true;
-        }
+        let mut ahead = std::mem::take(&mut self.next_at);
+        self.unplanned(&mut ahead);
+        self.next_at = ahead;
+        (self.done, self.stretch) = (0, 0.0);
+        self.plan.clear();
         for (place, weight) in weights.iter().enumerate() {
-            if *weight > 0.0 && !self.queued[place] {
-                let step = 1.0 / f64::from(*weight);
-                let at = self.clock + step * self.phase[place];
-                self.turns.push(Reverse(Turn { at, step, place }));
+            let before = std::mem::replace(&mut self.weights[place], *weight);
+            let at = &mut self.next_at[place];
+            if *weight <= 0.0 {
+                continue;
             }
+            let step = 1.0 / f64::from(*weight);
+            *at = if before > 0.0 {
+                // Whatever part of the way to its next turn is behind it stays behind it.
+                (*at * f64::from(before) * step).min(step)
+            } else {
+                step * self.phase[place]
+            };
         }
     }
 
-    /// The place whose turn it is, and its turn is over.
-    pub fn next(&mut self, weights: &[f32], open: impl Fn(usize) -> bool) -> Option<usize> {
-        let n = weights.len();
-        if self.even {
-            for _ in 0..n {
-                self.cursor = if self.cursor + 1 < n {
-                    self.cursor + 1
-                } else {
-                    0
-                };
-                if open(self.cursor) {
-                    return Some(self.cursor);
-                }
-            }
-            return None;
+    /// Times of the next turns from now on, as if nothing were planned.
+    fn unplanned(&self, next_at: &mut [f64]) {
+        let rest = self.plan.get(self.done..).unwrap_or_default();
+        // Where a plan ends begins the time after it.
+        let now = match rest.first() {
+            Some(turn) => turn.at(),
+            None => self.stretch,
+        };
+        for turn in rest.iter().rev() {
+            next_at[turn.place()] = turn.at();
         }
-        for _ in 0..2 * self.turns.len() {
-            let mut first = self.turns.peek_mut()?;
-            let Turn { at, place, .. } = first.0;
-            if weights[place] <= 0.0 {
-                // It comes back into the queue when it has weight again.
-                std::collections::binary_heap::PeekMut::pop(first);
+        for at in next_at {
+            *at = (*at - now).max(0.0);
+        }
+    }
+
+    /// Plans the turns of the next stretch, which is as long as to give about everyone one turn.
+    fn plan(&mut self) {
+        let all: f64 = self.weights.iter().map(|w| f64::from(*w)).sum();
+        self.plan.clear();
+        self.done = 0;
+        if all <= 0.0 {
+            return;
+        }
+        let behind = std::mem::replace(&mut self.stretch, planned(self.weights.len()) as f64 / all);
+        for (place, weight) in self.weights.iter().enumerate() {
+            if *weight <= 0.0 {
                 continue;
             }
-            let step = 1.0 / f64::from(weights[place]);
-            let next = at.max(self.clock) + step;
-            *first = Reverse(Turn {
-                at: next,
-                step,
-                place,
-            });
-            drop(first);
+            let step = 1.0 / f64::from(*weight);
+            let mut at = self.next_at[place] - behind;
+            while at < self.stretch {
+                self.plan.push(Turn::new(at.max(0.0), place));
+                at += step;
+            }
+            self.next_at[place] = at;
+        }
+        self.plan.sort_unstable();
+    }
+
+    /// The next place where all weights are equal and all are open.
+    #[inline]
+    fn step(&mut self) -> usize {
+        self.cursor += 1;
+        if self.cursor >= self.weights.len() {
+            self.cursor = 0;
+        }
+        self.cursor
+    }
+
+    #[inline]
+    fn turn(&mut self) -> Option<usize> {
+        if self.done == self.plan.len() {
+            self.plan();
+        }
+        let turn = self.plan.get(self.done)?;
+        self.done += 1;
+        Some(turn.place())
+    }
+
+    /// The place whose turn it is, and its turn is over; everybody is open.
+    #[inline]
+    pub fn next_of_all(&mut self) -> Option<usize> {
+        if self.even {
+            Some(self.step())
+        } else {
+            self.turn()
+        }
+    }
+
+    /// The place whose turn it is among those that `open` allows, and its turn is over.
+    pub fn next(&mut self, open: impl Fn(usize) -> bool) -> Option<usize> {
+        let n = self.weights.len();
+        if self.even {
+            return (0..n).map(|_| self.step()).find(|place| open(*place));
+        }
+        // Not even a whole plan need have a turn of the only one that is open, if the others weigh far more.
+        for _ in 0..self.plan.capacity() {
+            let place = self.turn()?;
             if open(place) {
-                self.clock = self.clock.max(at);
                 return Some(place);
             }
         }
-        None
+        (0..n).map(|_| self.step()).find(|place| open(*place))
     }
+}
+
+/// Turns that are planned at once for `n` endpoints.
+fn planned(n: usize) -> usize {
+    n.max(PLANNED_MIN)
 }
 
 /// A number from 0 to 1 that looks random (the finalizer of splitmix64).
@@ -159,4 +216,66 @@ fn fraction(seed: u64) -> f64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whose turns they are for `turns` of them, by looking for the earliest each time.
+    fn one_by_one(weights: &[f32], phase: &[f64], turns: usize) -> Vec<usize> {
+        let step = |place: usize| 1.0 / f64::from(weights[place]);
+        let mut at: Vec<f64> = (0..weights.len()).map(|i| phase[i] * step(i)).collect();
+        let mut earliest = || {
+            let place = (0..at.len()).min_by(|a, b| at[*a].total_cmp(&at[*b]))?;
+            at[place] += step(place);
+            Some(place)
+        };
+        (0..turns).map_while(|_| earliest()).collect()
+    }
+
+    #[test]
+    fn planned_turns_are_those_of_an_earliest_deadline_queue() {
+        for weights in [vec![3.0, 1.0], vec![1.0, 7.0, 50.0, 1_000.0], vec![0.1; 3]] {
+            let ids: Vec<u64> = (1..=weights.len() as u64).collect();
+            let mut turns = RoundRobin::new(&ids, 7);
+            turns.weigh(&weights);
+            turns.even = false;
+            let want = one_by_one(&weights, &turns.phase, 1_000);
+            let got: Vec<usize> = (0..1_000).map_while(|_| turns.next_of_all()).collect();
+            assert_eq!(got, want, "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_weights_gives_nobody_a_turn_too_many() {
+        let ids: Vec<u64> = (1..=4).collect();
+        let mut turns = RoundRobin::new(&ids, 7);
+        let mut counts = [0.0; 4];
+        let mut due = [0.0; 4];
+        for round in 0..500_u16 {
+            let weights = [100.0, 300.0, 100.0 + f32::from(round), 10.0];
+            turns.weigh(&weights);
+            let sum: f32 = weights.iter().sum();
+            for _ in 0..7 {
+                counts[turns.next_of_all().expect("all have weight")] += 1.0;
+                for (due, weight) in due.iter_mut().zip(weights) {
+                    *due += weight / sum;
+                }
+            }
+        }
+        let off = counts.iter().zip(due).map(|(got, due)| got - due);
+        assert!(
+            off.into_iter().all(|off| off.abs() < 2.0),
+            "{counts:?} {due:?}"
+        );
+    }
+
+    #[test]
+    fn the_only_open_one_is_found_however_little_it_weighs() {
+        let mut turns = RoundRobin::new(&[1, 2, 3], 7);
+        turns.weigh(&[1.0, 65_535.0, 65_535.0]);
+        assert_eq!(turns.next(|place| place == 0), Some(0));
+        assert_eq!(turns.next(|_| false), None);
+    }
 }

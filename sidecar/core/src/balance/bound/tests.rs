@@ -142,7 +142,7 @@ fn an_owner_comes_back_by_one_request_of_its_own_keys() {
         let pick = picker
             .pick(&ask(key), at(5_000), &mut rng)
             .expect("some are in");
-        if pick.kind == super::super::PickKind::Canary {
+        if pick.kind == PickKind::Canary {
             canaries.push(key as usize);
         }
         let is_owner = pick.endpoint.key.instance == before[key as usize];
@@ -216,7 +216,7 @@ fn keys_leave_a_zone_that_tripped_and_its_own_keys_find_out_when_it_is_back() {
         let pick = picker
             .pick(&ask(key), at(101), &mut rng)
             .expect("some are in");
-        let is_canary = pick.kind == super::super::PickKind::Canary;
+        let is_canary = pick.kind == PickKind::Canary;
         assert!(is_canary || pick.tier != 0, "{pick:?}");
         canaries += usize::from(is_canary);
     }
@@ -491,10 +491,7 @@ fn a_session_whose_instance_is_out_goes_elsewhere_and_an_unknown_one_begins_anew
     let pick = picker
         .pick(&stays(session), at(5_000), &mut rng)
         .expect("it may be well");
-    assert_eq!(
-        (pick.endpoint.id, pick.kind),
-        (out, super::super::PickKind::Canary)
-    );
+    assert_eq!((pick.endpoint.id, pick.kind), (out, PickKind::Canary));
     // Keys were changed: what was made with the old one means nobody.
     stage.session_keys = Arc::new(mesh_proto::session::SessionKeys::new([[9; 32]]));
     let rekeyed = stage.build(at(6_000));
@@ -522,7 +519,7 @@ fn whoever_has_no_place_in_the_order_of_zones_hosts_nobody() {
 
 #[test]
 fn an_address_stays_where_it_was_sent_first_for_as_long_as_it_comes_back() {
-    let ttl = std::time::Duration::from_secs(60);
+    let ttl = Duration::from_secs(60);
     let mut stage = sticky(&["a1"; 4], Sticky::SourceIp { ttl });
     let upstream = stage.build(at(0));
     let mut here = picker(&upstream);
@@ -567,7 +564,7 @@ fn an_address_stays_where_it_was_sent_first_for_as_long_as_it_comes_back() {
 
 #[test]
 fn clients_by_address_find_out_when_their_instance_is_back_and_return() {
-    let ttl = std::time::Duration::from_secs(600);
+    let ttl = Duration::from_secs(600);
     let upstream = sticky(&["a1"; 4], Sticky::SourceIp { ttl }).build(at(0));
     let mut picker = picker(&upstream);
     let mut rng = dice(1);
@@ -591,9 +588,7 @@ fn clients_by_address_find_out_when_their_instance_is_back_and_return() {
     );
     // The same clients as ever, and nobody new: one of those that belong there is its canary.
     let later = all(at(60_000));
-    let canaries = later
-        .iter()
-        .filter(|p| p.kind == super::super::PickKind::Canary);
+    let canaries = later.iter().filter(|p| p.kind == PickKind::Canary);
     assert!(
         canaries
             .into_iter()
