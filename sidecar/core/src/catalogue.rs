@@ -15,6 +15,8 @@ use mesh_proto::{
     },
 };
 
+use crate::table::Table;
+
 /// Owners remembered, dead ones included.
 pub const OWNERS_MAX: usize = 16_384;
 
@@ -25,15 +27,17 @@ pub const SLOTS_MAX: usize = 4_096;
 pub const RECORDS_MAX: usize = 200_000;
 
 /// Everything every node offers, as far as it is known here.
-#[derive(Debug)]
+///
+/// Copies share what they have in common.
+#[derive(Clone, Debug)]
 pub struct Catalogue {
-    owners: BTreeMap<u64, Owner>,
+    owners: Table<Arc<Owner>>,
     buckets: [u64; BUCKETS],
     records: usize,
 }
 
 /// One node's part.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Owner {
     /// The start of the owner that wrote it.
     pub epoch: u64,
@@ -95,7 +99,7 @@ pub struct News {
 impl Default for Catalogue {
     fn default() -> Catalogue {
         Catalogue {
-            owners: BTreeMap::new(),
+            owners: Table::default(),
             buckets: [0; BUCKETS],
             records: 0,
         }
@@ -125,21 +129,26 @@ impl Catalogue {
     /// Whether a record is known already, or something newer: then merging it changes nothing.
     pub fn is_stale(&self, head: &Head, bytes: &[u8]) -> bool {
         self.owners
-            .get(&head.owner)
+            .get(head.owner)
             .is_some_and(|owner| owner.is_stale(head, bytes))
     }
 
     fn merge(&mut self, head: Head, body: Body, bytes: &[u8]) -> Applied {
-        if !self.owners.contains_key(&head.owner) && self.owners.len() >= OWNERS_MAX {
+        let held = self.owners.get(head.owner);
+        if held.is_none() && self.owners.len() >= OWNERS_MAX {
             return Applied::Full;
         }
-        let owner = self
-            .owners
-            .entry(head.owner)
-            .or_insert_with(|| Owner::new(head.epoch));
-        if head.epoch < owner.epoch {
+        if held.is_some_and(|held| held.is_stale(&head, bytes)) {
             return Applied::Stale;
         }
+        if held.is_none() {
+            let new = Arc::new(Owner::new(head.epoch));
+            self.owners.insert(head.owner, new);
+        }
+        let Some(owner) = self.owners.get_mut(head.owner) else {
+            return Applied::Stale;
+        };
+        let owner = Arc::make_mut(owner);
         let hash_before = owner.told_hash();
         if head.epoch > owner.epoch {
             self.records -= owner.entries.len();
@@ -172,8 +181,8 @@ impl Catalogue {
         let told = self
             .owners
             .iter()
-            .filter(move |(id, owner)| !owner.dormant && set & (1 << bucket(**id)) != 0);
-        told.map(|(&id, owner)| OwnerDigest {
+            .filter(move |(id, owner)| !owner.dormant && set & (1 << bucket(*id)) != 0);
+        told.map(|(id, owner)| OwnerDigest {
             id,
             epoch: owner.epoch,
             hash: owner.hash,
@@ -182,7 +191,7 @@ impl Catalogue {
 
     /// One owner's digest, if it is told to others.
     pub fn digest(&self, id: u64) -> Option<OwnerDigest> {
-        let owner = self.owners.get(&id).filter(|owner| !owner.dormant)?;
+        let owner = self.owners.get(id).filter(|owner| !owner.dormant)?;
         Some(OwnerDigest {
             id,
             epoch: owner.epoch,
@@ -192,17 +201,21 @@ impl Catalogue {
 
     /// All owners, by id.
     pub fn owners(&self) -> impl Iterator<Item = (u64, &Owner)> {
-        self.owners.iter().map(|(id, owner)| (*id, owner))
+        self.owners.iter().map(|(id, owner)| (id, &**owner))
     }
 
     /// One owner's part.
     pub fn owner(&self, id: u64) -> Option<&Owner> {
-        self.owners.get(&id)
+        self.owners.get(id).map(|owner| &**owner)
     }
 
     /// Tells an owner to others no more (or again). What was told before stays known to them.
     pub fn set_dormant(&mut self, id: u64, dormant: bool) {
-        if let Some(owner) = self.owners.get_mut(&id) {
+        if (self.owners.get(id)).is_none_or(|owner| owner.dormant == dormant) {
+            return;
+        }
+        if let Some(owner) = self.owners.get_mut(id) {
+            let owner = Arc::make_mut(owner);
             let before = owner.told_hash();
             owner.dormant = dormant;
             let change = owner.told_hash().wrapping_sub(before);
@@ -214,7 +227,7 @@ impl Catalogue {
     /// Forgets an owner.
     pub fn forget(&mut self, id: u64) {
         self.set_dormant(id, true);
-        if let Some(owner) = self.owners.remove(&id) {
+        if let Some(owner) = self.owners.remove(id) {
             self.records -= owner.entries.len();
         }
     }

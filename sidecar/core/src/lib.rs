@@ -22,6 +22,7 @@ pub mod route;
 pub mod session;
 pub mod sim;
 pub mod snapshot;
+mod table;
 pub mod upstream;
 pub mod zone;
 

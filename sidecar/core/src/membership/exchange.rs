@@ -9,7 +9,7 @@
 //! Both sides name themselves in turns 3 and 4, since either may have learned in between that it was taken for dead.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -25,7 +25,6 @@ use mesh_proto::{
 use super::{
     CallEnd, CallId, Effect, Membership, Notice,
     peers::{Evidence, MEMBERS_MAX, member_hash},
-    rumours::Rumours,
 };
 use crate::{catalogue::OWNERS_MAX, mesh::Stream, moment::Moment};
 
@@ -330,9 +329,8 @@ impl Membership {
             CallEnd::Closed | CallEnd::Failed => (Evidence::Silent, Stream::Silent),
         };
         self.streams.note(peer.id, stream, now);
-        let is_deaf = self.is_deaf(now);
-        if let Some(peer) = self.peers.get_mut(peer.id).filter(|_| is_deaf) {
-            peer.evidence = Some(evidence);
+        if self.is_deaf(now) {
+            self.peers.set_evidence(peer.id, evidence);
         }
     }
 
@@ -380,8 +378,8 @@ impl Membership {
     fn on_probe_answered(&mut self, from: Member, now: Moment) {
         self.swim.answered(&from, now);
         self.settle(now);
-        if let Some(peer) = self.peers.get_mut(from.id) {
-            peer.evidence = Some(Evidence::Answered);
+        if self.peers.get(from.id).is_some() {
+            self.peers.set_evidence(from.id, Evidence::Answered);
             self.streams.note(from.id, Stream::Answered, now);
         }
         if self.is_deaf(now) && !self.loss_told {
@@ -500,40 +498,9 @@ impl Membership {
         self.effects.push_back(Effect::Frame { call, payload });
     }
 
-    // ---- for simulations ----
-
-    /// Takes over members and records as after a whole exchange, so that a simulated mesh need not find together.
-    pub fn acquaint(&mut self, standings: &[Standing], records: &[Arc<[u8]>], now: Moment) {
-        self.take_standings(standings, false, now);
-        for record in records {
-            self.take_in(record, false, now);
-        }
-        self.refresh(now);
-        // Everybody was told what we have to say.
-        self.rumours = Rumours::default();
-        // Ten thousand machines of ten thousand peers each live in one process.
-        self.effects = VecDeque::new();
-        self.touched = Vec::new();
-        self.peers.shrink();
-        self.joined = true;
-        self.exchange_at = self.exchange_at.max(now + self.backstop(now));
-    }
-
-    /// Forgets what this node said of itself and was not told yet: a member without records.
-    pub fn hush(&mut self) {
-        self.offers.flush();
-        self.catalogue.forget(self.settings.me.id);
-        self.rumours = Rumours::default();
-    }
-
-    /// What this node says of itself.
-    pub fn own_records(&self) -> Vec<Arc<[u8]>> {
-        self.records([self.settings.me.id].into_iter())
-    }
-
     // ---- what is told ----
 
-    fn own_standing(&self) -> Standing {
+    pub(super) fn own_standing(&self) -> Standing {
         Standing {
             member: self.me(),
             incarnation: 0,
@@ -544,29 +511,20 @@ impl Membership {
 
     /// Everybody and how we see them, ourselves included, those about to be forgotten left out.
     fn standings(&self, now: Moment) -> impl Iterator<Item = Standing> + '_ {
-        let others = (self.swim.members())
-            .filter(move |member| self.peers.is_told(member.id().id, now))
-            .map(move |member| Standing {
-                member: *member.id(),
-                incarnation: member.incarnation(),
-                state: member.state(),
-                down_for_s: self.down_for_s(member, now),
-            });
+        let told = self.peers.iter().filter(move |(_, peer)| peer.is_told(now));
+        let others = told.filter_map(move |(_, peer)| {
+            Some(Standing {
+                member: peer.member?,
+                incarnation: peer.incarnation,
+                state: peer.standing,
+                down_for_s: peer.down_for_s(now),
+            })
+        });
         others.chain([self.own_standing()])
     }
 
-    fn down_for_s(&self, member: &foca::Member<Member>, now: Moment) -> u32 {
-        let peer = self
-            .peers
-            .get(member.id().id)
-            .filter(|peer| !peer.is_active());
-        peer.map_or(0, |peer| {
-            u32::try_from(peer.lasts(now).as_secs()).unwrap_or(u32::MAX)
-        })
-    }
-
     /// What these owners say, as far as it fits into one exchange; the next one carries the rest.
-    fn records(&self, owners: impl Iterator<Item = u64>) -> Vec<Arc<[u8]>> {
+    pub(super) fn records(&self, owners: impl Iterator<Item = u64>) -> Vec<Arc<[u8]>> {
         let mut bytes = 0;
         owners
             .filter_map(|owner| self.catalogue.owner(owner))
@@ -592,7 +550,7 @@ impl Membership {
     }
 
     /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
-    fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
+    pub(super) fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
         let mut updates = Vec::with_capacity(standings.len());
         let mut strangers = Vec::new();
         for standing in standings {

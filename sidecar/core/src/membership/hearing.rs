@@ -2,6 +2,8 @@
 //!
 //! Not here: how judgement is withheld (`swim.rs`).
 
+use mesh_proto::member::Member;
+
 use super::{
     Effect, Membership, Notice,
     peers::{Evidence, Peer},
@@ -16,9 +18,7 @@ impl Membership {
         if was_deaf {
             self.swim.hear_again(now);
             self.loss_told = false;
-            for (_, peer) in self.peers.iter_mut() {
-                peer.evidence = None;
-            }
+            self.peers.forget_evidence();
         }
         self.set_isolated(false);
     }
@@ -37,14 +37,15 @@ impl Membership {
         // single peer can be the cause, several at once hardly, unless another one refuses.
         let waited = now.since(self.heard) >= self.settings.pace.calm;
         let is_only_one = self.peers.active().count() == 1;
-        let is_refused = |(_, peer): (_, &Peer)| peer.evidence == Some(Evidence::Refused);
-        let is_any_refused = self.peers.active().any(is_refused);
+        let evidence = |(member, _): (Member, &Peer)| self.peers.evidence(member.id);
+        let is_any_refused =
+            (self.peers.active()).any(|peer| evidence(peer) == Some(Evidence::Refused));
         let is_gone = |evidence| match evidence {
             Some(Evidence::Refused) => true,
             Some(Evidence::Silent) => waited && (is_only_one || is_any_refused),
             Some(Evidence::Answered) | None => false,
         };
-        if self.peers.active().all(|(_, peer)| is_gone(peer.evidence)) {
+        if self.peers.active().all(|peer| is_gone(evidence(peer))) {
             Trust::Judge
         } else {
             Trust::Withhold

@@ -7,6 +7,7 @@
 //! rumours miss is repaired by exchanges over streams (`exchange.rs`): every datagram carries a hash of what the
 //! sender knows, and two peers that differ for a second compare.
 
+mod acquaintance;
 mod doubts;
 mod exchange;
 mod hearing;
@@ -43,11 +44,11 @@ use self::{
     near::Distances,
     offers::Offers,
     packet::Packet,
-    peers::{MEMBERS_MAX, Peers},
+    peers::{MEMBERS_MAX, Peer, Peers},
     remarks::Streams,
     repair::{BACKSTOP_IN_TROUBLE, RETRY_DOWN},
     rumours::{RUMOURS_MAX, Rumours},
-    swim::{Swim, Watch},
+    swim::{FANOUT, Swim, Watch},
     telling::Words,
 };
 use crate::{
@@ -502,7 +503,8 @@ impl Membership {
         let (src, incarnation) = (packet.header.src, packet.header.src_incarnation);
         let source = foca::Member::new(src, incarnation, foca::State::Alive);
         let learns_source = self.peers.learns_from(&source);
-        let is_stranger = self.peers.get(src.id).is_none();
+        let known = self.peers.get(src.id);
+        let (is_stranger, known) = (known.is_none(), known.and_then(Peer::as_known));
         if !self.is_credible(&src, now) || (is_stranger && !learns_source) {
             return;
         }
@@ -517,6 +519,9 @@ impl Membership {
         self.touched
             .extend(updates.iter().map(|update| update.id().id));
         packet.updates = updates;
+        if let Some(known) = known {
+            self.swim.invite(known);
+        }
         let rewritten = (packet.updates.len() < told).then(|| packet.write());
         let bytes = rewritten.as_deref().unwrap_or(bytes);
         if self.swim.on_packet(&packet.header, bytes, now).is_err() {
@@ -642,6 +647,7 @@ impl Membership {
         self.consult(now);
         self.look_after_doubts(now);
         self.look_after_differences(now);
+        self.look_after_view();
         self.look_after_exchanges(now);
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP;
@@ -719,11 +725,14 @@ impl Membership {
     /// Takes over what SWIM and the records say of the nodes touched.
     fn refresh(&mut self, now: Moment) {
         self.swim.take_touched(&mut self.touched);
-        if self.touched.is_empty() {
+        let outside = self.swim.take_outside();
+        if self.touched.is_empty() && outside.is_empty() {
             return;
         }
         let had_company = self.peers.has_active();
-        let changed = (self.peers).refresh(&mut self.touched, &self.swim, &self.catalogue, now);
+        let (swim, catalogue) = (&self.swim, &self.catalogue);
+        let changed = (self.peers).refresh(&mut self.touched, &outside, swim, catalogue, now);
+        self.swim.set_size(self.peers.living() + 1);
         for (id, state) in changed {
             self.changed = true;
             self.counts.suspicions += u64::from(state == NodeState::Suspect);
@@ -739,6 +748,17 @@ impl Membership {
         if !had_company {
             // There was nobody to hear until now.
             self.heard = self.heard.max(now);
+        }
+    }
+
+    /// Keeps what foca looks at of a large mesh at its size.
+    fn look_after_view(&mut self) {
+        self.swim.dismiss(self.peers.living());
+        if self.swim.is_short() {
+            for member in self.peers.some_active(FANOUT, &mut self.rng) {
+                let known = self.peers.get(member.id).and_then(Peer::as_known);
+                known.into_iter().for_each(|known| self.swim.admit(known));
+            }
         }
     }
 

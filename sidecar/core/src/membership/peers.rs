@@ -2,11 +2,15 @@
 //!
 //! Not here: how it is found out (`swim.rs`, `exchange.rs`) and the records themselves (`catalogue.rs`).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use foca::Identity;
 use mesh_proto::member::Member;
-use rand::{Rng, RngExt, seq::IteratorRandom};
+use rand::{Rng, seq::IteratorRandom};
 
 use super::{
     offers::Offers,
@@ -16,6 +20,7 @@ use crate::{
     catalogue::{Catalogue, Content, OWNERS_MAX, mix},
     mesh::{Demand, Instance, Mesh, Node, NodeState},
     moment::Moment,
+    table::Table,
 };
 
 /// An owner dead for so long is not told to others any more, so that nobody hands it back to one who forgot it.
@@ -26,7 +31,7 @@ pub const MEMBERS_MAX: usize = OWNERS_MAX;
 
 /// One other node.
 ///
-/// There may be ten thousand of them, so what only a few have is kept apart.
+/// There may be ten thousand of them, so what only a few have is kept apart ([`Marks`]).
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// As SWIM knows it; `None` while only records of it are known.
@@ -37,24 +42,25 @@ pub struct Peer {
     pub standing: foca::State,
     /// How it is, goodbyes included.
     pub state: NodeState,
-    /// It was asked whether it still differs.
-    pub asked: bool,
-    /// What a stream to it came to while we heard nothing.
-    pub evidence: Option<Evidence>,
     /// How long it had been so when we learned it, where others said so, in seconds.
     pub before_s: u32,
     /// Since when.
     pub since: Moment,
-    rare: Option<Box<Rare>>,
 }
 
 /// What is known of few.
-#[derive(Clone, Default, Debug)]
-struct Rare {
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Marks {
+    /// Its catalogue differs from ours since then.
     differs: Option<Moment>,
+    /// It was asked whether it still differs.
+    asked: bool,
+    /// The last exchange that we began with it.
     exchanged: Option<Moment>,
     /// The last goodbye heard.
     goodbye: Option<Goodbye>,
+    /// What a stream to it came to while we heard nothing.
+    evidence: Option<Evidence>,
 }
 
 /// A goodbye that a node's records said.
@@ -84,28 +90,15 @@ impl Peer {
             incarnation: 0,
             standing: foca::State::Down,
             state: NodeState::Down,
-            asked: false,
-            evidence: None,
             before_s: 0,
             since: now,
-            rare: None,
         }
     }
 
-    /// Whether `member` said goodbye, by what the catalogue has of its node now or had earlier.
-    fn has_left(&mut self, member: Member, said: Option<Said>) -> bool {
-        let goodbye = self.rare.as_ref().and_then(|rare| rare.goodbye);
-        if let Some(Said { epoch, left }) = said {
-            let is_known = goodbye.is_some_and(|goodbye| goodbye.epoch == epoch);
-            match (left, is_known, goodbye) {
-                (true, false, _) => self.rare().goodbye = Some(Goodbye { epoch, member }),
-                // A goodbye outlives the record that said it, but not the records of its node's next start.
-                (false, _, Some(goodbye)) if goodbye.epoch <= epoch => self.rare().goodbye = None,
-                _ => {}
-            }
-        }
-        let goodbye = self.rare.as_ref().and_then(|rare| rare.goodbye);
-        goodbye.is_some_and(|goodbye| goodbye.member == member)
+    /// As SWIM would have it.
+    pub fn as_known(&self) -> Option<foca::Member<Member>> {
+        let member = self.member?;
+        Some(foca::Member::new(member, self.incarnation, self.standing))
     }
 
     /// How long it has been as it is.
@@ -113,23 +106,22 @@ impl Peer {
         Duration::from_secs(self.before_s.into()) + now.since(self.since)
     }
 
+    /// Whether others are still told of it.
+    pub fn is_told(&self, now: Moment) -> bool {
+        self.is_active() || self.lasts(now) < DORMANT_AFTER
+    }
+
+    /// For how long it has been down, in seconds.
+    pub fn down_for_s(&self, now: Moment) -> u32 {
+        if self.is_active() {
+            return 0;
+        }
+        u32::try_from(self.lasts(now).as_secs()).unwrap_or(u32::MAX)
+    }
+
     /// Whether SWIM counts it among the living.
     pub fn is_active(&self) -> bool {
         matches!(self.state, NodeState::Alive | NodeState::Suspect)
-    }
-
-    /// The last exchange that we began with it.
-    pub fn exchanged(&self) -> Option<Moment> {
-        self.rare.as_ref()?.exchanged
-    }
-
-    /// Its catalogue differs from ours since then.
-    pub fn differs(&self) -> Option<Moment> {
-        self.rare.as_ref()?.differs
-    }
-
-    fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
     }
 
     /// Whether SWIM would learn anything from an update.
@@ -150,6 +142,12 @@ impl Peer {
         }
     }
 
+    /// Whether there is nothing new in how SWIM knows it.
+    fn is(&self, known: &foca::Member<Member>, state: NodeState) -> bool {
+        let told = (Some(*known.id()), known.incarnation(), known.state(), state);
+        told == (self.member, self.incarnation, self.standing, self.state)
+    }
+
     fn hash(&self) -> u64 {
         match self.member {
             Some(member) if self.standing != foca::State::Down => member_hash(&member),
@@ -167,10 +165,12 @@ pub fn member_hash(member: &Member) -> u64 {
 }
 
 /// All other nodes, by id.
-#[derive(Debug, Default)]
+///
+/// Copies share what they have in common.
+#[derive(Clone, Debug, Default)]
 pub struct Peers {
-    /// Sorted by id: a place is found in few steps, and drawn by dice in one.
-    peers: Vec<(u64, Peer)>,
+    peers: Table<Peer>,
+    marks: BTreeMap<u64, Marks>,
     active: usize,
     suspects: BTreeSet<u64>,
     down: BTreeSet<u64>,
@@ -179,23 +179,38 @@ pub struct Peers {
 }
 
 impl Peers {
-    fn place(&self, id: u64) -> Result<usize, usize> {
-        self.peers.binary_search_by_key(&id, |(id, _)| *id)
-    }
-
     /// One of them.
     pub fn get(&self, id: u64) -> Option<&Peer> {
-        self.place(id).ok().map(|at| &self.peers[at].1)
+        self.peers.get(id)
     }
 
     /// One of them, to note something.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Peer> {
-        self.place(id).ok().map(|at| &mut self.peers[at].1)
+        self.peers.get_mut(id)
+    }
+
+    /// What a member that knows the same knows, `other`: all of it but itself, and the one whose table this is.
+    pub fn of_another(&self, owner: Member, other: u64, now: Moment) -> Peers {
+        let mut peers = self.clone();
+        if let Some(peer) = peers.peers.remove(other).filter(|peer| peer.is_active()) {
+            peers.active -= 1;
+            peers.living_hash = peers.living_hash.wrapping_sub(peer.hash());
+        }
+        let peer = Peer {
+            member: Some(owner),
+            standing: foca::State::Alive,
+            state: NodeState::Alive,
+            ..Peer::new(now)
+        };
+        peers.active += 1;
+        peers.living_hash = peers.living_hash.wrapping_add(peer.hash());
+        peers.peers.insert(owner.id, peer);
+        peers
     }
 
     /// Gives back memory kept for more.
     pub fn shrink(&mut self) {
-        self.peers.shrink_to_fit();
+        self.peers.shrink();
     }
 
     /// How many there are.
@@ -205,12 +220,7 @@ impl Peers {
 
     /// All, by id.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Peer)> {
-        self.peers.iter().map(|(id, peer)| (*id, peer))
-    }
-
-    /// All, to note something.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Peer)> {
-        self.peers.iter_mut().map(|(id, peer)| (*id, peer))
+        self.peers.iter()
     }
 
     /// The living.
@@ -222,6 +232,11 @@ impl Peers {
     /// How many of the living are not suspected.
     pub fn well(&self) -> usize {
         self.active - self.suspects.len()
+    }
+
+    /// How many are living.
+    pub fn living(&self) -> usize {
+        self.active
     }
 
     /// Whether any is living.
@@ -249,25 +264,72 @@ impl Peers {
         known.filter_map(|peer| Some((peer.member?, peer)))
     }
 
+    fn marks(&self, id: u64) -> Marks {
+        self.marks.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Notes something of one; what says nothing is not kept.
+    fn mark(&mut self, id: u64, note: impl FnOnce(&mut Marks)) {
+        let mut marks = self.marks(id);
+        note(&mut marks);
+        if marks == Marks::default() {
+            self.marks.remove(&id);
+        } else if self.peers.contains(id) {
+            self.marks.insert(id, marks);
+        }
+    }
+
+    /// Since when a peer's catalogue differs from ours.
+    pub fn differs(&self, id: u64) -> Option<Moment> {
+        self.marks(id).differs
+    }
+
     /// Notes since when a peer's catalogue differs, or that it does not.
     pub fn set_differs(&mut self, id: u64, differs: Option<Moment>) {
-        let Ok(at) = self.place(id) else {
-            return;
-        };
-        let peer = &mut self.peers[at].1;
         if differs.is_some() {
-            self.differing.insert(id);
-            peer.rare().differs = differs;
+            if self.peers.contains(id) {
+                self.differing.insert(id);
+                self.mark(id, |marks| marks.differs = differs);
+            }
         } else if self.differing.remove(&id) {
-            peer.rare().differs = None;
-            peer.asked = false;
+            self.mark(id, |marks| (marks.differs, marks.asked) = (None, false));
         }
+    }
+
+    /// Whether a peer was asked whether it still differs.
+    pub fn is_asked(&self, id: u64) -> bool {
+        self.marks(id).asked
+    }
+
+    /// Notes that it was.
+    pub fn set_asked(&mut self, id: u64) {
+        self.mark(id, |marks| marks.asked = true);
+    }
+
+    /// The last exchange that we began with a peer.
+    pub fn exchanged(&self, id: u64) -> Option<Moment> {
+        self.marks(id).exchanged
     }
 
     /// Notes an exchange that we begin.
     pub fn set_exchanged(&mut self, id: u64, now: Moment) {
-        if let Some(peer) = self.get_mut(id) {
-            peer.rare().exchanged = Some(now);
+        self.mark(id, |marks| marks.exchanged = Some(now));
+    }
+
+    /// What a stream to a peer came to while we heard nothing.
+    pub fn evidence(&self, id: u64) -> Option<Evidence> {
+        self.marks(id).evidence
+    }
+
+    /// Notes what a stream came to.
+    pub fn set_evidence(&mut self, id: u64, evidence: Evidence) {
+        self.mark(id, |marks| marks.evidence = Some(evidence));
+    }
+
+    /// We hear again: what streams came to counts no more.
+    pub fn forget_evidence(&mut self) {
+        for marks in self.marks.values_mut() {
+            marks.evidence = None;
         }
     }
 
@@ -292,19 +354,21 @@ impl Peers {
         }
         // At least half are living and few are wanted: a draw succeeds more often than not.
         while drawn.len() < count {
-            let (_, peer) = &self.peers[rng.random_range(0..self.peers.len())];
-            match peer.member {
-                Some(member) if peer.is_active() && !drawn.contains(&member) => drawn.push(member),
+            let peer = self.peers.draw(rng).map(|(_, peer)| peer);
+            let member = peer.filter(|peer| peer.is_active());
+            match member.and_then(|peer| peer.member) {
+                Some(member) if !drawn.contains(&member) => drawn.push(member),
                 _ => {}
             }
         }
         drawn
     }
 
-    /// Takes over what SWIM and the records say of some nodes. Yields those whose state changed.
+    /// Takes over what SWIM and the records say of some nodes; of those `outside` SWIM's view, what others said. Yields those whose state changed.
     pub fn refresh(
         &mut self,
         ids: &mut Vec<u64>,
+        outside: &[foca::Member<Member>],
         swim: &Swim,
         catalogue: &Catalogue,
         now: Moment,
@@ -313,7 +377,7 @@ impl Peers {
         ids.sort_unstable();
         ids.dedup();
         let mut changed = Vec::new();
-        for known in swim.members_of(ids) {
+        for known in swim.members_of(ids).into_iter().chain(outside) {
             let id = known.id().id;
             if id == me {
                 continue;
@@ -324,11 +388,8 @@ impl Peers {
         }
         // Records alone make nobody alive: a node is told of once SWIM knows it.
         for id in ids.drain(..) {
-            if let Err(at) = self.place(id)
-                && id != me
-                && catalogue.owner(id).is_some()
-            {
-                self.peers.insert(at, (id, Peer::new(now)));
+            if id != me && !self.peers.contains(id) && catalogue.owner(id).is_some() {
+                self.peers.insert(id, Peer::new(now));
             }
         }
         changed
@@ -342,19 +403,23 @@ impl Peers {
         now: Moment,
     ) -> Option<NodeState> {
         let id = known.id().id;
-        let at = self.place(id).unwrap_or_else(|at| {
-            self.peers.insert(at, (id, Peer::new(now)));
-            at
-        });
-        let peer = &mut self.peers[at].1;
-        self.living_hash = self.living_hash.wrapping_sub(peer.hash());
-        self.active -= usize::from(peer.is_active() && peer.member.is_some());
+        let has_left = self.has_left(*known.id(), said);
+        if !self.peers.contains(id) {
+            self.peers.insert(id, Peer::new(now));
+        }
         let state = match known.state() {
-            _ if peer.has_left(*known.id(), said) => NodeState::Left,
+            _ if has_left => NodeState::Left,
             foca::State::Alive => NodeState::Alive,
             foca::State::Suspect => NodeState::Suspect,
             foca::State::Down => NodeState::Down,
         };
+        if self.peers.get(id).is_some_and(|peer| peer.is(known, state)) {
+            // Not even looked at to be changed: what copies share stays shared.
+            return None;
+        }
+        let peer = self.peers.get_mut(id)?;
+        self.living_hash = self.living_hash.wrapping_sub(peer.hash());
+        self.active -= usize::from(peer.is_active() && peer.member.is_some());
         let is_changed = peer.state != state || peer.member.is_none();
         if is_changed {
             peer.state = state;
@@ -379,37 +444,58 @@ impl Peers {
         is_changed.then_some(state)
     }
 
+    /// Whether `member` said goodbye, by what the catalogue has of its node now or had earlier.
+    fn has_left(&mut self, member: Member, said: Option<Said>) -> bool {
+        let goodbye = self.marks(member.id).goodbye;
+        let new = match (said, goodbye) {
+            // Heard again, it is of whoever said it.
+            (Some(Said { epoch, left: true }), held) => {
+                let held = held.filter(|goodbye| goodbye.epoch == epoch);
+                held.or(Some(Goodbye { epoch, member }))
+            }
+            // A goodbye outlives the record that said it, but not the records of its node's next start.
+            (Some(Said { epoch, left: false }), held) => {
+                held.filter(|goodbye| goodbye.epoch > epoch)
+            }
+            (None, held) => held,
+        };
+        if new != goodbye {
+            self.marks.entry(member.id).or_default().goodbye = new;
+        }
+        new.is_some_and(|goodbye| goodbye.member == member)
+    }
+
     /// Forgets whoever is gone for long. Yields whether anybody was.
     pub fn sweep(&mut self, swim: &Swim, catalogue: &mut Catalogue, now: Moment) -> bool {
         let known: BTreeSet<u64> = swim.members().map(|member| member.id().id).collect();
         let mut is_changed = false;
-        self.peers.retain(|(id, peer)| {
-            if peer.is_active() {
-                return true;
-            }
+        let mut forgotten = Vec::new();
+        for (id, peer) in self.peers.iter().filter(|(_, peer)| !peer.is_active()) {
             let gone_for = peer.lasts(now);
             if gone_for >= DORMANT_AFTER {
-                catalogue.set_dormant(*id, true);
+                catalogue.set_dormant(id, true);
             }
-            if gone_for >= FORGET_AFTER && catalogue.owner(*id).is_some() {
-                catalogue.forget(*id);
+            if gone_for >= FORGET_AFTER && catalogue.owner(id).is_some() {
+                catalogue.forget(id);
                 is_changed = true;
             }
             // SWIM forgets by a clock of its own; until then we remember that it is old.
-            let is_kept = gone_for < FORGET_AFTER || known.contains(id);
-            if !is_kept {
-                self.down.remove(id);
-                self.differing.remove(id);
+            if gone_for >= FORGET_AFTER && !known.contains(&id) {
+                forgotten.push(id);
             }
-            is_kept
-        });
+        }
+        for id in forgotten {
+            self.peers.remove(id);
+            self.marks.remove(&id);
+            self.down.remove(&id);
+            self.differing.remove(&id);
+        }
         is_changed
     }
 
     /// Whether others are still told of this one.
     pub fn is_told(&self, id: u64, now: Moment) -> bool {
-        self.get(id)
-            .is_none_or(|peer| peer.is_active() || peer.lasts(now) < DORMANT_AFTER)
+        self.get(id).is_none_or(|peer| peer.is_told(now))
     }
 
     /// Everything known, as the snapshot wants it.

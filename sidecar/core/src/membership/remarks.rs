@@ -103,7 +103,7 @@ impl Membership {
     /// ours again does not count. While news is on its way this is never quite nothing.
     pub fn divergence(&self, now: Moment) -> (usize, Duration) {
         let differing = self.peers.differing().filter(|(_, peer)| peer.is_active());
-        let since = differing.filter_map(|(_, peer)| peer.differs());
+        let since = differing.filter_map(|(member, _)| self.peers.differs(member.id));
         let spans = since.map(|since| now.since(since));
         spans.fold((0, Duration::ZERO), |(count, longest), span| {
             (count + 1, longest.max(span))

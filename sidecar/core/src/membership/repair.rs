@@ -10,7 +10,6 @@ use rand::seq::IteratorRandom;
 use super::{
     Membership,
     exchange::Reason,
-    peers::Peer,
     swim::{FANOUT, FORGET_AFTER},
     telling::Words,
 };
@@ -45,10 +44,8 @@ impl Membership {
             self.peers.set_differs(id, None);
             return;
         }
-        let since = peer.differs().unwrap_or(now);
-        let is_free = peer
-            .exchanged()
-            .is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
+        let since = self.peers.differs(id).unwrap_or(now);
+        let is_free = (self.peers.exchanged(id)).is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
         let (is_active, member) = (peer.is_active(), peer.member);
         self.peers.set_differs(id, Some(since));
         let Some(member) = member.filter(|_| is_active && is_free) else {
@@ -68,19 +65,18 @@ impl Membership {
 
     /// Asks peers whose hash differed a second ago for their hash now, near ones first.
     pub(super) fn look_after_differences(&mut self, now: Moment) {
-        let is_due = |peer: &Peer| {
-            let since = peer.differs();
-            since.is_some_and(|since| now.since(since) >= DIFFERENCE_TIME) && !peer.asked
+        let is_due = |id| {
+            let since = self.peers.differs(id);
+            since.is_some_and(|since| now.since(since) >= DIFFERENCE_TIME)
+                && !self.peers.is_asked(id)
         };
         let mut questions: Vec<Member> = (self.peers.differing())
-            .filter(|(_, peer)| peer.is_active() && is_due(peer))
+            .filter(|(member, peer)| peer.is_active() && is_due(member.id))
             .map(|(member, _)| member)
             .collect();
         questions.sort_by_key(|member| !self.is_near(member));
         for to in questions.into_iter().take(FANOUT) {
-            if let Some(peer) = self.peers.get_mut(to.id) {
-                peer.asked = true;
-            }
+            self.peers.set_asked(to.id);
             self.send(&to, Words::question());
         }
     }

@@ -9,6 +9,8 @@
 //! - Every link is as fast as the next to foca: how long an answer may take follows the distance of the zone.
 //! - Timers out of order break a probe: they leave one queue, ordered by time and then by foca's own order.
 
+mod view;
+
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeMap, BinaryHeap},
@@ -21,8 +23,9 @@ use foca::{
     Runtime, State, Timer,
 };
 use mesh_proto::{codec::MemberCodec, frame::PAYLOAD_BYTES_MAX, member::Member, message::Standing};
-use rand::rngs::StdRng;
+use rand::{SeedableRng, rngs::StdRng};
 
+use self::view::View;
 use super::TICK;
 use crate::moment::Moment;
 
@@ -119,7 +122,10 @@ pub fn transmissions(members: usize) -> u8 {
 /// foca with its timers.
 pub struct Swim {
     foca: Foca<Member, MemberCodec, StdRng, NoCustomBroadcast>,
+    view: View,
     pace: Pace,
+    /// Members of the whole mesh, ourselves included.
+    size: usize,
     tuned_for: usize,
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
@@ -133,6 +139,8 @@ pub struct Swim {
     round_trip: Option<(Member, Duration)>,
     /// Members that foca may see otherwise than before.
     touched: Vec<u64>,
+    /// Members learned of that foca was not handed.
+    outside: Vec<foca::Member<Member>>,
     /// Probes that were answered, by whatever way, since the start.
     pub probes_answered: u64,
     /// Probes that nobody answered, since the start.
@@ -272,10 +280,12 @@ enum Verdict {
 
 impl Swim {
     /// A member that knows nobody yet.
-    pub fn new(me: Member, pace: Pace, rng: StdRng) -> Swim {
+    pub fn new(me: Member, pace: Pace, mut rng: StdRng) -> Swim {
         Swim {
+            view: View::new(StdRng::from_rng(&mut rng)),
             foca: Foca::new(me, pace.config(1), rng, MemberCodec),
             pace,
+            size: 1,
             tuned_for: 1,
             timers: BinaryHeap::new(),
             timer_count: 0,
@@ -285,6 +295,7 @@ impl Swim {
             score: 0,
             round_trip: None,
             touched: Vec::new(),
+            outside: Vec::new(),
             probes_answered: 0,
             probes_failed: 0,
             confirmations: 0,
@@ -298,12 +309,22 @@ impl Swim {
         *self.foca.identity()
     }
 
-    /// Members that are alive or suspected, ourselves left out.
+    /// Members of the whole mesh that are alive or suspected, ourselves included, as far as was told here.
+    pub fn size(&self) -> usize {
+        self.size.max(self.foca.num_members() + 1)
+    }
+
+    /// Tells how many there are.
+    pub fn set_size(&mut self, size: usize) {
+        self.size = size;
+    }
+
+    /// Members that foca looks at and that are alive or suspected, ourselves left out.
     pub fn active(&self) -> usize {
         self.foca.num_members()
     }
 
-    /// Everybody ever heard of and not forgotten, with incarnation and state.
+    /// Everybody that foca looks at and has not forgotten, with incarnation and state.
     pub fn members(&self) -> impl Iterator<Item = &foca::Member<Member>> {
         let me = self.me().id;
         self.foca
@@ -356,8 +377,20 @@ impl Swim {
         self.touched.shrink_to(TOUCHED_KEPT);
     }
 
+    /// Takes over the members that foca was not handed: it is told nothing of them until they have to do with us.
+    pub fn take_outside(&mut self) -> Vec<foca::Member<Member>> {
+        std::mem::take(&mut self.outside)
+    }
+
     /// Takes in what others know of members, by exchange.
     pub fn apply(&mut self, members: Vec<foca::Member<Member>>, spread: bool, now: Moment) {
+        // foca has to look at whatever it is to spread.
+        let (members, mut outside) = if spread {
+            (members, Vec::new())
+        } else {
+            self.choose(members)
+        };
+        self.outside.append(&mut outside);
         let ids = members.iter().map(|member| member.id().id);
         self.touched.extend(ids);
         // The only error is one of encoding, and our own codec has room for every member.
@@ -668,16 +701,19 @@ impl Swim {
                 self.schedule(timer, now + after);
             }
         }
-        for news in &self.out.news {
-            match news {
-                OwnedNotification::MemberUp(member) | OwnedNotification::MemberDown(member) => {
-                    self.touched.push(member.id);
+        for at in 0..self.out.news.len() {
+            match &self.out.news[at] {
+                OwnedNotification::MemberUp(member) => {
+                    let id = member.id;
+                    self.touched.push(id);
+                    self.greet(id);
                 }
+                OwnedNotification::MemberDown(member) => self.touched.push(member.id),
                 OwnedNotification::Rename(_, member) => self.touched.push(member.id),
                 _ => {}
             }
         }
-        let members = self.foca.num_members() + 1;
+        let members = self.size();
         if transmissions(members) != transmissions(self.tuned_for) {
             self.tuned_for = members;
             // Only the number of transmissions changes, which foca allows at any time.

@@ -150,7 +150,7 @@ impl Membership {
             down_for_s: 0,
         });
         let suspicion = words.about.or(suspicion);
-        let times = u32::from(transmissions(self.swim.active() + 1));
+        let times = u32::from(transmissions(self.swim.size()));
         let used: usize = said
             .iter()
             .map(|item| ITEM_HEAD_BYTES + item_bytes(item))

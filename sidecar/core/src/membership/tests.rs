@@ -53,7 +53,7 @@ fn the_same_seed_runs_the_same() {
 #[test]
 fn a_crash_is_known_to_all_in_time() {
     for count in [3, 4, 5, 6, 16, 64] {
-        let seeds = if count < 10 { 40 } else { 3 };
+        let seeds = if count < 10 { 40 } else { 9 };
         let times = (0..seeds).map(|seed| {
             let mut sim = Sim::settled(seed, count);
             sim.network.refuses = seed % 2 == 0;

@@ -292,12 +292,17 @@ impl Sim {
             .collect();
         let own = sim.nodes.iter().filter_map(|node| node.machine.as_ref());
         let told: Vec<Arc<[u8]>> = own.flat_map(Membership::own_records).collect();
-        for index in 0..count {
-            let at = Moment::from_millis(1_000)
-                + Duration::from_micros(index as u64 * 500_000 / count as u64);
-            if let Some(machine) = sim.nodes[index].machine.as_mut() {
-                machine.acquaint(&standings, &told, at);
+        let (first, others) = sim.nodes.split_at_mut(1);
+        if let Some(first) = first[0].machine.as_mut() {
+            first.acquaint(&standings, &told, Moment::from_millis(1_000));
+            let machines = others.iter_mut().filter_map(|node| node.machine.as_mut());
+            for (index, machine) in (1..).zip(machines) {
+                let at = Moment::from_millis(1_000)
+                    + Duration::from_micros(index * 500_000 / count as u64);
+                machine.acquaint_like(first, at);
             }
+        }
+        for index in 0..count {
             sim.drain(index);
         }
         for node in &mut sim.nodes {
