@@ -172,6 +172,9 @@ impl Life {
         let (answer, done) = match command {
             // Whoever asked may have gone; what was done stays done.
             Command::Keys(order, done) => return drop(done.send(self.keys(order).await)),
+            Command::Connections(query, done) => {
+                return drop(done.send(Ok(self.sidecar.connections(&query).await)));
+            }
             Command::Drain(target, done) => (self.drain(target).await, done),
             Command::Undrain(target, done) => (self.undrain(target).await, done),
             Command::Register(lease, done) => (self.register(*lease).await, done),

@@ -56,6 +56,16 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "Connections closed unheard, by reason: limit, or client (not in outbound.clients).",
     ),
     (
+        "starling_connections_ended_total",
+        Unit::Count,
+        "Connections ended by this sidecar, by reason: endpoint (relayed to one that is no longer to be called), age.",
+    ),
+    (
+        "starling_access_log_dropped_total",
+        Unit::Count,
+        "Lines of the access log lost because its queue was full or it could not be written.",
+    ),
+    (
         "starling_datagrams_dropped_total",
         Unit::Count,
         "UDP datagrams lost here: no endpoint was left, or a buffer was full.",

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    access_log::AccessLog,
     caller_checks::CallerChecks,
     clock::Clock,
     config::{Config, ListenAddress, Loaded, ServerNames},
@@ -33,6 +34,7 @@ use crate::{
         publish::Publisher,
     },
     proxy::{
+        connections::row::{Query, Row},
         headers::Via,
         listen::{self, Bound, Door, Opening, Sign},
         worker::{self, Common, Phase, Settings, Workers},
@@ -115,7 +117,8 @@ impl Sidecar {
                 })?;
 
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::empty()));
-        let settings = Arc::new(ArcSwap::from_pointee(settings_of(config)));
+        let access_log = access_log(config, None)?;
+        let settings = Arc::new(ArcSwap::from_pointee(settings_of(config, access_log)));
         let (phase, phases) = watch::channel(Phase::Open);
         let common = Arc::new(Common {
             clock,
@@ -206,8 +209,10 @@ impl Sidecar {
                 bound.push(bind(address, sign)?);
             }
         }
+        let log = self.settings.load().access_log.clone();
+        let log = access_log(config, Some((&old.config, log)))?;
         warn_of(&loaded);
-        self.settings.store(Arc::new(settings_of(config)));
+        self.settings.store(Arc::new(settings_of(config, log)));
         self.resolver.follow(&config.upstreams);
         self.checks.follow(&config.upstreams).await;
         self.config.send_replace(Arc::clone(&loaded));
@@ -285,6 +290,22 @@ impl Sidecar {
                 tracing::error!("a data worker panicked");
             }
         }
+    }
+
+    /// Every worker's connections that `query` asks for, by number.
+    pub async fn connections(&self, query: &Query) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for hand in &self.workers.hands {
+            let (done, told) = oneshot::channel();
+            let order = listen::Order::Tell(Box::new(query.clone()), done);
+            // A worker that has ended has no connections.
+            if hand.orders.send(order).await.is_ok() {
+                rows.extend(told.await.unwrap_or_default());
+            }
+        }
+        rows.sort_unstable_by_key(|row| row.id);
+        rows.truncate(query.limit);
+        rows
     }
 
     async fn offer(&self, config: &Config) {
@@ -469,8 +490,29 @@ fn behind(door: &Door) -> String {
     }
 }
 
-fn settings_of(config: &Config) -> Settings {
+/// Opens the access log: the one there is goes on, in a file opened anew, where the place stayed the same.
+fn access_log(
+    config: &Config,
+    old: Option<(&Config, Option<AccessLog>)>,
+) -> Result<Option<AccessLog>, StartError> {
+    let Some(sink) = &config.access_log else {
+        return Ok(None);
+    };
+    let opened = match old {
+        Some((old, Some(log))) if old.access_log.as_ref() == Some(sink) => {
+            log.reopen(sink).map(|()| log)
+        }
+        _ => AccessLog::open(sink),
+    };
+    opened.map(Some).map_err(|error| StartError {
+        message: format!("cannot open the access log ({sink:?}): {error}"),
+        next: "let the sidecar's user write there, or change access_log.path".into(),
+    })
+}
+
+fn settings_of(config: &Config, access_log: Option<AccessLog>) -> Settings {
     Settings {
+        access_log,
         node: config.node.id.clone(),
         via: Via::new(&config.node.id),
         domain: config.outbound.domain.clone(),

@@ -193,6 +193,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte in either direction, once the answer has begun (streams), or on a TCP relay or a UDP flow.
     pub idle: Duration,
+    /// How long what is relayed goes on to an endpoint that is no longer to be called; `None`: for as long as it likes.
+    pub endpoint_grace: Option<Duration>,
 }
 
 /// When a failed attempt is made again. Failures before the endpoint saw anything are always tried elsewhere.
@@ -363,6 +365,7 @@ impl Default for Timeouts {
             request: Duration::from_secs(15),
             connect: Duration::from_secs(1),
             idle: Duration::from_secs(300),
+            endpoint_grace: Some(Duration::from_secs(30)),
         }
     }
 }

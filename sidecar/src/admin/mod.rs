@@ -16,6 +16,7 @@ use crate::{
     config::{Lease, Loaded},
     gossip::keys::{KeyAnswer, KeyOrder},
     metrics::Exporter,
+    proxy::connections::row::{Query, Row},
 };
 
 mod gauges;
@@ -69,6 +70,8 @@ pub enum Command {
     Leave(oneshot::Sender<Answer>),
     /// Reads the configuration again: swapped whole, or refused whole.
     Reload(oneshot::Sender<Answer>),
+    /// Tells of connections.
+    Connections(Box<Query>, oneshot::Sender<Result<Vec<Row>, Refusal>>),
     /// Changes the gossip's key ring, or tells of it.
     Keys(KeyOrder, oneshot::Sender<Result<KeyAnswer, Refusal>>),
 }

@@ -18,7 +18,7 @@ use super::{
     keys::{self, Verb},
     listing, registry,
 };
-use crate::request_key;
+use crate::{proxy::connections::row::Query, request_key};
 
 /// Longest time a command may take; draining for the whole host is answered as soon as it has begun.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -43,6 +43,7 @@ enum Route<'a> {
     Members,
     Services,
     Endpoints(&'a str),
+    Connections,
     Config,
     Explain(&'a str),
     Drain,
@@ -66,6 +67,7 @@ impl<'a> Route<'a> {
             "/v1/status" => Route::Status,
             "/v1/members" => Route::Members,
             "/v1/services" => Route::Services,
+            "/v1/connections" => Route::Connections,
             "/v1/config" => Route::Config,
             "/v1/drain" => Route::Drain,
             "/v1/undrain" => Route::Undrain,
@@ -115,7 +117,7 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
             StatusCode::NOT_FOUND,
             &format!("there is no {}", asked.path),
             "see /live /ready /metrics /v1/status /v1/members /v1/services /v1/endpoints/{service} \
-             /v1/explain/{upstream} /v1/config /v1/keys; POST /v1/drain /v1/undrain /v1/leave /v1/reload \
+             /v1/connections /v1/explain/{upstream} /v1/config /v1/keys; POST /v1/drain /v1/undrain /v1/leave /v1/reload \
              /v1/keys/install /v1/keys/use /v1/keys/remove; \
              PUT and DELETE /v1/services/{service}/{instance}; PUT /v1/services/{service}/{instance}/health",
         );
@@ -148,6 +150,7 @@ pub async fn answer(state: &State, asked: &Asked<'_>) -> Reply {
             &listing::services(&state.snapshot.load().mesh),
         ),
         Route::Endpoints(service) => endpoints(state, service),
+        Route::Connections => connections(state, asked.query).await,
         Route::Config => json(StatusCode::OK, &state.config.borrow().to_json()),
         Route::Explain(upstream) => explanation(state, upstream, asked.query),
         Route::Drain => order_for(state, asked.body, Command::Drain).await,
@@ -208,6 +211,54 @@ fn nobody_called(state: &State, name: &str) -> Reply {
         &format!("no upstream or service is called {name:?}"),
         &next,
     )
+}
+
+async fn connections(state: &State, query: &str) -> Reply {
+    let query = match connections_asked(query) {
+        Ok(query) => query,
+        Err(what) => {
+            return fault(
+                StatusCode::BAD_REQUEST,
+                &format!("{what} cannot be asked for"),
+                "use upstream=, endpoint=, client=, zone=, side=client|endpoint, protocol=, state=, after=NUMBER and \
+                 limit=1 to 1000",
+            );
+        }
+    };
+    let (sender, receiver) = oneshot::channel();
+    let command = Command::Connections(Box::new(query), sender);
+    match send(state, command, receiver).await {
+        Ok(rows) => json(StatusCode::OK, &rows),
+        Err(reply) => reply,
+    }
+}
+
+/// Reads which connections are asked for; `Err` is the pair that makes no sense.
+fn connections_asked(query: &str) -> Result<Query, String> {
+    let mut asked = Query::default();
+    for (key, value) in pairs(query) {
+        let field = match key.as_str() {
+            "upstream" => &mut asked.upstream,
+            "endpoint" => &mut asked.endpoint,
+            "client" => &mut asked.client,
+            "zone" => &mut asked.zone,
+            "side" => &mut asked.side,
+            "protocol" => &mut asked.protocol,
+            "state" => &mut asked.state,
+            "after" | "limit" => {
+                let number = value.parse().ok();
+                match (key.as_str(), number) {
+                    ("after", Some(number)) => asked.after = number,
+                    ("limit", Some(number @ 1..=1000)) => asked.limit = number as usize,
+                    _ => return Err(format!("{key}={value}")),
+                }
+                continue;
+            }
+            _ => return Err(format!("{key}={value}")),
+        };
+        *field = Some(value);
+    }
+    Ok(asked)
 }
 
 fn explanation(state: &State, name: &str, query: &str) -> Reply {

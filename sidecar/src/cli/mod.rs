@@ -12,6 +12,7 @@ mod agent;
 mod ask;
 mod check;
 mod completions;
+mod conns;
 mod drain;
 mod endpoints;
 mod explain;
@@ -33,6 +34,7 @@ Examples:
   starling check --print             every fault of the configuration, or what it comes to
   starling members --watch           who is in the mesh, once a second
   starling endpoints payments        whom this host would call, who is out, and why
+  starling conns --client 10.0.0.7   who that client is connected to, and how well
   starling explain payments GET /    the decisions for one request, with their numbers
   starling drain checkout --wait     take a service of this host out of rotation
   starling sim balance speeds        the balancer against Envoy's, Linkerd's and others, in virtual time
@@ -89,6 +91,8 @@ pub enum Command {
     Services(services::Args),
     /// List whom this host would call, who is out and why
     Endpoints(endpoints::Args),
+    /// List connections: who is connected to whom, since when, with how many bytes
+    Conns(conns::Args),
     /// Explain the decisions for one request
     Explain(explain::Args),
     /// Make gossip keys, and change the one in use without a gap
@@ -124,6 +128,7 @@ pub fn run(command: Command) -> Ended {
         Command::Members(args) => members::run(&args),
         Command::Services(args) => services::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
+        Command::Conns(args) => conns::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Key(command) => key::run(&command),
         Command::Run(args) => run::run(&args),

@@ -17,7 +17,10 @@ pub use self::{
     fault::{Fault, Faults, Place},
     sni::ServerNames,
 };
-use crate::tls::{ClientTls, ServerTls};
+use crate::{
+    access_log::Sink,
+    tls::{ClientTls, ServerTls},
+};
 
 mod active;
 mod check;
@@ -127,6 +130,8 @@ pub struct Config {
     pub outbound: Outbound,
     /// `[drain]`: how it goes.
     pub drain: Drain,
+    /// `[access_log]`: where what has ended is written down, if anywhere.
+    pub access_log: Option<Sink>,
     /// `[service.*]`: what this host offers.
     pub services: Vec<Service>,
     /// `[upstream.*]`: what it calls under rules of its own.

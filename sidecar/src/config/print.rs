@@ -12,8 +12,15 @@ use super::{
 };
 
 /// The order of tables on paper, whatever order they were read in.
-const TABLES: [&str; 7] = [
-    "node", "gossip", "admin", "outbound", "drain", "service", "upstream",
+const TABLES: [&str; 8] = [
+    "node",
+    "gossip",
+    "admin",
+    "outbound",
+    "drain",
+    "access_log",
+    "service",
+    "upstream",
 ];
 /// Column where origins begin, if values are shorter.
 const ORIGIN_COLUMN: usize = 48;

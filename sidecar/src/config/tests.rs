@@ -131,6 +131,8 @@ external = "refuse"
 clients = ["172.26.64.0/20"]
 trusted_proxies = ["127.0.0.1"]
 control_headers = false
+[access_log]
+path = "/var/log/starling/access.jsonl"
 [drain]
 grace = "1s"
 timeout = "10s"
@@ -165,6 +167,7 @@ balance = { policy = "power_of_two" }
 timeout = "3s"
 connect_timeout = "200ms"
 idle_timeout = "1m"
+endpoint_grace = "never"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
 ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
 limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }

@@ -11,7 +11,7 @@ use mesh_core::{
     snapshot::Upstream,
 };
 
-use super::worker::Worker;
+use super::{connections::UnderWay, worker::Worker};
 
 /// The account of one try: opened when the endpoint is picked, closed at the end of the answer's body.
 ///
@@ -23,6 +23,8 @@ pub struct Attempt {
     endpoint: Arc<Endpoint>,
     began: Moment,
     connection: u64,
+    /// Its stream, on a connection that others share.
+    stream: Option<UnderWay>,
     stage: Stage,
 }
 
@@ -50,6 +52,7 @@ impl Attempt {
             endpoint: Arc::clone(endpoint),
             began,
             connection: 0,
+            stream: None,
             stage: Stage::Waiting,
         }
     }
@@ -57,6 +60,11 @@ impl Attempt {
     /// Where this try goes.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// Whose endpoint that is.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
     }
 
     /// The worker it is made on.
@@ -72,6 +80,12 @@ impl Attempt {
     /// Which connection it goes over.
     pub fn on_connection(&mut self, number: u64) {
         self.connection = number;
+    }
+
+    /// Which connection it goes over together with others.
+    pub fn on_stream(&mut self, connection: u64, stream: UnderWay) {
+        self.connection = connection;
+        self.stream = Some(stream);
     }
 
     /// The answer's head came. `None`: its trailers will tell the outcome.

@@ -34,6 +34,7 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
+    connections::{self, Entry, row::Ended},
     listen::may_call,
     worker::{Admission, Worker},
 };
@@ -81,6 +82,7 @@ struct Flow {
     answered: Cell<u64>,
     /// A datagram of it was refused.
     refused: Notify,
+    entry: Rc<Entry>,
     _admission: Admission,
 }
 
@@ -100,6 +102,8 @@ enum End {
     Done,
     /// Its endpoint is not there.
     Failed(Unreachable),
+    /// Its endpoint was no longer to be called, and its grace was over; why.
+    Outage(&'static str),
 }
 
 /// Relays the datagrams of one listener to endpoints of `name`, until `stop`.
@@ -171,7 +175,7 @@ impl Hub {
         if !may_call(&self.worker, Some(client.ip().to_canonical())) {
             return self.foreign.increment(1);
         }
-        if let Some(flow) = self.open(client.ip(), datagram) {
+        if let Some(flow) = self.open(client, datagram) {
             let flow = Rc::new(flow);
             self.flows.borrow_mut().insert(client, Rc::clone(&flow));
             let hub = Rc::clone(self);
@@ -197,7 +201,7 @@ impl Hub {
     }
 
     /// A new flow, its first datagram sent.
-    fn open(&self, client: IpAddr, datagram: &[u8]) -> Option<Flow> {
+    fn open(&self, client: SocketAddr, datagram: &[u8]) -> Option<Flow> {
         let snapshot = self.worker.snapshot();
         let Some(upstream) = snapshot.upstream(&self.name) else {
             tracing::debug!(upstream = %self.name, "a datagram for an upstream that is gone");
@@ -213,12 +217,16 @@ impl Hub {
         let now = self.worker.clock.now();
         upstream.shared.budget.request(now);
         let first = Bytes::copy_from_slice(datagram);
-        let Some(course) = self.reach(upstream, client, first, Vec::new()) else {
+        let Some(course) = self.reach(upstream, client.ip(), first, Vec::new()) else {
             tracing::debug!(upstream = %self.name, "no endpoint is left for a datagram");
             self.dropped.increment(1);
             return None;
         };
+        let endpoint = course.attempt.endpoint();
+        let entry = self.worker.connections.flow(client, upstream, endpoint);
+        entry.received(datagram.len());
         Some(Flow {
+            entry,
             upstream: Arc::clone(upstream),
             course: RefCell::new(course),
             last: Cell::new(now),
@@ -257,7 +265,7 @@ impl Hub {
             }
             tried.push(pick.endpoint.id);
             let mut attempt = Attempt::begin(&self.worker, upstream, &pick.endpoint);
-            attempt.on_connection(self.worker.pool.borrow_mut().number());
+            attempt.on_connection(connections::number());
             match sent_to(pick.endpoint.key.address, &first) {
                 Ok(socket) => {
                     if upstream.policy.udp.replies == 0 {
@@ -285,11 +293,14 @@ impl Hub {
     /// Brings answers back until the flow is over.
     async fn carry(&self, client: SocketAddr, flow: &Flow) -> End {
         let idle = flow.upstream.policy.timeouts.idle;
+        let endpoint = flow.course.borrow().attempt.endpoint().key.address;
+        let mut outage = self.worker.outages.watch(&flow.upstream, endpoint);
         let mut look = pin!(sleep(SETTLED_AFTER.min(idle)));
         loop {
             let socket = Rc::clone(&flow.course.borrow().socket);
             tokio::select! {
                 () = flow.refused.notified() => return End::Failed(Unreachable::Refused),
+                why = outage.over() => return End::Outage(why),
                 ready = socket.ready(NEWS) => {
                     let read = match ready {
                         Ok(_) => self.answer(client, flow, &socket),
@@ -306,6 +317,8 @@ impl Hub {
                             if !self.goes_elsewhere(client, flow, why) {
                                 return End::Failed(why);
                             }
+                            let endpoint = flow.course.borrow().attempt.endpoint().key.address;
+                            outage = self.worker.outages.watch(&flow.upstream, endpoint);
                         }
                     }
                 }
@@ -346,8 +359,9 @@ impl Hub {
             flow.last.set(self.worker.clock.now());
             flow.answered.set(flow.answered.get() + 1);
             flow.is_there(&self.worker, true);
-            if self.socket.try_send_to(&room[..count], client).is_err() {
-                self.dropped.increment(1);
+            match self.socket.try_send_to(&room[..count], client) {
+                Ok(count) => flow.entry.sent(count),
+                Err(_) => self.dropped.increment(1),
             }
             if flow.upstream.policy.udp.replies > 0 && !flow.awaits_answers() {
                 return Ok(true);
@@ -370,6 +384,7 @@ impl Hub {
         let tried = std::mem::take(&mut course.tried);
         match self.reach(&flow.upstream, client.ip(), first, tried) {
             Some(next) => {
+                flow.entry.leads_to(&flow.upstream, next.attempt.endpoint());
                 *course = next;
                 true
             }
@@ -383,6 +398,7 @@ impl Flow {
         self.course.borrow().socket.try_send(datagram)?;
         self.last.set(now);
         self.sent.set(self.sent.get() + 1);
+        self.entry.received(datagram.len());
         Ok(())
     }
 
@@ -403,13 +419,28 @@ impl Flow {
     }
 
     fn settle(&self, worker: &Rc<Worker>, end: End) {
+        if let Some(log) = &worker.settings().access_log {
+            let (reason, detail) = match end {
+                End::Done => ("done", None),
+                End::Failed(why) => ("no endpoint", Some(format!("{why:?}"))),
+                End::Outage(why) => ("endpoint not to be called", Some(why.to_owned())),
+            };
+            let client = self.entry.client_address();
+            log.tell(&Ended::of(
+                &self.entry,
+                client,
+                reason,
+                detail,
+                worker.clock,
+            ));
+        }
         let mut course = self.course.borrow_mut();
         if !course.is_judged {
             course.judge(
                 &self.upstream,
                 worker,
                 match end {
-                    End::Done => Outcome::Success,
+                    End::Done | End::Outage(_) => Outcome::Success,
                     End::Failed(why) => Outcome::Unreachable(why),
                 },
             );

@@ -6,7 +6,6 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     io,
-    net::IpAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -26,6 +25,7 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
     body::{Inflow, ReplyBody},
+    connections::{Entry, Spoken, UnderWay},
     detect::{Speaks, detect},
     dial::OnThisThread,
     forward::{connect, forward},
@@ -38,6 +38,7 @@ use super::{
     patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
     reply::{Cause, reply},
     transport::{Transport, Watched},
+    welcome,
     worker::{Phase, Worker},
 };
 
@@ -68,18 +69,23 @@ pub struct Caller {
     pub upstream: Option<Rc<str>>,
     /// An HTTP/1 client's connection, for what it is told before an answer.
     pub client: Option<SharedWire>,
+    /// Its connection's place in the table.
+    pub entry: Rc<Entry>,
 }
 
 /// Serves one client connection until it ends.
 pub async fn serve(
     worker: Rc<Worker>,
     transport: Transport,
-    peer: Option<IpAddr>,
+    caller: welcome::Caller,
     upstream: Option<Box<str>>,
     place: Place,
 ) {
     let secure = transport.is_tls();
-    let wire = Wire::new(transport, &worker.buffers);
+    let (peer, told) = (caller.ip, caller.told_address());
+    let connections = &worker.connections;
+    let entry = connections.client(transport, told, upstream.as_deref(), CLIENT_IDLE);
+    let wire = Wire::new(Transport::Listed(Rc::clone(&entry)), &worker.buffers);
     let speaks = match first_bytes(&worker, &wire).await {
         Ok(speaks) => speaks,
         Err(error) => {
@@ -94,12 +100,17 @@ pub async fn serve(
         origin: Rc::new(Origin::new(peer, trusted, secure)),
         upstream: upstream.map(Rc::from),
         client: None,
+        entry,
         worker,
     };
     match speaks {
         // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
-        Speaks::Http2 => Box::pin(serve_http2(caller, wire, settings.header_bytes)).await,
+        Speaks::Http2 => {
+            caller.entry.speaks(Spoken::Http2);
+            Box::pin(serve_http2(caller, wire, settings.header_bytes)).await;
+        }
         Speaks::Http1 | Speaks::Undecided => {
+            caller.entry.speaks(Spoken::Http1);
             caller.client = Some(Rc::clone(&wire));
             server::serve(caller, wire).await;
         }
@@ -112,10 +123,11 @@ async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
     let worker = Rc::clone(&caller.worker);
     let patience = Patience::new(worker.clock);
     let io = TokioIo::new(Watched::new(Raw(wire), Arc::clone(&patience)));
+    let entry = Rc::clone(&caller.entry);
     let stack = stack(caller);
     let busy = Arc::clone(&patience);
     let service = service_fn(move |request: Request<Incoming>| {
-        let answering = busy.answer();
+        let answering = busy.answer(UnderWay::on(&entry));
         let answer = stack.clone().call(request.map(Inflow::Http2));
         async move { Ok::<_, Infallible>(answer.await?.map(|body| body.served(answering))) }
     });

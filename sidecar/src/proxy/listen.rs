@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use super::{
+    connections::row::{Query, Row},
     datagram,
     transport::Transport,
     welcome::serve,
@@ -114,6 +115,8 @@ pub enum Order {
     Close(ListenAddress, oneshot::Sender<()>),
     /// Serve a connection that worker 0 accepted.
     Serve(Accepted),
+    /// Tell of your connections.
+    Tell(Box<Query>, oneshot::Sender<Vec<Row>>),
 }
 
 /// A connection on its way to its worker.
@@ -242,6 +245,11 @@ impl Floor {
         match order {
             Order::Serve(accepted) => accepted.serve(&self.worker),
             Order::Listen(opening) => self.listen(opening),
+            Order::Tell(query, done) => {
+                let rows = self.worker.connections.rows(&query);
+                // Whoever asked may have gone.
+                let _ = done.send(rows);
+            }
             Order::Redoor { address, sign } => {
                 if let Some(listening) = self.listeners.get(&key(&address)) {
                     *listening.sign.borrow_mut() = sign;
@@ -501,7 +509,7 @@ impl Dealer {
             Transport::Tcp(stream) => stream.into_std().map(AcceptedStream::Tcp),
             Transport::Unix(stream) => stream.into_std().map(AcceptedStream::Unix),
             // Handshakes are made by the worker that serves.
-            Transport::Tls(_) => return,
+            Transport::Tls(_) | Transport::Listed(_) => return,
             #[cfg(test)]
             Transport::Pipe(_) => return,
         };

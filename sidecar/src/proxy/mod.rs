@@ -8,6 +8,7 @@
 pub mod attempt;
 pub mod body;
 pub mod client_hello;
+pub mod connections;
 pub mod datagram;
 pub mod detect;
 pub mod dial;
@@ -16,6 +17,7 @@ pub mod front;
 pub mod headers;
 pub mod http1;
 pub mod listen;
+pub mod outage;
 pub mod patience;
 pub mod pool;
 pub mod proxy_header;

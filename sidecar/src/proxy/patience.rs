@@ -16,6 +16,7 @@ use std::{
 use mesh_core::moment::Moment;
 use tokio::time::sleep_until;
 
+use super::connections::UnderWay;
 use crate::clock::Clock;
 
 /// How long a client may take to send a request's head.
@@ -46,6 +47,7 @@ pub enum RanOut {
 #[derive(Debug)]
 pub struct Answering {
     patience: Arc<Patience>,
+    _listed: UnderWay,
 }
 
 impl Patience {
@@ -71,10 +73,11 @@ impl Patience {
     }
 
     /// A whole head came in; its answer has ended when the result is dropped.
-    pub fn answer(self: &Arc<Patience>) -> Answering {
+    pub fn answer(self: &Arc<Patience>, listed: UnderWay) -> Answering {
         self.answering.fetch_add(1, Relaxed);
         Answering {
             patience: Arc::clone(self),
+            _listed: listed,
         }
     }
 
@@ -126,6 +129,14 @@ mod tests {
     use tokio::time::{Instant, advance};
 
     use super::*;
+    use crate::proxy::{connections::Connections, transport::Transport};
+
+    /// A request under way on a connection of its own.
+    fn listed() -> UnderWay {
+        let (pipe, _) = tokio::io::duplex(1);
+        let connections = Connections::new(Clock::new());
+        UnderWay::on(&connections.client(Transport::Pipe(pipe), None, None, CLIENT_IDLE))
+    }
 
     #[tokio::test(start_paused = true)]
     async fn rest_has_five_minutes() {
@@ -138,7 +149,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_must_be_taken() {
         let patience = Patience::new(Clock::new());
-        let _answering = patience.answer();
+        let _answering = patience.answer(listed());
         patience.wrote(false);
         patience.wrote(true);
         patience.wrote(false);
@@ -150,7 +161,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_as_long_as_it_likes() {
         let patience = Patience::new(Clock::new());
-        let answering = patience.answer();
+        let answering = patience.answer(listed());
         let watch = tokio::spawn({
             let patience = Arc::clone(&patience);
             async move { patience.run_out().await }

@@ -8,7 +8,7 @@ use hyper::client::conn::http2;
 use mesh_core::moment::Moment;
 use tokio::sync::Mutex;
 
-use super::{body::RequestBody, http1::wire::SharedWire};
+use super::{body::RequestBody, connections::Entry, http1::wire::SharedWire};
 
 /// Idle HTTP/1 connections kept per endpoint and worker; one more closes the oldest.
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
@@ -23,8 +23,8 @@ pub const IDLE_MAX: Duration = Duration::from_secs(90);
 pub struct Idle {
     /// Carries one request at a time.
     pub wire: SharedWire,
-    /// Its number, for telling failures on one connection from failures on several.
-    pub number: u64,
+    /// Its place in the table; its number there tells failures on one connection from failures on several.
+    pub entry: Rc<Entry>,
     /// How long it may rest.
     pub keeps: Duration,
     since: Moment,
@@ -35,8 +35,8 @@ pub struct Idle {
 pub struct Multiplexed {
     /// Sends many requests at once.
     pub sender: http2::SendRequest<RequestBody>,
-    /// Its number.
-    pub number: u64,
+    /// Its place in the table.
+    pub entry: Rc<Entry>,
     /// `https` if TLS protects it, else `http`: what its requests say in `:scheme`.
     pub scheme: &'static str,
 }
@@ -56,21 +56,14 @@ struct Shelf {
 #[derive(Debug, Default)]
 pub struct Pool {
     shelves: HashMap<u64, Shelf>,
-    dialled: u64,
 }
 
 impl Pool {
-    /// A number for a connection just opened.
-    pub fn number(&mut self) -> u64 {
-        self.dialled += 1;
-        self.dialled
-    }
-
     /// A connection just opened, as one that can be put back later.
-    pub fn fresh(wire: SharedWire, number: u64) -> Idle {
+    pub fn fresh(wire: SharedWire, entry: Rc<Entry>) -> Idle {
         Idle {
             wire,
-            number,
+            entry,
             keeps: IDLE_UNKNOWN,
             since: Moment::START,
         }
@@ -89,10 +82,12 @@ impl Pool {
 
     /// Puts a connection to rest after its answer's end, if another request may follow on it.
     pub fn put(&mut self, endpoint: u64, mut idle: Idle, now: Moment) {
+        idle.entry.ended();
         if !idle.wire.borrow().is_reusable() {
             return;
         }
         idle.since = now;
+        idle.entry.rests_for(idle.keeps);
         let shelf = self.shelves.entry(endpoint).or_default();
         if shelf.idle.len() >= IDLE_PER_ENDPOINT_MAX {
             shelf.idle.remove(0);

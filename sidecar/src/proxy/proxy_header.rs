@@ -34,15 +34,13 @@ pub struct Addresses {
 impl Addresses {
     /// Those of a connection as its socket has them; `None` behind a Unix socket.
     pub fn of(transport: &Transport) -> Option<Addresses> {
-        let stream = match transport {
-            Transport::Tcp(stream) => stream,
-            Transport::Tls(stream) => stream.get_ref().0,
-            _ => return None,
-        };
-        Some(Addresses {
-            source: stream.peer_addr().ok()?,
-            destination: stream.local_addr().ok()?,
-        })
+        let addresses = transport.tcp(|stream| {
+            Some(Addresses {
+                source: stream.peer_addr().ok()?,
+                destination: stream.local_addr().ok()?,
+            })
+        });
+        addresses.flatten()
     }
 }
 

@@ -19,6 +19,7 @@ use tower::Service;
 use super::{
     attempt::Attempt,
     body::{Inflow, RequestBody},
+    connections::{Entry, Spoken, UnderWay},
     dial::{self, Target},
     forward::{Call, judge},
     headers,
@@ -83,6 +84,8 @@ pub struct Terms {
     pub deadline: Moment,
     /// On a connection of its own: one that was kept has just been found dead.
     pub fresh: bool,
+    /// The number of the client's connection.
+    pub client: u64,
 }
 
 /// Makes one try, and closes its account unless there is an answer.
@@ -193,11 +196,14 @@ async fn over_http1(
                     return ask(attempt, shared, call, terms, false).await;
                 }
             };
-            let number = worker.pool.borrow_mut().number();
-            Pool::fresh(Wire::new(transport, &worker.buffers), number)
+            let entry = listed(&worker, upstream, &endpoint, transport);
+            entry.speaks(Spoken::Http1);
+            let transport = Transport::Listed(Rc::clone(&entry));
+            Pool::fresh(Wire::new(transport, &worker.buffers), entry)
         }
     };
-    attempt.on_connection(idle.number);
+    attempt.on_connection(idle.entry.id);
+    idle.entry.begins(terms.client);
     let sent_at = worker.clock.now();
     let left = terms.deadline.since(sent_at);
     let header_bytes = upstream.policy.limits.header_bytes;
@@ -279,20 +285,33 @@ async fn over_http2(
     ask(attempt, shared, call, terms, reused).await
 }
 
+/// Enters a connection just opened into the table.
+pub fn listed(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: &Arc<Endpoint>,
+    transport: Transport,
+) -> Rc<Entry> {
+    let connections = &worker.connections;
+    connections.endpoint(transport, upstream, endpoint)
+}
+
 /// Speaks HTTP/2 on a connection just opened.
 async fn multiplexed(
     worker: &Worker,
     upstream: &Upstream,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     transport: Transport,
 ) -> Result<Multiplexed, Unreachable> {
     let scheme = if transport.is_tls() { "https" } else { "http" };
+    let entry = listed(worker, upstream, endpoint, transport);
+    entry.speaks(Spoken::Http2);
+    let transport = Transport::Listed(Rc::clone(&entry));
     let opened = dial::http2(transport, upstream.policy.limits.header_bytes).await;
     let sender = opened.map_err(|error| handshake_failed(endpoint, &error))?;
-    let number = worker.pool.borrow_mut().number();
     Ok(Multiplexed {
         sender,
-        number,
+        entry,
         scheme,
     })
 }
@@ -306,7 +325,7 @@ async fn ask(
     reused: bool,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
-    attempt.on_connection(shared.number);
+    attempt.on_stream(shared.entry.id, UnderWay::on(&shared.entry));
     let request = http2_request(
         call,
         shared.scheme,

@@ -36,7 +36,7 @@ use super::{
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, proxy::welcome::Caller};
 
 /// What an endpoint does with the n-th connection to it.
 type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;
@@ -154,6 +154,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         clients: Vec::new(),
         trusted_proxies: Vec::new(),
         header_bytes: 64 * 1024,
+        access_log: None,
         tls: Default::default(),
     };
     let common = Common {
@@ -190,11 +191,14 @@ fn script<F: Future<Output = ()> + 'static>(
 impl World {
     fn client(&self) -> DuplexStream {
         let (client, server) = duplex(64 * 1024);
-        let ip = Some([127, 0, 0, 1].into());
+        let caller = Caller {
+            ip: Some([127, 0, 0, 1].into()),
+            told: None,
+        };
         let serving = front::serve(
             Rc::clone(&self.worker),
             Transport::Pipe(server),
-            ip,
+            caller,
             None,
             Place::uncounted(),
         );

@@ -2,12 +2,20 @@
 //!
 //! Not here: HTTP bodies (`body.rs`).
 
-use std::{cell::Cell, io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_core::{
     balance::Ask,
     moment::Moment,
     outcome::{Outcome, Unreachable},
+    policy::Protocol,
     retry::{Sent, Tries, Verdict},
     session::Session,
     snapshot::Upstream,
@@ -22,16 +30,19 @@ use super::{
     attempt::Attempt,
     body::Tunnel,
     client_hello::{self, Hello},
+    connections::{Entry, Spoken, row::Ended},
     http1::wire::Raw,
     listen::Place,
+    outage::Outage,
     patience::HEAD_READ,
     proxy_header::{self, Addresses},
-    send::dialled,
+    send::{dialled, listed},
     transport::Transport,
     welcome::Caller,
     worker::{Admission, Worker},
 };
 use crate::{
+    access_log::AccessLog,
     config::{ServerNames, sni},
     request_key,
 };
@@ -110,8 +121,22 @@ pub async fn serve(
         tracing::debug!(upstream = %name, "too many connections at once; see limits of this upstream");
         return;
     };
+    let idle = upstream.policy.timeouts.idle;
+    let connections = &worker.connections;
+    let client = connections.client(client, caller.told_address(), Some(&name), idle);
+    // What was read to find the way is the client's too.
+    client.received(first.len());
+    let told = Told::new(&worker, &client);
     let peer = caller.ip;
     if let Ok((mut endpoint, mut attempt)) = reach(&worker, upstream, peer).await {
+        let spoken = match upstream.policy.protocol {
+            Protocol::Tls => Spoken::Tls,
+            _ => Spoken::Bytes,
+        };
+        if let Some(entry) = endpoint.entry() {
+            client.relays(entry, spoken, idle);
+        }
+        let client = Transport::Listed(Rc::clone(&client));
         if let Some(version) = upstream.policy.send_proxy {
             let addresses = caller.told.or_else(|| Addresses::of(&client));
             let header = proxy_header::write(version, addresses);
@@ -124,14 +149,15 @@ pub async fn serve(
         ) {
             tracing::debug!(upstream = %name, "an endpoint took nothing of what it was told");
             attempt.failed(Outcome::Unreachable(Unreachable::Broken));
-            return;
+            return told.ended(&End::Endpoint(io::ErrorKind::BrokenPipe.into()));
         }
         drop(first);
-        let ended = relay(&worker, client, endpoint, upstream.policy.timeouts.idle).await;
-        if let Err(error) = ended {
-            tracing::debug!(upstream = %name, %error, "a relayed connection ended early");
-        }
+        let outage = (worker.outages).watch(upstream, attempt.endpoint().key.address);
+        let end = relay(&worker, client, endpoint, idle, &outage).await;
+        told.ended(&end);
         attempt.over(None);
+    } else {
+        told.ended(&End::Unreachable);
     }
     drop((admission, place));
 }
@@ -179,7 +205,8 @@ pub async fn reach(
             Ok(Ok(transport)) => {
                 attempt.headed(Some(Outcome::Success));
                 desk.meters.attempt(Outcome::Success);
-                return Ok((transport, attempt));
+                let entry = listed(worker, upstream, &pick.endpoint, transport);
+                return Ok((Transport::Listed(entry), attempt));
             }
             Ok(Err(why)) => why,
             Err(_) => Unreachable::ConnectTimedOut,
@@ -220,10 +247,98 @@ pub async fn upgraded(client: Raw, tunnel: Tunnel) {
         idle,
     } = tunnel;
     let worker = Rc::clone(settle.attempt.worker());
-    if let Err(error) = relay(&worker, client, endpoint, idle).await {
-        tracing::debug!(%error, "an upgraded connection ended early");
+    let (upstream, address) = (
+        settle.attempt.upstream(),
+        settle.attempt.endpoint().key.address,
+    );
+    let outage = worker.outages.watch(upstream, address);
+    let entries = (client.entry(), endpoint.entry());
+    let told = entries.0.as_ref().map(|entry| Told::new(&worker, entry));
+    if let (Some(client), Some(endpoint)) = &entries {
+        client.relays(endpoint, Spoken::Bytes, idle);
+    }
+    let end = relay(&worker, client, endpoint, idle, &outage).await;
+    if let Some(told) = told {
+        told.ended(&end);
     }
     drop(settle);
+}
+
+/// How a relayed connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides had said all.
+    Done,
+    /// The client's side broke.
+    Client(io::Error),
+    /// The endpoint's side broke.
+    Endpoint(io::Error),
+    /// Neither said anything for too long.
+    Silent,
+    /// Its endpoint was no longer to be called, and its grace was over; why.
+    Outage(&'static str),
+    /// No endpoint took it.
+    Unreachable,
+}
+
+impl End {
+    /// The word for logs.
+    fn reason(&self) -> &'static str {
+        match self {
+            End::Done => "done",
+            End::Client(_) => "client broke off",
+            End::Endpoint(_) => "endpoint broke off",
+            End::Silent => "idle",
+            End::Outage(_) => "endpoint not to be called",
+            End::Unreachable => "no endpoint",
+        }
+    }
+
+    /// What the reason does not say.
+    fn detail(&self) -> Option<String> {
+        match self {
+            End::Client(error) | End::Endpoint(error) => Some(error.to_string()),
+            End::Outage(why) => Some((*why).to_owned()),
+            End::Done | End::Silent | End::Unreachable => None,
+        }
+    }
+}
+
+/// What the access log tells of a connection that has ended; noted while it is open, for a closed socket knows no
+/// address any more.
+struct Told<'a> {
+    worker: &'a Worker,
+    entry: Rc<Entry>,
+    log: Option<(AccessLog, Option<SocketAddr>)>,
+}
+
+impl<'a> Told<'a> {
+    fn new(worker: &'a Worker, entry: &Rc<Entry>) -> Told<'a> {
+        let log = worker.settings().access_log.clone();
+        Told {
+            worker,
+            log: log.map(|log| (log, entry.client_address())),
+            entry: Rc::clone(entry),
+        }
+    }
+
+    fn ended(self, end: &End) {
+        tracing::debug!(
+            connection = self.entry.id,
+            ?end,
+            "a relayed connection ended"
+        );
+        if let Some((log, client)) = self.log {
+            let clock = self.worker.clock;
+            log.tell(&Ended::of(
+                &self.entry,
+                client,
+                end.reason(),
+                end.detail(),
+                clock,
+            ));
+        }
+    }
 }
 
 /// Copies both ways until both ends have ended, half-close kept, silence bounded.
@@ -232,7 +347,8 @@ async fn relay(
     client: impl AsyncRead + AsyncWrite,
     endpoint: impl AsyncRead + AsyncWrite,
     idle: Duration,
-) -> io::Result<()> {
+    outage: &Outage,
+) -> End {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_endpoint, mut to_endpoint) = tokio::io::split(endpoint);
     let watch = Watch {
@@ -240,14 +356,38 @@ async fn relay(
         limit: Cell::new(idle),
     };
     let both = async {
+        let up = one_way(worker, &watch, &mut from_client, &mut to_endpoint);
+        let down = one_way(worker, &watch, &mut from_endpoint, &mut to_client);
         tokio::try_join!(
-            one_way(worker, &watch, &mut from_client, &mut to_endpoint),
-            one_way(worker, &watch, &mut from_endpoint, &mut to_client),
+            async {
+                up.await
+                    .map_err(|broken| broken.end(End::Client, End::Endpoint))
+            },
+            async {
+                down.await
+                    .map_err(|broken| broken.end(End::Endpoint, End::Client))
+            },
         )
     };
     tokio::select! {
-        ended = both => ended.map(|_| ()),
-        () = watch.silent(worker) => Err(io::ErrorKind::TimedOut.into()),
+        ended = both => ended.map_or_else(|end| end, |_| End::Done),
+        () = watch.silent(worker) => End::Silent,
+        why = outage.over() => End::Outage(why),
+    }
+}
+
+/// Which side of a direction broke.
+enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+impl Broken {
+    fn end(self, reading: fn(io::Error) -> End, writing: fn(io::Error) -> End) -> End {
+        match self {
+            Broken::Reading(error) => reading(error),
+            Broken::Writing(error) => writing(error),
+        }
     }
 }
 
@@ -275,19 +415,21 @@ async fn one_way(
     watch: &Watch,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-) -> io::Result<()> {
+) -> Result<(), Broken> {
     let mut buffer = vec![0u8; BUFFER_BYTES];
     loop {
-        let count = from.read(&mut buffer).await?;
+        let count = from.read(&mut buffer).await.map_err(Broken::Reading)?;
         if count == 0 {
             break;
         }
         watch.last.set(worker.clock.now());
-        to.write_all(&buffer[..count]).await?;
-        to.flush().await?;
+        to.write_all(&buffer[..count])
+            .await
+            .map_err(Broken::Writing)?;
+        to.flush().await.map_err(Broken::Writing)?;
         watch.last.set(worker.clock.now());
     }
     watch.last.set(worker.clock.now());
     watch.limit.set(watch.limit.get().min(HALF_CLOSED));
-    to.shutdown().await
+    to.shutdown().await.map_err(Broken::Writing)
 }

@@ -2,7 +2,12 @@
 //!
 //! Not here: accepting it (`listen.rs`), and what is spoken (`front.rs`, `tunnel.rs`).
 
-use std::{io, net::IpAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
 
 use metrics::counter;
 use tokio::time::timeout;
@@ -47,6 +52,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Its address, where its connection's socket has another.
+    pub fn told_address(&self) -> Option<SocketAddr> {
+        self.told.map(|told| told.source)
+    }
+
     /// Whoever the connection's PROXY header says, who is nobody new if it names none.
     async fn introduced(self, transport: &mut Transport) -> Option<Caller> {
         let read = timeout(HEAD_READ, proxy_header::read(transport)).await;
@@ -124,13 +134,13 @@ async fn shaken(transport: Transport, tls: &ServerTls) -> io::Result<Transport> 
 }
 
 fn enter(worker: &Rc<Worker>, transport: Transport, caller: Caller, door: Door, place: Place) {
-    let (worker, peer) = (Rc::clone(worker), caller.ip);
+    let worker = Rc::clone(worker);
     match door {
         Door::Authority => {
-            tokio::task::spawn_local(front::serve(worker, transport, peer, None, place));
+            tokio::task::spawn_local(front::serve(worker, transport, caller, None, place));
         }
         Door::Upstream(name) => {
-            tokio::task::spawn_local(front::serve(worker, transport, peer, Some(name), place));
+            tokio::task::spawn_local(front::serve(worker, transport, caller, Some(name), place));
         }
         Door::Tcp(name) => {
             let first = Vec::new();

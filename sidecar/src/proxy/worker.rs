@@ -24,7 +24,7 @@ use mesh_core::{
     outlier::Ejected,
     snapshot::{Shared, Snapshot, Upstream},
 };
-use metrics::{Gauge, gauge};
+use metrics::{Counter, Gauge, counter, gauge};
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::{Builder, LocalOptions},
@@ -33,14 +33,16 @@ use tokio::{
 };
 
 use super::{
+    connections::Connections,
     dial::{Connector, Tcp},
     headers::Via,
     http1::wire::Buffers,
     listen::{self, Order},
+    outage::Outages,
     pool::Pool,
     tally::Meters,
 };
-use crate::{clock::Clock, config::Network, tls::ClientTls};
+use crate::{access_log::AccessLog, clock::Clock, config::Network, tls::ClientTls};
 
 /// Orders waiting for a worker; the control thread waits when it is full, an accept loop takes the connection itself.
 pub const ORDERS_MAX: usize = 1024;
@@ -74,6 +76,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
     pub header_bytes: usize,
+    /// Where relayed connections that have ended are told of.
+    pub access_log: Option<AccessLog>,
     /// TLS towards the endpoints of upstreams that have it, by the upstream's name.
     pub tls: BTreeMap<Box<str>, ClientTls>,
 }
@@ -99,12 +103,17 @@ pub struct Worker {
     pub buffers: Rc<Buffers>,
     /// Open connections to endpoints.
     pub pool: RefCell<Pool>,
+    /// Every connection, for whoever asks.
+    pub connections: Rc<Connections>,
+    /// What becomes of relayed connections whose endpoint went bad.
+    pub outages: Outages,
     /// Dice.
     pub rng: RefCell<SmallRng>,
     /// Opens connections.
     pub connector: RefCell<Connector>,
     /// Metrics of requests that name no upstream.
     pub stray: Rc<Meters>,
+    outage_ends: Counter,
     /// Gauges of idle HTTP/1 and open HTTP/2 connections in the pool.
     kept: (Gauge, Gauge),
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
@@ -179,9 +188,12 @@ impl Worker {
             clock: common.clock,
             buffers: Rc::default(),
             pool: RefCell::default(),
+            connections: Connections::new(common.clock),
+            outages: Outages::default(),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connector: RefCell::new(connector),
             stray: Meters::new("-"),
+            outage_ends: counter!("starling_connections_ended_total", "reason" => "endpoint"),
             kept: {
                 // Each worker sets a series of its own: a shared one would show whoever set it last.
                 let worker = thread::current().name().unwrap_or("-").to_owned();
@@ -252,14 +264,18 @@ impl Worker {
 
     /// Closes what rested too long, forgets upstreams that are gone and tells of requests to the others.
     fn sweep(&self) {
+        let now = self.clock.now();
+        self.connections.tick(now);
         let (idle, h2) = {
             let mut pool = self.pool.borrow_mut();
-            pool.sweep(self.clock.now());
+            pool.sweep(now);
             pool.count()
         };
         self.kept.0.set(idle as f64);
         self.kept.1.set(h2 as f64);
         let snapshot = self.snapshot();
+        let ended = self.outages.review(&snapshot, now);
+        self.outage_ends.increment(ended as u64);
         let desks = &mut *self.desks.borrow_mut();
         desks.retain(|name, _| snapshot.upstream(name).is_some());
         for desk in desks.values() {

@@ -1,7 +1,9 @@
-//! `[node]`, `[gossip]` and `[admin]`: who this host is, how it meets the others, how it is asked.
+//! `[node]`, `[gossip]`, `[admin]` and `[access_log]`: who this host is, how it meets the others, how it is asked, what
+//! it writes down.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use crate::access_log::Sink;
 use crate::config::{
     Admin, GOSSIP_KEYS_MAX, Gossip, GossipKey, Node, Profile, Secret,
     host::is_private,
@@ -190,6 +192,33 @@ pub fn admin(keys: &Keys<'_>) -> Admin {
         bind: keys.or("bind", ADMIN_BIND),
         socket: socket.map(|Socket(path)| path),
         token: token.map(|token| Secret(token.into())),
+    }
+}
+
+/// `[access_log]`; none without a path.
+pub fn access_log(keys: &Keys<'_>) -> Option<Sink> {
+    keys.optional::<Sink>("path")
+}
+
+impl Setting for Sink {
+    fn read(value: &Value) -> Result<Sink, Wrong> {
+        let example = "/var/log/starling/access.jsonl";
+        let text = value::text(value, example)?;
+        match text {
+            "-" => Ok(Sink::Stdout),
+            path if path.starts_with('/') => Ok(Sink::File(path.into())),
+            other => Err(Wrong::new(
+                format!("{other:?} is not a whole path"),
+                format!("write it like {example:?}, or \"-\" for standard output"),
+            )),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Sink::Stdout => value::quote("-"),
+            Sink::File(path) => value::quote(&path.display().to_string()),
+        }
     }
 }
 

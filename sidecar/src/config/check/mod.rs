@@ -38,6 +38,7 @@ struct Tables<'a> {
     admin: Keys<'a>,
     outbound: Keys<'a>,
     drain: Keys<'a>,
+    access_log: Keys<'a>,
     services: Vec<(&'a str, Keys<'a>)>,
     upstreams: Vec<(&'a str, Keys<'a>)>,
 }
@@ -61,6 +62,7 @@ impl<'a> Tables<'a> {
             admin: top.inner("admin", &[]),
             outbound: top.inner("outbound", &["external_allow"]),
             drain: top.inner("drain", &[]),
+            access_log: top.inner("access_log", &[]),
             services: named("service", &["allow"]),
             upstreams: named("upstream", &upstream::KEYS_LATER),
         }
@@ -75,6 +77,7 @@ impl<'a> Tables<'a> {
             self.admin,
             self.outbound,
             self.drain,
+            self.access_log,
         ]
         .into_iter()
         .chain(named.map(|(_, keys)| keys))
@@ -103,6 +106,7 @@ pub fn check(files: &Files, sheet: &Sheet<'_>) -> Config {
             grace: tables.drain.or("grace", Duration::from_secs(3)),
             timeout: tables.drain.or("timeout", Duration::from_secs(30)),
         },
+        access_log: host::access_log(&tables.access_log),
         services: services
             .filter_map(|(name, keys)| service::service(name, keys, &node, health::Whose::Own))
             .collect(),

@@ -18,7 +18,7 @@ use super::{
 use crate::config::{
     Check, CheckKind, ListenAddress, ServerNames, Upstream,
     read::Keys,
-    value::{Bytes, Count, Label, Retries, ServiceName, Setting, Share},
+    value::{Bytes, Count, Label, Lasting, Retries, ServiceName, Setting, Share},
 };
 
 /// Keys of `[upstream.*]` that a later version knows.
@@ -271,6 +271,7 @@ fn refuse_without_http(keys: &Keys<'_>, key: &'static str) {
 
 fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
     let default = Timeouts::default();
+    let Lasting(endpoint_grace) = keys.or("endpoint_grace", Lasting(default.endpoint_grace));
     if protocol == Protocol::Udp {
         for key in ["timeout", "connect_timeout", "idle_timeout"] {
             if keys.has(key) {
@@ -283,6 +284,7 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
         }
         return Timeouts {
             idle: positive(&keys.inner("udp", &[]), "idle", UDP_IDLE),
+            endpoint_grace,
             ..default
         };
     }
@@ -294,6 +296,7 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
         request: positive(keys, "timeout", default.request),
         connect: positive(keys, "connect_timeout", default.connect),
         idle: positive(keys, "idle_timeout", idle),
+        endpoint_grace,
     }
 }
 

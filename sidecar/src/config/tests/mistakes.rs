@@ -45,6 +45,8 @@ const MISTAKES: &[Mistake] = &[
     ("[upstream.p]\nbalance = { policy = \"random\", key = \"path\" }", 2, "upstream.p.balance.key", "only consistent_hash has one", "drop it"),
     ("[upstream.db]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nbalance = { policy = \"consistent_hash\", key = \"cookie:a\" }", 4, "upstream.db.balance.key", "sees no cookie:a", "\"source_ip\""),
     ("[upstream.p]\nbalance = \"round_robbin\"", 2, "upstream.p.balance", "unknown here", "did you mean \"round_robin\"?"),
+    ("[upstream.p]\nendpoint_grace = \"ever\"", 2, "upstream.p.endpoint_grace", "no duration", "\"never\""),
+    ("[access_log]\npath = \"access.log\"", 2, "access_log.path", "not a whole path", "standard output"),
     ("[upstream.p]\ntimeout = 2", 2, "upstream.p.timeout", "2 has no unit", "\"2s\""),
     ("[upstream.p]\ntimeout = \"2 parsecs\"", 2, "upstream.p.timeout", "no unit that is known", "\"250ms\""),
     ("[upstream.p]\ntimeout = \"250ms\"\n[upstream.p.retry]\nper_try_timeout = \"0ms\"", 4, "upstream.p.retry.per_try_timeout", "no time", "drop the line to leave it the whole \"250ms\""),

@@ -13,7 +13,7 @@ mod place;
 mod tests;
 
 pub use name::{Label, ServiceName};
-pub use number::{Bytes, Count, Port, Rate, Retries, Share, Workers, rounded};
+pub use number::{Bytes, Count, Lasting, Port, Rate, Retries, Share, Workers, rounded};
 pub use place::{host_and_port, socket_path};
 
 /// What is wrong with a value, and how to put it right.

@@ -132,6 +132,30 @@ impl Setting for Weight {
     }
 }
 
+/// A duration, or `"never"`: without end.
+#[derive(Clone, Copy, Debug)]
+pub struct Lasting(pub Option<Duration>);
+
+impl Setting for Lasting {
+    fn read(value: &Value) -> Result<Lasting, Wrong> {
+        if matches!(value, Value::String(text) if text.trim() == "never") {
+            return Ok(Lasting(None));
+        }
+        match Duration::read(value) {
+            Ok(span) => Ok(Lasting(Some(span))),
+            Err(wrong) => Err(Wrong::new(
+                wrong.what,
+                format!("{}, or \"never\"", wrong.fix),
+            )),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.0
+            .map_or_else(|| super::quote("never"), |span| span.show())
+    }
+}
+
 impl Setting for Duration {
     fn read(value: &Value) -> Result<Duration, Wrong> {
         if let Value::Integer(number) = value {

@@ -64,8 +64,9 @@ pub async fn serve(caller: Caller, wire: SharedWire) {
         is_ending: false,
     };
     loop {
-        match conversation.turn(&mut waits).await {
-            After::Next => {}
+        let after = conversation.turn(&mut waits).await;
+        match after {
+            After::Next => conversation.caller.entry.ended(),
             After::Close => return,
             After::Linger => return conversation.linger(&mut waits).await,
             After::Tunnel(tunnel) => {
@@ -149,6 +150,7 @@ impl Conversation {
             Err(fault) => return self.refuse_fault(fault, waits).await,
         };
         self.served = true;
+        self.caller.entry.begins(0);
         self.wire
             .borrow_mut()
             .begin_body(meaning.framing, meaning.keep_alive);

@@ -19,7 +19,7 @@ use super::{
     decode::{Decoder, Step},
     head::Framing,
 };
-use crate::proxy::{body::BodyError, transport::Transport};
+use crate::proxy::{body::BodyError, connections::Entry, transport::Transport};
 
 /// Size of a buffer, in bytes; a read that does not fill it tells the runtime that there is no more for now.
 pub const BUFFER_BYTES: usize = 16 * 1024;
@@ -366,6 +366,13 @@ impl Drop for Wire {
 /// A connection that has left HTTP: what was read already comes first.
 #[derive(Debug)]
 pub struct Raw(pub SharedWire);
+
+impl Raw {
+    /// Its place in its worker's table.
+    pub fn entry(&self) -> Option<Rc<Entry>> {
+        self.0.borrow().transport.entry().cloned()
+    }
+}
 
 impl AsyncRead for Raw {
     fn poll_read(

@@ -1,0 +1,265 @@
+//! Connections as the sidecar lists them, and what becomes of relayed ones whose endpoint goes bad.
+//!
+//! Not here: what goes over them.
+
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
+
+use mesh_tests::{
+    PATIENCE, binary,
+    scratch::Scratch,
+    sidecar::{Setup, Sidecar},
+    until::until,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    task::JoinHandle,
+};
+
+/// Says its name, then everything it hears.
+async fn parrot(at: SocketAddr, name: &'static str) -> JoinHandle<()> {
+    let listener = TcpListener::bind(at).await.expect("a free address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(name.as_bytes()).await?;
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    })
+}
+
+/// Connects, and hears who is there.
+async fn greeted(at: SocketAddr) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(at).await.expect("open");
+    let mut name = [0; 1];
+    stream.read_exact(&mut name).await.expect("a name");
+    (stream, String::from_utf8_lossy(&name).into_owned())
+}
+
+async fn rows(sidecar: &Sidecar, query: &str) -> Vec<Value> {
+    let listing = sidecar.listing(&format!("/v1/connections?{query}")).await;
+    match listing.expect("a listing") {
+        Value::Array(rows) => rows,
+        other => panic!("no list: {other}"),
+    }
+}
+
+/// Waits until a query has so many rows.
+async fn until_rows(sidecar: &Sidecar, query: &str, count: usize) -> Vec<Value> {
+    until(PATIENCE, &format!("{count} rows of {query}"), || async {
+        let rows = rows(sidecar, query).await;
+        match rows.len() == count {
+            true => Ok(rows),
+            false => Err(format!("{rows:#?}")),
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_connection_is_listed_from_both_sides_and_logged_at_its_end() {
+    let setup = Setup::new("host", "eu-1a");
+    let scratch = Scratch::new();
+    let log = scratch.path().join("access.jsonl");
+    let (listen, server) = (
+        SocketAddr::new(setup.address, 7001),
+        SocketAddr::new(setup.address, 2525),
+    );
+    parrot(server, "a").await;
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[access_log]\npath = \"{}\"\n[upstream.mail]\nprotocol = \"tcp\"\nlisten = \"{listen}\"\n\
+         sticky = {{ source_ip = true }}\nendpoints = [{{ address = \"{server}\", zone = \"eu-1b\" }}]\n",
+        log.display()
+    )))
+    .await;
+    let (mut stream, _) = greeted(listen).await;
+    stream.write_all(&[7; 1000]).await.expect("sent");
+    stream.read_exact(&mut [0; 1000]).await.expect("echoed");
+
+    let client = stream.local_addr().expect("bound");
+    let near = until_rows(&sidecar, &format!("client={client}&side=client"), 1).await;
+    let far = until_rows(&sidecar, "endpoint=mail&side=endpoint", 0).await;
+    assert!(far.is_empty(), "there is no instance of that name");
+    let far = until_rows(&sidecar, &format!("endpoint={server}&side=endpoint"), 1).await;
+    let (near, far) = (&near[0], &far[0]);
+    for row in [near, far] {
+        assert_eq!(row["client"], client.to_string(), "{row}");
+        assert_eq!(row["endpoint"], server.to_string());
+        assert_eq!(
+            (&row["zone"], &row["upstream"]),
+            (&"eu-1b".into(), &"mail".into())
+        );
+        assert_eq!(
+            (&row["state"], &row["protocol"]),
+            (&"relaying".into(), &"bytes".into())
+        );
+        assert_eq!(row["tcp"]["state"], "established");
+        assert!(row["tcp"]["rtt_us"].as_u64() > Some(0), "{row}");
+        let left = row["left_ms"].as_u64().expect("it has an end");
+        assert!((3_500_000..=3_600_000).contains(&left), "{row}");
+    }
+    assert_eq!(near["sticky"], client.ip().to_string());
+    assert_eq!((&near["peer"], &far["peer"]), (&far["id"], &near["id"]));
+    assert_eq!(
+        (near["received_bytes"].as_u64(), near["sent_bytes"].as_u64()),
+        (Some(1000), Some(1001))
+    );
+    assert_eq!(
+        (far["received_bytes"].as_u64(), far["sent_bytes"].as_u64()),
+        (Some(1001), Some(1000))
+    );
+
+    let output = Command::new(binary::starling())
+        .args([
+            "conns",
+            "--upstream",
+            "mail",
+            "--admin",
+            &sidecar.admin().to_string(),
+        ])
+        .output()
+        .expect("it runs");
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        table.contains("RTT/RETR") && table.contains(&client.to_string()),
+        "{table}"
+    );
+
+    stream.shutdown().await.expect("half-closed");
+    drop(stream);
+    until_rows(&sidecar, "upstream=mail", 0).await;
+    let line = until(PATIENCE, "a line in the access log", || async {
+        let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        let line = text.lines().next().ok_or("nothing yet")?;
+        serde_json::from_str::<Value>(line).map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(line["reason"], "done", "{line}");
+    assert_eq!(
+        (&line["client"], &line["sent_bytes"]),
+        (&client.to_string().into(), &1001.into())
+    );
+
+    // A rotated file is followed on the next reload.
+    fs::rename(&log, scratch.path().join("old")).expect("moved");
+    let told = sidecar.order("/v1/reload", "").await.expect("an answer");
+    assert_eq!(told.status, 200, "{}", told.text());
+    drop(greeted(listen).await);
+    until(PATIENCE, "a line in the new file", || async {
+        let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        text.lines()
+            .next()
+            .map(|_| ())
+            .ok_or("nothing yet".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relayed_connections_leave_an_endpoint_that_is_gone_after_the_grace() {
+    let setup = Setup::new("host", "eu-1a");
+    let address = setup.address;
+    let at = |port| SocketAddr::new(address, port);
+    let (listen, bad, good) = (at(7001), at(2525), at(2526));
+    parrot(bad, "b").await;
+    parrot(good, "g").await;
+    let tables = |endpoints: &str| {
+        format!(
+            "[upstream.mail]\nprotocol = \"tcp\"\nlisten = \"{listen}\"\nendpoint_grace = \"1s\"\nbalance = \"round_robin\"\n\
+             endpoints = [{endpoints}]\n"
+        )
+    };
+    let both = format!("\"{bad}\", \"{good}\"");
+    let mut sidecar = Sidecar::ready(setup.with(&tables(&both))).await;
+    let mut open = Vec::new();
+    while !(open.iter().any(|(_, name)| name == "b") && open.iter().any(|(_, name)| name == "g")) {
+        open.push(greeted(listen).await);
+        assert!(open.len() < 50, "round robin leads to both");
+    }
+    sidecar.rewrite(&tables(&format!("\"{good}\"")));
+    let told = sidecar.order("/v1/reload", "").await.expect("an answer");
+    assert_eq!(told.status, 200, "{}", told.text());
+    for (mut stream, name) in open {
+        if name == "b" {
+            let end = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 8])).await;
+            assert!(
+                matches!(end, Ok(Ok(0) | Err(_))),
+                "closed after the grace: {end:?}"
+            );
+        } else {
+            stream.write_all(b"x").await.expect("sent");
+            stream.read_exact(&mut [0; 1]).await.expect("still there");
+        }
+    }
+    assert!(sidecar.metric("starling_connections_ended_total").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_and_flows_show_who_serves_whom() {
+    let setup = Setup::new("host", "eu-1a").offering("web", 8080);
+    let address = setup.address;
+    let at = |port| SocketAddr::new(address, port);
+    let (resolver, listen) = (at(5353), at(5300));
+    let server = UdpSocket::bind(resolver).await.expect("a free address");
+    tokio::spawn(async move {
+        let mut room = [0; 512];
+        while let Ok((count, from)) = server.recv_from(&mut room).await {
+            let _ = server.send_to(&room[..count], from).await;
+        }
+    });
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.dns]\nprotocol = \"udp\"\nlisten = \"{listen}\"\nendpoints = [\"{resolver}\"]\n"
+    )))
+    .await;
+    let _backend = sidecar.backend(8080, "web").await;
+    sidecar.until_usable("web", 1, PATIENCE).await;
+
+    let mut stream = TcpStream::connect(sidecar.outbound()).await.expect("open");
+    let client = stream.local_addr().expect("bound").to_string();
+    until_rows(&sidecar, &format!("client={client}&protocol=-"), 1).await;
+    stream
+        .write_all(b"GET /delay/100000 HTTP/1.1\r\nHost: web.mesh\r\n\r\n")
+        .await
+        .expect("sent");
+    let busy = until_rows(&sidecar, &format!("client={client}&state=busy"), 2).await;
+    assert_eq!(
+        (&busy[0]["side"], &busy[1]["side"]),
+        (&"client".into(), &"endpoint".into())
+    );
+    for row in &busy {
+        assert_eq!(
+            (&row["endpoint"], &row["protocol"]),
+            (&at(8080).to_string().into(), &"http/1.1".into()),
+            "{row}"
+        );
+    }
+    drop(stream);
+    until_rows(&sidecar, &format!("client={client}"), 0).await;
+
+    let caller = UdpSocket::bind((sidecar.setup.address, 0))
+        .await
+        .expect("bound");
+    caller.connect(listen).await.expect("a place to send to");
+    caller.send(b"who?").await.expect("sent");
+    let heard = tokio::time::timeout(Duration::from_secs(5), caller.recv(&mut [0; 16])).await;
+    heard.expect("in time").expect("an answer");
+    let flows = until_rows(&sidecar, "protocol=udp", 1).await;
+    assert_eq!(
+        flows[0]["client"],
+        caller.local_addr().expect("bound").to_string()
+    );
+    assert_eq!(
+        (&flows[0]["received_bytes"], &flows[0]["sent_bytes"]),
+        (&4.into(), &4.into())
+    );
+
+    let refused = sidecar
+        .ask("/v1/connections?limit=5000")
+        .await
+        .expect("an answer");
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("1 to 1000"), "{}", refused.text());
+}
