@@ -19,11 +19,13 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
+/// An upstream and an endpoint's address: an endpoint that comes back under another identity is back.
+type Watched = (Box<str>, SocketAddr);
+
 /// What keeps watch over one worker's relayed connections.
 #[derive(Debug, Default)]
 pub struct Outages {
-    /// By upstream and the endpoint's address: an endpoint that comes back under another identity is back.
-    watches: RefCell<HashMap<(Box<str>, SocketAddr), Rc<Outage>>>,
+    watches: RefCell<HashMap<Watched, Rc<Outage>>>,
 }
 
 /// One endpoint as those see it that are connected to it.
