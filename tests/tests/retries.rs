@@ -10,9 +10,16 @@ use examples::{
 };
 use http::Method;
 use mesh_tests::{
+    PATIENCE,
     http::Call,
     mesh::{self, Host},
+    sidecar::{Setup, Sidecar},
+    until::until,
 };
+use tokio::task::JoinSet;
+
+/// Requests at once in the story of the last one killed.
+const REQUESTS: u64 = 40;
 
 fn plan(caller: &Host) -> Plan {
     Plan::new(caller.sidecar.outbound(), "shop.mesh").at(200, Duration::from_secs(3))
@@ -94,4 +101,58 @@ async fn a_backend_that_hangs_is_left_when_its_try_is_over() {
     let plan = plan(&hosts[0]).at(50, Duration::from_secs(3));
     let figures = load::run(plan).await;
     assert_eq!(figures.failures(), 0, "{}", figures.to_json());
+}
+
+/// Asks until so many endpoints were sent out.
+async fn until_sent_out(sidecar: &Sidecar, count: f64) {
+    until(PATIENCE, "the killed one is sent out", || async {
+        let answer = sidecar.get("shop.mesh", "/").await?;
+        assert_eq!(answer.status, 200, "others are there: {}", answer.text());
+        let sent_out = sidecar.metric("starling_ejections_total").await;
+        if sent_out >= count {
+            return Ok(());
+        }
+        Err(format!("{sent_out} sent out"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_one_may_be_killed_while_the_others_sit_out_for_having_been_killed() {
+    let setup = Setup::new("host-0", "eu-1a");
+    let ports = [9001, 9002, 9003];
+    let places = ports.map(|port| format!("\"{}:{port}\"", setup.address));
+    // Out for longer than the story lasts: nobody comes back because its time is over.
+    let table = format!(
+        "[upstream.shop]\nendpoints = [{}]\nbalance = \"round_robin\"\nejection = {{ base = \"1m\" }}\n",
+        places.join(", ")
+    );
+    let sidecar = Sidecar::ready(setup.with(&table)).await;
+    let [first, second, last] = ports.map(|port| sidecar.backend(port, "shop"));
+    let last = last.await;
+    let others = [first.await, second.await];
+    for (number, other) in others.into_iter().enumerate() {
+        drop(other);
+        until_sent_out(&sidecar, number as f64 + 1.0).await;
+    }
+    let mut back = Vec::new();
+    for port in [ports[0], ports[1]] {
+        let backend = sidecar.backend(port, "shop").await;
+        // Slow enough for all requests to come while the first is under way.
+        backend.change(|b| b.delay = Duration::from_millis(100));
+        back.push(backend);
+    }
+    drop(last);
+
+    let mut calls = JoinSet::new();
+    for _ in 0..REQUESTS {
+        let outbound = sidecar.outbound();
+        calls.spawn(async move { Call::get("shop.mesh", "/").to(outbound).await });
+    }
+    while let Some(called) = calls.join_next().await {
+        let answer = called.expect("no panic").expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let served: Vec<u64> = back.iter().map(|backend| backend.served()).collect();
+    assert_eq!(served.iter().sum::<u64>(), REQUESTS, "{served:?}");
 }

@@ -40,6 +40,10 @@ const CANARY_LOST: Duration = Duration::from_secs(15);
 /// When there is nothing but non-idempotent traffic, one of those requests becomes the canary after this time.
 const ANY_CANARY_AFTER: Duration = Duration::from_secs(5);
 
+/// Longest time out of one that refuses connections: asking it again costs nothing, for its kernel says no at once and
+/// before a byte was sent.
+const GONE_MAX: Duration = Duration::from_secs(4);
+
 /// Least time an endpoint that said it is full is left alone: refusing is quick, and would look like speed.
 const FULL_MIN: Duration = Duration::from_millis(250);
 
@@ -77,6 +81,8 @@ struct File {
     local: Run,
     /// The failures of the window.
     window: Run,
+    /// Times in a row that it was sent out for refusing connections.
+    gone_times: u32,
     /// Since when it is back in.
     returned: Moment,
 }
@@ -96,10 +102,12 @@ struct Run {
 pub struct Ejected {
     /// For how long.
     pub duration: Duration,
-    /// The how-manieth time in a row, from 1.
+    /// The how-manieth time in a row, from 1; those for refusing connections are counted apart.
     pub times: u32,
     /// Why.
     pub cause: Cause,
+    /// It refused a connection: nobody is there.
+    pub gone: bool,
 }
 
 /// Why an endpoint was sent out.
@@ -229,6 +237,11 @@ impl Trial {
         sent == 0 || now.since(Moment::from_nanos(sent)) > CANARY_LOST
     }
 
+    /// Whether its canary is under way.
+    pub(crate) fn is_on_trial(&self, now: Moment) -> bool {
+        self.is_out() && !self.canary_is_free(now)
+    }
+
     /// The canary ended without a verdict.
     pub(crate) fn release_canary(&self) {
         self.canary.store(0, Relaxed);
@@ -311,20 +324,43 @@ impl Trial {
         if rules.consecutive == 0 {
             return None;
         }
-        let refused = local && run.refused == run.count;
-        if self.is_out() {
-            // Attempts that were under way when it went are no news; its canary is.
-            let canary_failed = self.canary.load(Relaxed) != 0;
-            let gone = report.outcome == Outcome::Unreachable(Unreachable::Refused);
-            return canary_failed
-                .then(|| self.send_out(&file, gone, Cause::Canary, rules, now, rng));
-        }
-        let cause = self.verdict(&file, run, local, word, at_connect, rules, now)?;
-        let absent = refused || cause == Cause::Confirmed;
-        if !company().allows(absent, rules.max_ejected) {
+        let gone = report.outcome == Outcome::Unreachable(Unreachable::Refused);
+        let until = self.out_until.load(Relaxed);
+        if until != 0 {
+            // Attempts that were under way when it went are no news, nor is one sent before its time because nobody
+            // else was left; its canary is.
+            if self.canary.swap(0, Relaxed) != 0 && now.as_nanos() >= until {
+                return Some(self.send_out(&mut file, gone, Cause::Canary, rules, now, rng));
+            }
+            if gone {
+                self.turns_out_gone(&mut file, rules, now, rng);
+            }
             return None;
         }
-        Some(self.send_out(&file, absent, cause, rules, now, rng))
+        let cause = self.verdict(&file, run, local, word, at_connect, rules, now)?;
+        if !company().allows(gone || cause == Cause::Confirmed, rules.max_ejected) {
+            return None;
+        }
+        Some(self.send_out(&mut file, gone, cause, rules, now, rng))
+    }
+
+    /// A connection that was to carry no request was refused.
+    pub(crate) fn refused(&self, rules: &Ejection, now: Moment, rng: &mut impl Rng) {
+        if self.is_out() {
+            self.turns_out_gone(&mut self.file(), rules, now, rng);
+        }
+    }
+
+    /// What it was sent out for was its end and no illness: that uses up no allowance, and is forgotten when it is back.
+    fn turns_out_gone(&self, file: &mut File, rules: &Ejection, now: Moment, rng: &mut impl Rng) {
+        if self.absent.swap(true, Relaxed) {
+            return;
+        }
+        let times = self.times.load(Relaxed);
+        self.times.store(times.saturating_sub(1), Relaxed);
+        file.gone_times = 1;
+        let until = now + jittered(gone_span(1, rules), rng);
+        self.out_until.fetch_min(stamp(until), Relaxed);
     }
 
     #[expect(
@@ -359,26 +395,28 @@ impl Trial {
 
     fn send_out(
         &self,
-        file: &File,
-        absent: bool,
+        file: &mut File,
+        gone: bool,
         cause: Cause,
         rules: &Ejection,
         now: Moment,
         rng: &mut impl Rng,
     ) -> Ejected {
-        let mut times = self.times.load(Relaxed);
+        let (span, times) = if gone {
+            file.gone_times = file.gone_times.saturating_add(1);
+            (gone_span(file.gone_times, rules), file.gone_times)
+        } else {
+            file.gone_times = 0;
+            let before = self.times_before(file, cause, now);
+            self.times.store(before.saturating_add(1), Relaxed);
+            (doubled(rules.base, before, rules.max), before + 1)
+        };
+        let duration = jittered(span, rng);
         if cause != Cause::Canary {
-            let in_for = now.since(file.returned).as_secs() / FORGIVEN_AFTER.as_secs();
-            times = times.saturating_sub(u32::try_from(in_for).unwrap_or(u32::MAX));
-        }
-        let steps = times.min(16);
-        let span = rules.base.saturating_mul(1 << steps).min(rules.max);
-        let duration = span.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER));
-        self.times.store(times.saturating_add(1), Relaxed);
-        if cause != Cause::Canary {
+            let absent = gone || cause == Cause::Confirmed;
             self.absent.store(absent, Relaxed);
             self.bad.store(stamp(now), Relaxed);
-        } else if absent {
+        } else if gone {
             // A sick one that is gone by now frees its place; one that is back and sick does not take another's.
             self.absent.store(true, Relaxed);
         }
@@ -386,9 +424,20 @@ impl Trial {
         self.out_until.store(stamp(now + duration), Relaxed);
         Ejected {
             duration,
-            times: times.saturating_add(1),
+            times,
             cause,
+            gone,
         }
+    }
+
+    /// How often it was sent out before, less what its good conduct since has made up for.
+    fn times_before(&self, file: &File, cause: Cause, now: Moment) -> u32 {
+        let times = self.times.load(Relaxed);
+        if cause == Cause::Canary {
+            return times;
+        }
+        let in_for = now.since(file.returned).as_secs() / FORGIVEN_AFTER.as_secs();
+        times.saturating_sub(u32::try_from(in_for).unwrap_or(u32::MAX))
     }
 
     fn file(&self) -> MutexGuard<'_, File> {
@@ -443,6 +492,20 @@ impl Run {
         self.count = self.count.saturating_add(1);
         self.refused = self.refused.saturating_add(u32::from(refused));
     }
+}
+
+/// How long one stays out that refused connections for the `times`th time in a row.
+fn gone_span(times: u32, rules: &Ejection) -> Duration {
+    let most = GONE_MAX.max(rules.base).min(rules.max);
+    doubled(rules.base, times.saturating_sub(1), most)
+}
+
+fn doubled(base: Duration, times: u32, most: Duration) -> Duration {
+    base.saturating_mul(1 << times.min(16)).min(most)
+}
+
+fn jittered(span: Duration, rng: &mut impl Rng) -> Duration {
+    span.mul_f64(rng.random_range(1.0 - JITTER..=1.0 + JITTER))
 }
 
 fn at_connect(outcome: Outcome) -> bool {

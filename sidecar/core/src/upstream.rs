@@ -373,6 +373,20 @@ impl Upstream {
         endpoint.trial.release_canary();
     }
 
+    /// A connection to an endpoint that was to carry no request was refused.
+    pub fn refused(&self, endpoint: &Endpoint, now: Moment, rng: &mut impl Rng) {
+        let lock = &self.shared.ejecting;
+        let _one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoint.trial.refused(&self.policy.ejection, now, rng);
+    }
+
+    /// Whether one of those not in `tried` was sent out and its canary is under way: a request that found nobody may
+    /// do so soon.
+    pub fn awaits_verdict(&self, tried: &[u64], now: Moment) -> bool {
+        let mut untried = self.members().map(|m| &m.endpoint);
+        untried.any(|endpoint| endpoint.trial.is_on_trial(now) && !tried.contains(&endpoint.id))
+    }
+
     fn went_well(&self, endpoint: &Endpoint, now: Moment) {
         if endpoint.trial.went_well(now) {
             endpoint.load.forgive();

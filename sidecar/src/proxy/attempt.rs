@@ -8,10 +8,11 @@ use mesh_core::{
     endpoint::{Endpoint, Report},
     moment::Moment,
     outcome::Outcome,
+    outlier::Cause,
     snapshot::Upstream,
 };
 
-use super::{connections::UnderWay, worker::Worker};
+use super::{connections::UnderWay, look, worker::Worker};
 
 /// The account of one try: opened when the endpoint is picked, closed at the end of the answer's body.
 ///
@@ -146,6 +147,9 @@ impl Attempt {
         if let Some(ejected) = ejected {
             self.worker
                 .ejected(&self.upstream, &self.endpoint, &ejected);
+            if ejected.cause == Cause::Silence && !ejected.gone {
+                look::take(&self.worker, &self.upstream, &self.endpoint);
+            }
         }
     }
 }

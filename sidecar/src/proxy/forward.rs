@@ -30,6 +30,7 @@ use super::{
     },
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
+    standby::Standby,
     tally::{Meters, Tally},
     tunnel,
     worker::{Admission, Worker},
@@ -110,6 +111,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
     let mut tries = start(&upstream, &call, began);
     let mut last: Option<Result<Answer, Failure>> = None;
     let mut fresh = false;
+    let mut standby = Standby::default();
     loop {
         let now = worker.clock.now();
         let ask = Ask {
@@ -120,6 +122,13 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             key: call.key,
         };
         let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
+            if !matches!(last, Some(Ok(_)))
+                && standby
+                    .a_moment(worker, &upstream, tries.tried(), tries.deadline())
+                    .await
+            {
+                continue;
+            }
             // Nobody is left to ask: the last answer, even a bad one, tells the client more than ours would.
             return match last {
                 Some(Ok(answer)) => {

@@ -37,6 +37,7 @@ use super::{
     patience::HEAD_READ,
     proxy_header::{self, Addresses},
     send::{dialled, listed},
+    standby::Standby,
     transport::Transport,
     welcome::Caller,
     worker::{Admission, Worker},
@@ -181,6 +182,7 @@ pub async fn reach(
     upstream.shared.budget.request(began);
     let mut tries = Tries::start(&upstream.policy, true, false, began);
     let mut last = None;
+    let mut standby = Standby::default();
     loop {
         let now = worker.clock.now();
         let ask = Ask {
@@ -191,6 +193,12 @@ pub async fn reach(
             key,
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
+            if standby
+                .a_moment(worker, upstream, tries.tried(), tries.deadline())
+                .await
+            {
+                continue;
+            }
             tracing::debug!(upstream = %upstream.policy.name, "no endpoint is left for a connection");
             return Err(last);
         };

@@ -258,6 +258,7 @@ impl Worker {
             instance = %endpoint.key.instance,
             address = %endpoint.key.address,
             for_ms = u64::try_from(ejected.duration.as_millis()).unwrap_or(u64::MAX),
+            gone = ejected.gone,
             "endpoint sent out: it fails for this sidecar"
         );
     }

@@ -383,8 +383,8 @@ impl Picker {
         Choice { seat, kind }
     }
 
-    /// Nobody is usable: those that are merely new or full, then, if there is really nobody, those that were sent
-    /// out.
+    /// Nobody is usable: those that are merely new or full, then, if this request has really nobody left, those that
+    /// were sent out.
     fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Choice> {
         let limit = self.upstream.policy.limits.endpoint_requests;
         let upstream = &*self.upstream;
@@ -402,7 +402,8 @@ impl Picker {
             let kind = PickKind::Usual;
             return Some(Choice { seat, kind });
         }
-        if all().any(|(_, m)| !m.endpoint.is_ejected()) {
+        // Who is in and has as much as it may get is no reason to ask others; who is in and was tried in vain is.
+        if all().any(|(_, m)| !m.endpoint.is_ejected() && untried(&m.endpoint)) {
             return None;
         }
         // One request at a time, and each is a canary: an answer brings the endpoint back.

@@ -183,6 +183,119 @@ fn a_sick_one_whose_canary_is_refused_frees_its_place() {
 }
 
 #[test]
+fn one_that_refuses_connections_is_asked_again_soon_however_often_it_was_gone() {
+    let upstream = Stage::new(&["a1"; 3]).build(at(0));
+    let gone = endpoint(&upstream, 0);
+    let mut now = at(0);
+    for _ in 0..20 {
+        let first = fail(&upstream, 0, REFUSED, now).expect("it is sent out");
+        assert_eq!((first.times, first.gone), (1, true));
+        assert!(first.duration <= 1_200 * MS, "{first:?}");
+        let mut last = first;
+        for _ in 0..4 {
+            now = now + last.duration + 10 * MS;
+            assert!(gone.trial.claim_canary(now));
+            last = report(&upstream, 0, REFUSED, 0, now).expect("the canary failed");
+            assert!(last.duration <= GONE_MAX.mul_f64(1.0 + JITTER), "{last:?}");
+        }
+        now = now + last.duration + 10 * MS;
+        assert!(gone.trial.claim_canary(now));
+        report(&upstream, 0, Outcome::Success, 1, now);
+        assert!(!gone.is_ejected());
+        now = now + Duration::from_secs(5);
+    }
+    // Nor is it less patiently dealt with when it falls ill.
+    let ill = fail(&upstream, 0, GATEWAY, now).expect("it is sent out");
+    assert!(ill.times == 1 && ill.duration <= 1_200 * MS, "{ill:?}");
+}
+
+#[test]
+fn one_that_broke_its_connections_because_it_ended_is_taken_for_gone() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let ended = endpoint(&upstream, 0);
+    let mut now = at(0);
+    for _ in 0..6 {
+        let ejected = fail(&upstream, 0, BROKEN, now).expect("sent out");
+        assert_eq!((ejected.times, ejected.gone), (1, false));
+        assert!(ended.trial.counts_as_ejected());
+        now = now + 100 * MS;
+        upstream.refused(&ended, now, &mut dice(3));
+        assert!(!ended.trial.counts_as_ejected(), "it frees its place");
+        let left = ended.ejected_for(now).expect("it is still out");
+        assert!(left <= 1_200 * MS, "{left:?}");
+        now = now + left;
+        assert!(ended.trial.claim_canary(now));
+        report(&upstream, 0, Outcome::Success, 1, now);
+        now = now + Duration::from_secs(5);
+    }
+    // Refusing one connection sends nobody out.
+    upstream.refused(&ended, now, &mut dice(3));
+    assert!(!ended.is_ejected());
+}
+
+#[test]
+fn whoever_found_everybody_else_gone_finds_out_about_those_sent_out() {
+    let upstream = Stage::new(&["a1"; 3]).build(at(0));
+    let [out, also_out, last] = [0, 1, 2].map(|i| endpoint(&upstream, i));
+    let until = at(4)
+        + fail(&upstream, 0, GATEWAY, at(0))
+            .expect("sent out")
+            .duration;
+    assert!(fail(&upstream, 1, REFUSED, at(0)).is_some());
+    assert_eq!(fail(&upstream, 2, REFUSED, at(10)), None, "never the last");
+
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let mut pick = |tried: &[u64], now| {
+        let ask = Ask {
+            tried,
+            idempotent: true,
+            ..Ask::default()
+        };
+        picker.pick(&ask, now, &mut rng)
+    };
+    let now = at(20);
+    assert_eq!(pick(&[], now).map(|p| p.endpoint.id), Some(last.id));
+    let tried = [last.id];
+    assert!(!upstream.awaits_verdict(&tried, now));
+    let first = pick(&tried, now).expect("one finds out");
+    assert_eq!((first.endpoint.id, first.kind), (out.id, PickKind::Panic));
+    let second = pick(&tried, now).expect("another finds out about the other");
+    assert_eq!(second.endpoint.id, also_out.id);
+    assert!(pick(&tried, now).is_none(), "one request each");
+    assert!(upstream.awaits_verdict(&tried, now));
+
+    // That it is ill is known: a canary before its time makes it no worse.
+    assert_eq!(report(&upstream, 0, GATEWAY, 1, now), None);
+    assert_eq!(out.ejected_for(now), Some(until.since(now)));
+    assert!(!upstream.awaits_verdict(&[last.id, also_out.id], now));
+    report(&upstream, 1, Outcome::Success, 1, now);
+    for _ in 0..50 {
+        let pick = pick(&tried, now).expect("one is back");
+        assert_eq!(
+            (pick.endpoint.id, pick.kind),
+            (also_out.id, PickKind::Usual)
+        );
+    }
+}
+
+#[test]
+fn whoever_only_found_the_others_at_their_limit_asks_nobody_sent_out() {
+    let mut stage = Stage::with(&["a1"; 3], |policy| {
+        policy.limits.endpoint_requests = Some(1);
+    });
+    let upstream = stage.build(at(0));
+    assert!(fail(&upstream, 0, REFUSED, at(0)).is_some());
+    for i in [1, 2] {
+        endpoint(&upstream, i).begin(at(5));
+    }
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    assert!(picker.pick(&Ask::default(), at(10), &mut rng).is_none());
+    assert!(upstream.is_full());
+}
+
+#[test]
 fn of_two_one_may_go_and_of_one_none() {
     let upstream = Stage::new(&["a1"; 2]).build(at(0));
     assert!(fail(&upstream, 0, GATEWAY, at(0)).is_some());

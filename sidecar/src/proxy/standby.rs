@@ -1,0 +1,56 @@
+//! Waiting for the one request that finds out whether anybody is well again, where nobody else is left to ask.
+//!
+//! Not here: who may be that request (`mesh_core::balance`) and when that is (`mesh_core::outlier`).
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::{moment::Moment, snapshot::Upstream};
+use tokio::time::sleep;
+
+use super::worker::{Admission, Worker};
+
+/// Longest wait for the verdict on others: as long as a canary is given at least for its answer.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How often it is looked for: any worker may come to it, and it is waited for seldom.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The wait of one request, or one connection; ends with it.
+#[derive(Default)]
+pub struct Standby {
+    /// Until when, and its place among those that `limits.pending` lets wait; `None` before it waits.
+    waits: Option<(Moment, Admission)>,
+}
+
+impl Standby {
+    /// Waits a moment for the verdict on somebody who is not in `tried`, at most until `deadline`. False when there is
+    /// none to wait for, too many wait already, or it took too long.
+    pub async fn a_moment(
+        &mut self,
+        worker: &Worker,
+        upstream: &Arc<Upstream>,
+        tried: &[u64],
+        deadline: Moment,
+    ) -> bool {
+        let now = worker.clock.now();
+        if !upstream.awaits_verdict(tried, now) {
+            return false;
+        }
+        let until = match &self.waits {
+            Some((until, _)) => *until,
+            None => {
+                let Some(place) = Admission::pending(upstream) else {
+                    return false;
+                };
+                let until = deadline.min(now + WAIT_MAX);
+                self.waits = Some((until, place));
+                until
+            }
+        };
+        if now + LOOK_EVERY > until {
+            return false;
+        }
+        sleep(LOOK_EVERY).await;
+        true
+    }
+}
