@@ -86,7 +86,7 @@ pub struct ServiceRecord {
     pub state: InstanceState,
     /// When it started, Unix time in milliseconds.
     pub started_at_ms: u64,
-    /// Requests per second it can take, if declared.
+    /// Requests per second it can take, if declared, or learned by its owner.
     pub capacity: Option<u32>,
     /// Free words to select by.
     pub tags: BTreeMap<Box<str>, Box<str>>,

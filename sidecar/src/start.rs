@@ -152,6 +152,12 @@ impl Sidecar {
             gossip.orders.clone(),
             clock,
         ));
+        tokio::spawn(gossip::capacity::run(
+            Arc::clone(&snapshot),
+            config_sender.subscribe(),
+            probes.clone(),
+            clock,
+        ));
 
         let mut sidecar = Sidecar {
             clock,

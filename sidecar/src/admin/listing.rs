@@ -62,7 +62,7 @@ pub struct Service {
     pub tags: BTreeMap<Box<str>, Box<str>>,
     /// How its node is; what a node that is down offers is remembered and not used.
     pub node_state: &'static str,
-    /// Requests per second it can take, if declared.
+    /// Requests per second it can take, if declared or learned.
     pub capacity: Option<u32>,
     /// When it started, Unix time in milliseconds.
     pub started_at_ms: u64,

@@ -340,7 +340,7 @@ pub struct Service {
     pub protocol: WireProtocol,
     /// Its share.
     pub weight: Weight,
-    /// Requests per second it can take.
+    /// Requests per second it can take; `None`: learned where this sidecar stands in the path.
     pub capacity: Option<u32>,
     /// Words to select by.
     pub tags: Vec<(Box<str>, Box<str>)>,

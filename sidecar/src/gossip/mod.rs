@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod agent;
+pub mod capacity;
 mod counters;
 pub mod demand;
 pub mod keys;

@@ -71,6 +71,8 @@ pub enum ProbeOrder {
     Lease(Box<Lease>, oneshot::Sender<Result<Leased, LeaseRefused>>),
     /// Takes back what `Lease` offered.
     Release(Key, oneshot::Sender<Result<(), LeaseRefused>>),
+    /// What an instance was found to be able to take, in requests per second; `None`: nothing any more.
+    Learn(Key, Option<u32>),
     /// An application's own word on how it is.
     Say(Key, Health, oneshot::Sender<Result<(), WordRefused>>),
     /// This process is going: everything drains, and nothing of it is written down.
@@ -142,6 +144,7 @@ impl Probes {
             gossip: gossip.orders.clone(),
             held: BTreeMap::new(),
             leases: BTreeMap::new(),
+            learned: BTreeMap::new(),
             drain: DrainState::load(state_dir),
             retiring: false,
             generation: 0,
@@ -229,6 +232,14 @@ impl Probes {
         told.await.map_err(|_| Gone)
     }
 
+    /// Tells what an instance can take, in requests per second, where nobody declared it; `None` takes that back.
+    ///
+    /// # Errors
+    /// [`Gone`] when the task has ended.
+    pub async fn learn(&self, key: Key, capacity: Option<u32>) -> Result<(), Gone> {
+        self.send(ProbeOrder::Learn(key, capacity)).await
+    }
+
     /// Drains everything because this process ends; the next one starts undrained.
     ///
     /// # Errors
@@ -285,6 +296,8 @@ struct Task {
     held: BTreeMap<Key, Held>,
     /// Those of `held` that were registered, and not configured.
     leases: BTreeMap<Key, Term>,
+    /// What instances were found to be able to take; no more of them than are configured.
+    learned: BTreeMap<Key, u32>,
     drain: DrainState,
     retiring: bool,
     generation: u64,
@@ -350,6 +363,13 @@ impl Task {
                 let released = self.release(&key).await?;
                 let _ = done.send(released);
                 Ok(())
+            }
+            ProbeOrder::Learn(key, capacity) => {
+                match capacity {
+                    Some(capacity) => self.learned.insert(key.clone(), capacity),
+                    None => self.learned.remove(&key),
+                };
+                self.offer(&key).await
             }
             ProbeOrder::Say(key, health, done) => {
                 let _ = done.send(self.say(&key, health));
@@ -564,7 +584,7 @@ impl Task {
         let Some(held) = self.held.get_mut(key) else {
             return Ok(());
         };
-        let record = held.record(draining);
+        let record = held.record(draining, self.learned.get(key).copied());
         if held.offered.as_ref() == Some(&record) {
             return Ok(());
         }
@@ -613,7 +633,7 @@ impl Task {
 }
 
 impl Held {
-    fn record(&self, draining: bool) -> ServiceRecord {
+    fn record(&self, draining: bool, learned: Option<u32>) -> ServiceRecord {
         ServiceRecord {
             service: self.service.service.clone(),
             instance: self.service.instance.clone(),
@@ -627,7 +647,7 @@ impl Held {
                 self.verdict.state()
             },
             started_at_ms: self.started_at_ms,
-            capacity: self.service.capacity,
+            capacity: self.service.capacity.or(learned),
             tags: self.service.tags.iter().cloned().collect(),
         }
     }

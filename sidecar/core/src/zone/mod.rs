@@ -2,8 +2,9 @@
 //!
 //! Not here: which endpoint of a tier is picked (`balance/`), and who belongs to a tier (`snapshot.rs`). This file has
 //! priority with spill and what all modes share; water-filling, the default, stands in `water.rs` (the shares),
-//! `course.rs` (how fast they are followed) and `demand.rs` (what is told to others).
+//! `course.rs` (how fast they are followed), `demand.rs` and `capacity.rs` (what is told to others).
 
+pub mod capacity;
 pub mod course;
 pub mod demand;
 pub mod water;

@@ -335,3 +335,102 @@ fn steering_by_utilization_loses_and_never_comes_to_rest() {
         assert!(unrest > 0.1, "{unrest}");
     }
 }
+
+/// What the sidecars beside a zone's instances see of it: processors that are all used when it is full, or workers that
+/// are, and requests that queue for either.
+struct Watched {
+    learner: super::capacity::Learner,
+    answers: f64,
+    processors: f64,
+}
+
+impl Watched {
+    const WORK_S: f64 = 0.010;
+
+    fn look(&mut self, load: f64, real: f64, elapsed: f64, now: Moment) -> Option<u32> {
+        self.answers += load.min(real) * elapsed;
+        let used = (load / real).min(1.0);
+        let queue = 1.0 / (1.0 - used.min(0.98));
+        self.learner.sample(
+            &super::capacity::Seen {
+                answers: self.answers as u64,
+                latency: Some(Self::WORK_S * queue),
+                busy: used * self.processors,
+            },
+            now,
+        )
+    }
+}
+
+/// Ten minutes with capacities that are learned, zone 0 asked for `surge` times its usual demand from the third on: the
+/// most that zone 0's share moved in the last three minutes, work lost in those, and the capacities at the end.
+fn learned(processors: f64, surge: f64) -> (f64, f64, [f64; ZONES]) {
+    let mut rules: [Waterfill; ZONES] = std::array::from_fn(Waterfill::new);
+    let mut watched: [Watched; ZONES] = std::array::from_fn(|_| Watched {
+        learner: super::capacity::Learner::new(0, Moment::START),
+        answers: 0.0,
+        processors,
+    });
+    let mut known = Known {
+        capacity: [1.0; ZONES],
+        ..Known::default()
+    };
+    let mut past: VecDeque<Known> = VecDeque::new();
+    let mut told = Told::new();
+    let (mut lost, mut all) = (0.0, 0.0);
+    let (mut least, mut most) = (1.0_f64, 0.0_f64);
+    for step in 0..(600.0 / STEP.as_secs_f64()) as u32 {
+        let clock = STEP * step;
+        let minute = clock.as_secs_f64() / 60.0;
+        let asked = if minute < 3.0 { USUAL } else { surge * USUAL };
+        let demand = [asked, USUAL, USUAL];
+        known.demand = told.hear(demand, clock);
+        past.push_back(known);
+        if past.len() as f64 * STEP.as_secs_f64() > 2.0 {
+            past.pop_front();
+        }
+        let heard = past.front().copied().unwrap_or_default();
+        let shares: [[f64; ZONES]; ZONES] =
+            std::array::from_fn(|zone| rules[zone].shares(&heard, STEP));
+        for zone in 0..ZONES {
+            let flows = (0..ZONES).map(|from| shares[from][zone] * demand[from]);
+            let load = flows.sum::<f64>();
+            if step % 20 == 19 {
+                let now = Moment::START + clock;
+                let seen = watched[zone].look(load * CAPACITY, CAPACITY, 1.0, now);
+                if let Some(capacity) = seen {
+                    known.capacity[zone] = f64::from(capacity) / CAPACITY;
+                }
+            }
+            if minute > 7.0 {
+                lost += (load - 1.0).max(0.0);
+            }
+        }
+        if minute > 7.0 {
+            all += demand.iter().sum::<f64>();
+            (least, most) = (least.min(shares[0][0]), most.max(shares[0][0]));
+        }
+    }
+    (most - least, lost / all, known.capacity)
+}
+
+#[test]
+fn learned_capacities_come_to_rest_and_lose_nothing() {
+    for (processors, near) in [(1.0, 0.08), (0.2, 0.35)] {
+        for surge in [1.0, 1.4, 1.8, 2.2] {
+            let (unrest, lost, capacity) = learned(processors, surge);
+            println!(
+                "{processors} of the processors, {surge} times: unrest {unrest:.3}, lost {:.2} %, {capacity:?}",
+                lost * 100.0
+            );
+            assert!(unrest < 0.05, "{unrest}");
+            assert!(lost < 1e-3, "{lost}");
+            // Where processors are not the limit, a zone that never queued is only known to be no smaller.
+            let off = capacity.map(|known| f64::abs(known - 1.0));
+            assert!(
+                processors < 1.0 || off.iter().all(|off| *off < near),
+                "{capacity:?}"
+            );
+        }
+    }
+}

@@ -109,6 +109,31 @@ async fn a_service_without_a_check_is_up_at_once_and_told_once() {
 }
 
 #[tokio::test]
+async fn a_learned_capacity_is_told_unless_one_is_declared() {
+    let (gossip, mut inbox) = gossip();
+    let probes = Probes::start(&gossip, None, Clock::new());
+    let (_socket, address) = listener().await;
+    let mut web = service("web", address, None);
+    let capacity = async |inbox: &mut mpsc::Receiver<Order>| match next(inbox).await {
+        Order::Offer(record) => record.capacity,
+        other => panic!("expected an offer, got {other:?}"),
+    };
+    let learn = |capacity| probes.learn(("web".into(), "one".into()), capacity);
+    probes.follow(vec![web.clone()]).await.unwrap();
+    assert_eq!(capacity(&mut inbox).await, None);
+    learn(Some(240)).await.unwrap();
+    assert_eq!(capacity(&mut inbox).await, Some(240));
+    web.capacity = Some(100);
+    probes.follow(vec![web.clone()]).await.unwrap();
+    assert_eq!(capacity(&mut inbox).await, Some(100));
+    web.capacity = None;
+    probes.follow(vec![web]).await.unwrap();
+    assert_eq!(capacity(&mut inbox).await, Some(240));
+    learn(None).await.unwrap();
+    assert_eq!(capacity(&mut inbox).await, None);
+}
+
+#[tokio::test]
 async fn a_changed_check_takes_nobody_out_and_a_changed_address_does() {
     let (gossip, mut inbox) = gossip();
     let probes = Probes::start(&gossip, None, Clock::new());
