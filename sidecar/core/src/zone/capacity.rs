@@ -24,8 +24,13 @@ const WATCHED_MIN_S: f64 = 20.0;
 /// A host less busy than this says little of what it could do: most of it is other work.
 const UTILIZATION_MIN: f64 = 0.10;
 
-/// Nor do fewer requests per second.
+/// Nor do fewer requests per second, once anything is known: whoever is hardly asked would seem to be able to do little,
+/// and be asked even less.
 const RATE_MIN: f64 = 1.0;
+
+/// Fewest requests that a first word stands on. One instance of which nothing is known makes weights stand for the
+/// capacity of all, so a rough figure is better.
+const FIRST_MIN: f64 = 10.0;
 
 /// Requests queue when they take this many times what they do at rest; less is the scatter of their kinds.
 const QUEUED_TIMES: f64 = 2.0;
@@ -99,7 +104,11 @@ impl Learner {
             return None;
         }
         let utilization = self.utilization(seen, elapsed);
-        if utilization < UTILIZATION_MIN || answers < RATE_MIN * seconds {
+        let is_asked = match self.told {
+            None => answers > 0.0,
+            Some(_) => answers >= RATE_MIN * seconds,
+        };
+        if utilization < UTILIZATION_MIN || !is_asked {
             return None;
         }
         let kept = (-seconds / TAU.as_secs_f64()).exp();
@@ -133,7 +142,7 @@ impl Learner {
     }
 
     fn news(&mut self, now: Moment) -> Option<u32> {
-        if self.watched < WATCHED_MIN_S {
+        if self.watched < WATCHED_MIN_S || (self.told.is_none() && self.done < FIRST_MIN) {
             return None;
         }
         let capacity = self.done / self.used;
@@ -249,7 +258,13 @@ mod tests {
         let busy = std::iter::repeat_n(200.0, 120);
         let words = told(&served, busy.chain(std::iter::repeat_n(0.3, 3_600)));
         assert_eq!(words.len(), 1, "{words:?}");
+        // Nothing can be said of a host that does nothing, and something of one that others keep busy.
         assert!(told(&served, std::iter::repeat_n(2.0, 600)).is_empty());
+        let busy = Served {
+            processors: 200.0,
+            ..served
+        };
+        assert!(!told(&busy, std::iter::repeat_n(0.4, 600)).is_empty());
     }
 
     #[test]
