@@ -524,6 +524,7 @@ fn settings_of(config: &Config, access_log: Option<AccessLog>) -> Settings {
         domain: config.outbound.domain.clone(),
         clients: config.outbound.clients.clone(),
         trusted_proxies: config.outbound.trusted_proxies.clone(),
+        control_headers: config.outbound.control_headers,
         header_bytes: config
             .upstreams
             .iter()

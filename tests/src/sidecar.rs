@@ -56,6 +56,8 @@ pub struct Setup {
     pub gossip: String,
     /// More lines for `[node]`.
     pub node: String,
+    /// More lines for `[outbound]`.
+    pub outbound: String,
     /// Tables that follow: services, upstreams.
     pub tables: String,
     /// The namespace its process lives in, if any.
@@ -76,6 +78,7 @@ impl Setup {
             join: Vec::new(),
             gossip: String::new(),
             node: String::new(),
+            outbound: String::new(),
             tables: String::new(),
             namespace: None,
             command: vec!["agent".into()],
@@ -110,6 +113,7 @@ impl Setup {
             local,
             node,
             gossip,
+            outbound,
             tables,
             ..
         } = self;
@@ -125,7 +129,7 @@ impl Setup {
             "[node]\nid = \"{name}\"\nzone = \"{zone}\"\nadvertise = \"{address}\"\nworkers = 1\n{node}\n\
              [gossip]\nbind = \"{address}:7946\"\njoin = [{join}]\n{gossip}\n\
              [admin]\nbind = \"{local}:7070\"\nsocket = \"{socket}\"\n\
-             [outbound]\nhttp = \"{local}:7080\"\n{own_drain}{tables}"
+             [outbound]\nhttp = \"{local}:7080\"\n{outbound}\n{own_drain}{tables}"
         )
     }
 }

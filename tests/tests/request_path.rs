@@ -29,6 +29,68 @@ fn seen(answer: &Value, name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_on_this_host_gets_an_account_of_the_decision_and_no_endpoint_sees_it_ask() {
+    let hosts = mesh::shops(&["eu-1a", "eu-1b"], "").await;
+    let (seed, backend) = (&hosts[0].sidecar.setup, "host-0");
+    // A caller with the headers on, beside one with them off.
+    let mut open = Setup::new("open", "eu-1a").joining(seed);
+    open.outbound = "control_headers = true".into();
+    let open = Sidecar::ready(open).await;
+    open.until_usable("shop", 2, PATIENCE).await;
+    let call = |name: &str, value: &str| Call::get("shop.mesh", "/headers").header(name, value);
+    let asked = call("x-starling-explain", "1").to(open.outbound()).await;
+    let asked = asked.expect("an answer");
+    assert_eq!(asked.status, 200, "{asked:?}");
+    assert_eq!(seen(&asked.json(), "x-starling-explain"), "");
+    let told = asked.header("x-starling-explain");
+    let account: Value = serde_json::from_str(told).unwrap_or_else(|e| panic!("{e}: {told}"));
+    assert_eq!(account["upstream"], "shop");
+    let picked = account["picks"][0]["instance"].as_str().unwrap_or_default();
+    assert!(picked.starts_with(backend), "{account}");
+    let candidates = account["candidates"].as_array().expect("a list");
+    assert_eq!(candidates.len(), 2, "{account}");
+    for factor in [
+        "cost",
+        "latency_ms",
+        "own",
+        "success",
+        "stall",
+        "ramp",
+        "weight",
+    ] {
+        assert!(candidates[0][factor].is_number(), "{factor}: {account}");
+    }
+    let decides = account["order"].as_array().expect("steps").iter();
+    let decides: Vec<&str> = decides
+        .filter(|step| step["decides"] == true)
+        .filter_map(|step| step["step"].as_str())
+        .collect();
+    assert_eq!(decides, ["zone", "algorithm"]);
+
+    // Nobody in between who hands on what the Internet sent is obeyed.
+    let forwarded = call("x-starling-explain", "1").header("x-forwarded-for", "203.0.113.9");
+    let answer = forwarded.to(open.outbound()).await.expect("an answer");
+    assert_eq!(
+        (answer.status, answer.header("x-starling-explain")),
+        (200, "")
+    );
+    let unread = call("x-starling-timeout", "soon").to(open.outbound()).await;
+    assert_eq!(unread.expect("an answer").status, 400);
+    // Without a usable endpoint it is told why.
+    let nobody = Call::get("nobody.mesh", "/").header("x-starling-explain", "1");
+    assert_eq!(
+        nobody.to(open.outbound()).await.expect("an answer").status,
+        503
+    );
+    let off = call("x-starling-explain", "1")
+        .to(hosts[0].sidecar.outbound())
+        .await;
+    let off = off.expect("an answer");
+    assert_eq!(off.header("x-starling-explain"), "");
+    assert_eq!(seen(&off.json(), "x-starling-explain"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_by_any_of_a_services_names_reaches_it_over_either_http() {
     let hosts = mesh::shops(&["eu-1a"], "").await;
     let sidecar = &hosts[0].sidecar;

@@ -2,6 +2,7 @@
 //!
 //! Not here: the decisions themselves; every figure comes from the function that decides with it.
 
+mod account;
 mod request;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use crate::{
     },
 };
 
+pub use account::Account;
 pub use request::{Asked, OwnerView, RequestView, Step, request};
 
 /// One upstream's decisions at one moment.

@@ -59,6 +59,11 @@ pub fn parse(name: &str, text: &str) -> Result<Loaded, Faults> {
     checked(files, faults, &host::Host::here())
 }
 
+/// A time as the configuration writes it, `250ms` or `2s`; `None` if it is none.
+pub fn duration(text: &str) -> Option<Duration> {
+    value::Setting::read(&raw::Value::String(text.to_owned())).ok()
+}
+
 /// A string as TOML, for whoever writes a text for [`parse`].
 pub fn quote(text: &str) -> String {
     value::quote(text)
@@ -261,6 +266,8 @@ pub struct Outbound {
     pub clients: Vec<Network>,
     /// Callers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
+    /// `x-starling-*` headers of callers on this host are obeyed.
+    pub control_headers: bool,
 }
 
 /// Where to listen.

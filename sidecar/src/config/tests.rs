@@ -130,7 +130,7 @@ undeclared = "refuse"
 external = "refuse"
 clients = ["172.26.64.0/20"]
 trusted_proxies = ["127.0.0.1"]
-control_headers = false
+control_headers = true
 [access_log]
 path = "/var/log/starling/access.jsonl"
 [drain]

@@ -10,6 +10,7 @@ use http::{
 use http_body::Body;
 use mesh_core::{
     balance::Ask,
+    explain::{Account, Asked},
     moment::Moment,
     outcome::{Outcome, Unreachable},
     policy::Protocol,
@@ -21,6 +22,7 @@ use mesh_core::{
 
 use super::{
     body::{BodyTime, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
+    control,
     front::Caller,
     headers,
     http1::{
@@ -65,8 +67,10 @@ pub struct Call {
     session: Option<Session>,
     /// What it belongs to an endpoint by, hashed.
     key: Option<u64>,
-    /// The client's own deadline, from `grpc-timeout`.
+    /// The client's own deadline, from `grpc-timeout` or a control header.
     pub timeout: Option<Duration>,
+    /// The account of its decision that the caller asked for.
+    account: Option<Box<Account>>,
 }
 
 impl Call {
@@ -94,7 +98,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
     let worker = &caller.worker;
     let began = worker.clock.now();
     let snapshot = worker.snapshot();
-    let (upstream, call) = match read(caller, request, |name| {
+    let (upstream, mut call) = match read(caller, request, |name| {
         snapshot.upstream(name).map(Arc::clone)
     }) {
         Ok(read) => read,
@@ -102,11 +106,10 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
     };
     let desk = worker.desk(&upstream);
     let tally = Tally::new(Rc::clone(&desk.meters), worker.clock, began);
-    let refuse =
-        |tally, cause, call: &Call| own_answer(worker, tally, cause, call.grpc, Some(&call.id));
+    let refuse = |tally, cause, call: &mut Call| refuse_call(worker, tally, cause, call);
 
     let Some(admission) = Admission::in_flight(&upstream) else {
-        return refuse(tally, Cause::Full, &call);
+        return refuse(tally, Cause::Full, &mut call);
     };
     let mut tries = start(&upstream, &call, began);
     let mut last: Option<Result<Answer, Failure>> = None;
@@ -134,13 +137,16 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
                 Some(Ok(answer)) => {
                     pass_on(caller, &upstream, call, answer, admission, tally, &tries)
                 }
-                Some(Err(failure)) => refuse(tally, cause_of(&failure), &call),
-                None if upstream.is_full() => refuse(tally, Cause::Full, &call),
-                None => refuse(tally, Cause::NoEndpoint, &call),
+                Some(Err(failure)) => refuse(tally, cause_of(&failure), &mut call),
+                None if upstream.is_full() => refuse(tally, Cause::Full, &mut call),
+                None => refuse(tally, Cause::NoEndpoint, &mut call),
             };
         };
         drop(last.take());
         tries.picked(pick.endpoint.id, pick.tier);
+        if let Some(account) = &mut call.account {
+            account.picked(&upstream, &pick);
+        }
         if let (Some(patience), None) = (pick.patience, &call.source) {
             tries.as_canary(patience);
         }
@@ -177,7 +183,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             (Verdict::Answer, Ok(answer)) => {
                 return pass_on(caller, &upstream, call, answer, admission, tally, &tries);
             }
-            (Verdict::Answer, Err(failure)) => return refuse(tally, cause_of(&failure), &call),
+            (Verdict::Answer, Err(failure)) => return refuse(tally, cause_of(&failure), &mut call),
             (Verdict::Again { after }, tried) => {
                 desk.meters.retry();
                 fresh = matches!(sent, Sent::Stale { .. });
@@ -316,6 +322,8 @@ fn read(
         return Err(refused(Cause::HeadersTooLarge));
     }
 
+    let wishes = control::take(&settings, &caller.origin, &mut parts.headers)
+        .map_err(|control::Disobeyed| refused(Cause::BadRequest))?;
     let client = || headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
     let sticky = found.policy.sticky.as_ref();
     let session = sticky.and_then(|sticky| request_key::session(sticky, &parts.headers, client()));
@@ -333,6 +341,11 @@ fn read(
     } else {
         None
     };
+    let timeout = [timeout, wishes.timeout].into_iter().flatten().min();
+    let account = wishes.explain.then(|| {
+        let asked = Asked { session, key };
+        Box::new(Account::new(&found, &asked, worker.clock.now()))
+    });
     let waits =
         connection.is_some() && source.is_some() && headers::expects_continue(&parts.headers);
     headers::strip_hop_by_hop(&mut parts.headers, upgrade);
@@ -356,6 +369,7 @@ fn read(
         session,
         key,
         timeout,
+        account,
     };
     Ok((found, call))
 }
@@ -432,7 +446,7 @@ fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 fn pass_on(
     caller: &Caller,
     upstream: &Arc<Upstream>,
-    call: Call,
+    mut call: Call,
     answer: Answer,
     admission: Admission,
     mut tally: Tally,
@@ -462,6 +476,9 @@ fn pass_on(
     headers::add_via(&mut head.headers, head.version, &worker.settings().via);
     if let Some(cookie) = request_key::new_cookie(upstream, attempt.endpoint().id, call.session) {
         head.headers.append(header::SET_COOKIE, cookie);
+    }
+    if let Some(account) = &mut call.account {
+        control::tell(account, &mut head.headers);
     }
     tally.answered(status.as_u16(), "-");
     let settle = Settle {
@@ -498,6 +515,20 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// The answer to a call that no endpoint answers.
+fn refuse_call(
+    worker: &Worker,
+    tally: Tally,
+    cause: Cause,
+    call: &mut Call,
+) -> Response<ReplyBody> {
+    let mut answer = own_answer(worker, tally, cause, call.grpc, Some(&call.id));
+    if let Some(account) = &mut call.account {
+        control::tell(account, answer.headers_mut());
+    }
+    answer
 }
 
 fn own_answer(

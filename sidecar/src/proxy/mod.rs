@@ -9,6 +9,7 @@ pub mod attempt;
 pub mod body;
 pub mod client_hello;
 pub mod connections;
+pub mod control;
 pub mod datagram;
 pub mod detect;
 pub mod dial;

@@ -430,7 +430,7 @@ fn http2_request(
 
 /// A client's `grpc-timeout` goes on as what is left of it.
 pub fn time_left(call: &Call, left: Duration) -> Option<HeaderValue> {
-    call.timeout?;
+    call.timeout.filter(|_| call.grpc)?;
     // Eight digits at most (the gRPC protocol); 99,999,999 ms are 27 hours.
     let millis = left.as_millis().clamp(1, 99_999_999);
     HeaderValue::try_from(format!("{millis}m")).ok()

@@ -153,6 +153,7 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         domain: "mesh".into(),
         clients: Vec::new(),
         trusted_proxies: Vec::new(),
+        control_headers: false,
         header_bytes: 64 * 1024,
         access_log: None,
         tls: Default::default(),

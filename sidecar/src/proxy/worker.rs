@@ -74,6 +74,8 @@ pub struct Settings {
     pub clients: Vec<Network>,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<Network>,
+    /// `x-starling-*` headers of callers on this host are obeyed.
+    pub control_headers: bool,
     /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
     pub header_bytes: usize,
     /// Where relayed connections that have ended are told of.

@@ -89,7 +89,7 @@ pub fn request(upstream: &Upstream, asked: &Asked, now: Moment) -> RequestView {
         decides,
         says,
     };
-    let no_control = "control headers are not in this version".to_owned();
+    let no_control = "x-starling-instance is not in this version".to_owned();
     let order = vec![
         step("forced instance", false, no_control),
         step("sticky session", stays, session),

@@ -14,16 +14,13 @@ const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7080);
 pub fn outbound(keys: &Keys<'_>) -> Outbound {
     let ServiceName(domain) = keys.or("domain", ServiceName("mesh".into()));
     keys.or("external", External::Refuse);
-    if keys.or("control_headers", false) {
-        let Wrong { what, fix } = Wrong::later("obeying x-starling-* headers");
-        keys.wrong("control_headers", what, fix);
-    }
     Outbound {
         http: keys.list("http", vec![ListenAddress::Tcp(HTTP)]),
         domain,
         undeclared: keys.or("undeclared", Undeclared(true)).0,
         clients: keys.list("clients", Vec::new()),
         trusted_proxies: keys.list("trusted_proxies", Vec::new()),
+        control_headers: keys.or("control_headers", false),
     }
 }
 

@@ -109,7 +109,7 @@ const MISTAKES: &[Mistake] = &[
     ("[outbound]\nhttp = \"0.0.0.0:7080\"", 2, "outbound.http", "nobody is named who may", "clients ="),
     ("[outbound]\nclients = [\"10.0.0.1/8\"]", 2, "outbound.clients", "bits beyond its prefix", "\"10.0.0.0/8\""),
     ("[outbound]\nexternal_allow = [\"*.example.com:443\"]", 2, "outbound.external_allow", "not in this version", ""),
-    ("[outbound]\ncontrol_headers = true", 2, "outbound.control_headers", "not in this version", "remove it"),
+    ("[outbound]\ncontrol_headers = \"yes\"", 2, "outbound.control_headers", "", "true"),
     ("[node]\nid = \"${env:NOBODY}\"", 2, "node.id", "no variable NOBODY", "set NOBODY"),
     ("[node]\nworkers = 1.5", 2, "node.workers", "not a whole number", "from 1 to 64"),
     ("[node]\nzone = \"a\"\nzone = \"b\"", 3, "", "duplicate", "once"),

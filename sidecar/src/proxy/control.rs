@@ -1,0 +1,184 @@
+//! What a caller on this host may ask of its sidecar by `x-starling-*` headers, and the account that it gets.
+//!
+//! Not here: what is decided, and the account's contents (`mesh_core::explain`). The headers are off unless
+//! `outbound.control_headers` is set, and no endpoint ever sees them.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::explain::Account;
+
+use super::{headers::Origin, worker::Settings};
+use crate::config::duration;
+
+/// Asks for an account of the decision, in a header of the same name of the answer.
+pub const EXPLAIN: HeaderName = HeaderName::from_static("x-starling-explain");
+/// The request's time, as the configuration writes it; it can only be less than the upstream's.
+const TIMEOUT: HeaderName = HeaderName::from_static("x-starling-timeout");
+const ZONE: HeaderName = HeaderName::from_static("x-starling-zone");
+const INSTANCE: HeaderName = HeaderName::from_static("x-starling-instance");
+
+/// Headers that say that somebody else stands behind the caller.
+const FORWARDING: [HeaderName; 2] = [
+    HeaderName::from_static("forwarded"),
+    HeaderName::from_static("x-forwarded-for"),
+];
+
+/// Longest account: HTTP servers and clients that read 8 KiB of head in all are still in use.
+const ACCOUNT_BYTES_MAX: usize = 6 * 1024;
+
+/// What one request asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wishes {
+    /// It is to be over in so long.
+    pub timeout: Option<Duration>,
+    /// An account of the decision comes with the answer.
+    pub explain: bool,
+}
+
+/// A control header that cannot be obeyed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Disobeyed;
+
+/// Takes the control headers out of a request and reads them, if they are on and it is a caller on this host that speaks
+/// for itself.
+///
+/// A local reverse proxy forwards whatever the Internet sends it, so a request that was forwarded asks for nothing.
+///
+/// # Errors
+/// One that is obeyed cannot be read, or is not in this version.
+pub fn take(
+    settings: &Settings,
+    origin: &Origin,
+    headers: &mut HeaderMap,
+) -> Result<Wishes, Disobeyed> {
+    let mut wishes = Wishes::default();
+    if !settings.control_headers {
+        return Ok(wishes);
+    }
+    let is_forwarded = FORWARDING.iter().any(|name| headers.contains_key(name));
+    let [explain, timeout, zone, instance] =
+        [EXPLAIN, TIMEOUT, ZONE, INSTANCE].map(|name| headers.remove(name));
+    if !is_local(origin.ip) || is_forwarded {
+        return Ok(wishes);
+    }
+    if zone.is_some() || instance.is_some() {
+        return Err(Disobeyed);
+    }
+    wishes.explain = match explain.as_ref().map(HeaderValue::as_bytes) {
+        None | Some(b"0") => false,
+        Some(b"1") => true,
+        Some(_) => return Err(Disobeyed),
+    };
+    if let Some(timeout) = timeout {
+        let written = timeout.to_str().map_err(|_| Disobeyed)?;
+        let span = duration(written).filter(|span| !span.is_zero());
+        wishes.timeout = Some(span.ok_or(Disobeyed)?);
+    }
+    Ok(wishes)
+}
+
+/// Whether a caller is on this host; one of a Unix socket has no address.
+fn is_local(ip: Option<IpAddr>) -> bool {
+    ip.is_none_or(|ip| ip.to_canonical().is_loopback())
+}
+
+/// Puts the account into an answer's head, shortened until it fits.
+pub fn tell(account: &mut Account, headers: &mut HeaderMap) {
+    loop {
+        let text = serde_json::to_string(account).unwrap_or_default();
+        if text.len() <= ACCOUNT_BYTES_MAX {
+            // JSON has no control characters of its own and writes those of others as escapes.
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                headers.insert(EXPLAIN, value);
+            }
+            return;
+        }
+        if !account.shorten() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::proxy::headers::Via;
+
+    fn settings(control_headers: bool) -> Settings {
+        Settings {
+            node: "n".into(),
+            via: Via::new("n"),
+            domain: "mesh".into(),
+            clients: Vec::new(),
+            trusted_proxies: Vec::new(),
+            control_headers,
+            header_bytes: 0,
+            access_log: None,
+            tls: BTreeMap::new(),
+        }
+    }
+
+    fn request(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &'static str)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        };
+        fields.iter().map(field).collect()
+    }
+
+    fn from(ip: Option<&str>) -> Origin {
+        let ip = ip.map(|ip| ip.parse().expect("an address"));
+        Origin::new(ip, false, false)
+    }
+
+    #[test]
+    fn only_callers_on_this_host_that_speak_for_themselves_are_obeyed() {
+        let fields = [("x-starling-explain", "1"), ("x-starling-timeout", "250ms")];
+        let obeyed = Wishes {
+            timeout: Some(Duration::from_millis(250)),
+            explain: true,
+        };
+        for (ip, want) in [
+            (Some("127.0.0.1"), obeyed),
+            (Some("::1"), obeyed),
+            (None, obeyed),
+            (Some("10.0.0.9"), Wishes::default()),
+        ] {
+            let mut headers = request(&fields);
+            assert_eq!(take(&settings(true), &from(ip), &mut headers), Ok(want));
+            assert!(headers.is_empty(), "{headers:?}");
+        }
+        let mut headers = request(&fields);
+        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9"));
+        let wishes = take(&settings(true), &from(Some("127.0.0.1")), &mut headers);
+        assert_eq!(wishes, Ok(Wishes::default()));
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn headers_that_are_off_are_like_any_other() {
+        let mut headers = request(&[("x-starling-explain", "1")]);
+        let wishes = take(&settings(false), &from(Some("127.0.0.1")), &mut headers);
+        assert_eq!((wishes, headers.len()), (Ok(Wishes::default()), 1));
+    }
+
+    #[test]
+    fn what_cannot_be_obeyed_is_not_passed_over() {
+        for field in [
+            ("x-starling-explain", "yes"),
+            ("x-starling-timeout", "250"),
+            ("x-starling-timeout", "0s"),
+            ("x-starling-zone", "eu-1a"),
+            ("x-starling-instance", "pay-1"),
+        ] {
+            let mut headers = request(&[field]);
+            let wishes = take(&settings(true), &from(None), &mut headers);
+            assert_eq!(wishes, Err(Disobeyed), "{field:?}");
+        }
+    }
+}
