@@ -19,11 +19,12 @@ use mesh_tests::{
     until::until,
 };
 
-const PAPERS: [&str; 5] = [
+const PAPERS: [&str; 6] = [
     "README.md",
     "deploy/README.md",
     "deploy/configuration.md",
     "deploy/metrics.md",
+    "deploy/simulation.md",
     "examples/three-zones/README.md",
 ];
 

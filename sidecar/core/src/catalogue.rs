@@ -5,6 +5,8 @@
 //! An owner's part is ordered by epoch first; within an epoch each slot keeps the record with the higher version, and
 //! records at or below the owner's floor are void. What cannot be understood is kept and handed on like the rest.
 
+mod dialect;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_proto::{
@@ -15,6 +17,7 @@ use mesh_proto::{
     },
 };
 
+pub use self::dialect::Dialect;
 use crate::table::Table;
 
 /// Owners remembered, dead ones included.
@@ -34,6 +37,7 @@ pub struct Catalogue {
     owners: Table<Arc<Owner>>,
     buckets: [u64; BUCKETS],
     records: usize,
+    dialect: Dialect,
 }
 
 /// One node's part.
@@ -102,6 +106,7 @@ impl Default for Catalogue {
             owners: Table::default(),
             buckets: [0; BUCKETS],
             records: 0,
+            dialect: Dialect::default(),
         }
     }
 }
@@ -113,7 +118,7 @@ impl Catalogue {
     /// `Malformed` if its head cannot be read.
     pub fn apply(&mut self, bytes: &[u8]) -> Result<Applied, CodecError> {
         let (head, body) = decode_record(bytes)?;
-        Ok(self.merge(head, body, bytes))
+        Ok(self.merge(head, self.dialect.read(body), bytes))
     }
 
     /// Writes a record of our own and yields its bytes.
@@ -121,9 +126,20 @@ impl Catalogue {
     /// # Errors
     /// `TooLong` if it is over the bound of a record.
     pub fn write(&mut self, head: Head, body: Body) -> Result<Arc<[u8]>, CodecError> {
-        let bytes = encode_record(&head, &body)?;
-        self.merge(head, body, &bytes);
+        let mut bytes = encode_record(&head, &body)?;
+        self.dialect.write(&body, &mut bytes);
+        self.merge(head, self.dialect.read(body), &bytes);
         Ok(bytes.into())
+    }
+
+    /// The version of the records that is written and read.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Writes and reads another one from now on.
+    pub fn speak(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
     }
 
     /// Whether a record is known already, or something newer: then merging it changes nothing.

@@ -14,8 +14,25 @@ const PART_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Table<T> {
     /// In order of id; none is empty.
-    parts: Vec<Arc<Vec<(u64, T)>>>,
+    parts: Vec<Part<T>>,
     len: usize,
+}
+
+/// What copies share.
+#[derive(Clone, Debug)]
+struct Part<T> {
+    /// The first id, here so that to find a part no other is looked into.
+    first: u64,
+    entries: Arc<Vec<(u64, T)>>,
+}
+
+impl<T> Part<T> {
+    fn new(entries: Vec<(u64, T)>) -> Part<T> {
+        Part {
+            first: entries[0].0,
+            entries: Arc::new(entries),
+        }
+    }
 }
 
 impl<T> Default for Table<T> {
@@ -35,10 +52,10 @@ impl<T> Table<T> {
 
     /// The part where an id is or would be, and its place there.
     fn place(&self, id: u64) -> (usize, Result<usize, usize>) {
-        let after = self.parts.partition_point(|part| part[0].0 <= id);
+        let after = self.parts.partition_point(|part| part.first <= id);
         let at = after.saturating_sub(1);
         let place = match self.parts.get(at) {
-            Some(part) => part.binary_search_by_key(&id, |(id, _)| *id),
+            Some(part) => part.entries.binary_search_by_key(&id, |(id, _)| *id),
             None => Err(0),
         };
         (at, place)
@@ -47,7 +64,7 @@ impl<T> Table<T> {
     /// One entry.
     pub fn get(&self, id: u64) -> Option<&T> {
         match self.place(id) {
-            (part, Ok(at)) => Some(&self.parts[part][at].1),
+            (part, Ok(at)) => Some(&self.parts[part].entries[at].1),
             _ => None,
         }
     }
@@ -59,7 +76,7 @@ impl<T> Table<T> {
 
     /// All, by id.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
-        let all = self.parts.iter().flat_map(|part| part.iter());
+        let all = self.parts.iter().flat_map(|part| part.entries.iter());
         all.map(|(id, entry)| (*id, entry))
     }
 
@@ -67,13 +84,13 @@ impl<T> Table<T> {
     pub fn draw(&self, rng: &mut impl Rng) -> Option<(u64, &T)> {
         let places = match self.parts.as_slice() {
             [] => return None,
-            [only] => only.len(),
+            [only] => only.entries.len(),
             _ => PART_MAX,
         };
         loop {
             // Every entry is hit as often as the next; parts are more than half full, so that few draws miss.
             let part = &self.parts[rng.random_range(0..self.parts.len())];
-            if let Some((id, entry)) = part.get(rng.random_range(0..places)) {
+            if let Some((id, entry)) = part.entries.get(rng.random_range(0..places)) {
                 return Some((*id, entry));
             }
         }
@@ -84,7 +101,7 @@ impl<T: Clone> Table<T> {
     /// One entry, to change it.
     pub fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         match self.place(id) {
-            (part, Ok(at)) => Some(&mut Arc::make_mut(&mut self.parts[part])[at].1),
+            (part, Ok(at)) => Some(&mut Arc::make_mut(&mut self.parts[part].entries)[at].1),
             _ => None,
         }
     }
@@ -94,24 +111,25 @@ impl<T: Clone> Table<T> {
         let (part, place) = self.place(id);
         let at = match place {
             Ok(at) => {
-                let held = &mut Arc::make_mut(&mut self.parts[part])[at].1;
+                let held = &mut Arc::make_mut(&mut self.parts[part].entries)[at].1;
                 return Some(std::mem::replace(held, entry));
             }
             Err(at) => at,
         };
         self.len += 1;
         match self.parts.get_mut(part) {
-            None => self.parts.push(Arc::new(vec![(id, entry)])),
+            None => self.parts.push(Part::new(vec![(id, entry)])),
             // What comes in order fills part after part.
-            Some(held) if held.len() == PART_MAX && at == PART_MAX => {
-                self.parts.insert(part + 1, Arc::new(vec![(id, entry)]));
+            Some(held) if held.entries.len() == PART_MAX && at == PART_MAX => {
+                self.parts.insert(part + 1, Part::new(vec![(id, entry)]));
             }
             Some(held) => {
-                let held = Arc::make_mut(held);
-                held.insert(at, (id, entry));
-                if held.len() > PART_MAX {
-                    let rest = held.split_off(PART_MAX / 2);
-                    self.parts.insert(part + 1, Arc::new(rest));
+                let entries = Arc::make_mut(&mut held.entries);
+                entries.insert(at, (id, entry));
+                held.first = entries[0].0;
+                if entries.len() > PART_MAX {
+                    let rest = entries.split_off(PART_MAX / 2);
+                    self.parts.insert(part + 1, Part::new(rest));
                 }
             }
         }
@@ -123,10 +141,12 @@ impl<T: Clone> Table<T> {
         let (part, Ok(at)) = self.place(id) else {
             return None;
         };
-        let held = Arc::make_mut(&mut self.parts[part]);
-        let (_, entry) = held.remove(at);
-        if held.is_empty() {
-            self.parts.remove(part);
+        let held = &mut self.parts[part];
+        let entries = Arc::make_mut(&mut held.entries);
+        let (_, entry) = entries.remove(at);
+        match entries.first() {
+            Some((first, _)) => held.first = *first,
+            None => drop(self.parts.remove(part)),
         }
         self.len -= 1;
         Some(entry)
@@ -135,8 +155,10 @@ impl<T: Clone> Table<T> {
     /// Gives back memory kept for more, where no copy shares it.
     pub fn shrink(&mut self) {
         self.parts.shrink_to_fit();
-        for part in self.parts.iter_mut().filter_map(Arc::get_mut) {
-            part.shrink_to_fit();
+        for part in &mut self.parts {
+            if let Some(entries) = Arc::get_mut(&mut part.entries) {
+                entries.shrink_to_fit();
+            }
         }
     }
 }
@@ -153,8 +175,10 @@ mod tests {
     fn same(table: &Table<u32>, map: &BTreeMap<u64, u32>) {
         assert_eq!(table.len(), map.len());
         assert!(table.iter().eq(map.iter().map(|(id, entry)| (*id, entry))));
-        assert!(table.parts.iter().all(|part| !part.is_empty()));
-        assert!(table.parts.iter().all(|part| part.len() <= PART_MAX));
+        for part in &table.parts {
+            assert_eq!(part.entries.first().map(|(id, _)| *id), Some(part.first));
+            assert!(part.entries.len() <= PART_MAX);
+        }
     }
 
     proptest! {
@@ -183,7 +207,9 @@ mod tests {
         *table.get_mut(500).expect("there") = 7;
         assert_eq!((before.get(500), table.get(500)), (Some(&0), Some(&7)));
         let pairs = table.parts.iter().zip(&before.parts);
-        let copied = pairs.filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+        let copied = pairs
+            .filter(|(a, b)| !Arc::ptr_eq(&a.entries, &b.entries))
+            .count();
         assert_eq!(copied, 1);
     }
 

@@ -1,13 +1,13 @@
-//! Knowledge handed over without a word, so that a simulated mesh need not find together.
+//! For simulated meshes: knowledge handed over without a word, so that they need not find together, and other versions.
 //!
 //! Not here: how nodes learn from each other (`exchange.rs`). No sidecar calls this.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use mesh_proto::message::Standing;
+use mesh_proto::{codec::encode_record, message::Standing, record::Body};
 
 use super::{Membership, rumours::Rumours};
-use crate::moment::Moment;
+use crate::{catalogue::Dialect, moment::Moment};
 
 impl Membership {
     /// Takes over members and records as after a whole exchange.
@@ -50,6 +50,34 @@ impl Membership {
     /// Lets foca look at so few, as it would in a mesh of very many.
     pub fn narrow_view(&mut self, most: usize) {
         self.swim.narrow_view(most);
+    }
+
+    /// Speaks another version from now on, and says all that it said anew.
+    pub fn speak(&mut self, dialect: Dialect, now: Moment) {
+        if dialect != self.catalogue.dialect() {
+            self.catalogue.speak(dialect);
+            self.offers.say_again();
+            self.say(now);
+        }
+    }
+
+    /// Says something of a kind that nobody here knows, as a later version may. Yields its slot.
+    pub fn say_unread(&mut self, kind: u8, body: &[u8]) -> Option<u32> {
+        let head = self.offers.claim().ok()?;
+        // The kind is the first byte of a record, and a tombstone has no body.
+        let mut bytes = encode_record(&head, &Body::Tombstone).ok()?;
+        *bytes.first_mut()? = kind;
+        bytes.extend_from_slice(body);
+        self.catalogue.apply(&bytes).ok()?;
+        self.rumours.push(&head, bytes.into(), false);
+        Some(head.slot)
+    }
+
+    /// Whether all members but this one, and nobody else, are seen alive; `living` is the sum of their [`member_hash`].
+    ///
+    /// [`member_hash`]: super::member_hash
+    pub fn sees_only(&self, living: u64) -> bool {
+        self.members_hash() == living && self.peers.suspects().next().is_none()
     }
 
     /// Forgets what this node said of itself and was not told yet: a member without records.

@@ -37,7 +37,6 @@ use mesh_proto::{
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
-pub use self::swim::Pace;
 use self::{
     doubts::Doubt,
     exchange::Call,
@@ -51,6 +50,7 @@ use self::{
     swim::{FANOUT, Swim, Watch},
     telling::Words,
 };
+pub use self::{peers::member_hash, swim::Pace};
 use crate::{
     catalogue::{Applied, Catalogue, RECORDS_MAX, mix},
     mesh::{Mesh, NodeState},
@@ -288,6 +288,8 @@ pub struct Membership {
     /// It was said that only streams get through.
     loss_told: bool,
     exchange_at: Moment,
+    /// No exchange over a difference is begun before this.
+    repair_at: Moment,
     retry_at: Moment,
     sweep_at: Moment,
     evidence_at: Moment,
@@ -338,6 +340,7 @@ impl Membership {
             refuted: None,
             loss_told: false,
             exchange_at: now + BACKSTOP_IN_TROUBLE,
+            repair_at: now,
             retry_at: now + RETRY_DOWN,
             sweep_at: now + SWEEP,
             evidence_at: now,

@@ -172,6 +172,26 @@ impl Offers {
         self.unsaid = self.slots();
     }
 
+    /// Says everything anew.
+    pub fn say_again(&mut self) {
+        self.unsaid = self.slots();
+    }
+
+    /// The head of a record that nobody here understands, in a slot of its own.
+    ///
+    /// # Errors
+    /// `TooLong` if there are too many records.
+    pub fn claim(&mut self) -> Result<Head, CodecError> {
+        let slot = self.new_slot()?;
+        self.version += 1;
+        Ok(Head {
+            owner: self.id,
+            epoch: self.epoch,
+            slot,
+            version: self.version,
+        })
+    }
+
     fn slots(&self) -> Vec<u32> {
         let services = self.services.values().map(|slot| slot.number);
         let demands = self.demands.values().map(|(slot, _)| *slot);

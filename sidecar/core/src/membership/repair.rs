@@ -45,7 +45,8 @@ impl Membership {
             return;
         }
         let since = self.peers.differs(id).unwrap_or(now);
-        let is_free = (self.peers.exchanged(id)).is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
+        let is_free = now >= self.repair_at
+            && (self.peers.exchanged(id)).is_none_or(|at| now.since(at) >= EXCHANGE_GAP);
         let (is_active, member) = (peer.is_active(), peer.member);
         self.peers.set_differs(id, Some(since));
         let Some(member) = member.filter(|_| is_active && is_free) else {
@@ -59,6 +60,8 @@ impl Membership {
         };
         if now.since(since) >= patience {
             self.peers.set_differs(id, None);
+            // While nodes come and go all the time, everybody differs from everybody, and rumours are cheaper.
+            self.repair_at = now + EXCHANGE_GAP;
             self.dial_exchange(Reason::Repair, member.address, Some(member), now);
         }
     }

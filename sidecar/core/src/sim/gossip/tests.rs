@@ -1,7 +1,6 @@
 use mesh_proto::record::Health;
 
 use super::*;
-use crate::sim::gossip::scenario::wrong_pairs;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,7 +16,7 @@ fn every_short_story_meets_its_targets() {
             continue;
         }
         let report = play(scenario, 24, 3);
-        assert!(report.holds(), "{report:?}");
+        assert!(report.holds(), "{}: {report:?}", report.replay());
     }
 }
 
@@ -26,6 +25,35 @@ fn the_same_seed_gives_the_same_trace_and_another_one_another() {
     let trace = |seed| play(Scenario::Noise, 16, seed).trace;
     assert_eq!(trace(7), trace(7));
     assert_ne!(trace(7), trace(8));
+}
+
+#[test]
+fn mixed_versions_and_a_change_of_keys_are_borne_by_a_larger_mesh_too() {
+    for scenario in [Scenario::Versions, Scenario::Keys] {
+        let report = play(scenario, 64, 9);
+        assert!(report.holds(), "{}: {report:?}", report.replay());
+    }
+}
+
+#[test]
+fn a_narrow_view_of_a_larger_mesh_is_enough() {
+    // As of ten thousand nodes each looks at a tenth, so here: 16 and their guests of 200.
+    let mut sim = Sim::new(11);
+    for index in 0..200 {
+        sim.start(index, 1);
+        sim.with(index, |machine, _| machine.narrow_view(16));
+        sim.run(Duration::from_millis(5));
+    }
+    let whole = sim.run_until(SECOND * 20, Sim::is_whole);
+    assert!(whole.is_some(), "all know all");
+    sim.run(SECOND * 10);
+    for victim in [7, 70, 170] {
+        sim.kill(victim);
+        let died = sim.run_until(SECOND * 8, |sim| sim.all_see(victim, NodeState::Down));
+        println!("a crash seen through narrow views: {died:?}");
+        assert!(died.is_some());
+    }
+    assert_eq!(sim.wronged, Vec::new());
 }
 
 #[test]
