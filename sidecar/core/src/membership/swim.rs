@@ -9,115 +9,42 @@
 //! - Every link is as fast as the next to foca: how long an answer may take follows the distance of the zone.
 //! - Timers out of order break a probe: they leave one queue, ordered by time and then by foca's own order.
 
+mod pace;
+mod probing;
+mod queue;
+mod suspicion;
 mod view;
 
 use std::{
-    cmp::{Ordering, Reverse},
+    cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
-    num::{NonZeroU8, NonZeroUsize},
     time::Duration,
 };
 
 use foca::{
-    Codec, Config, Foca, Header, Message, NoCustomBroadcast, Notification, OwnedNotification,
-    Runtime, State, Timer,
+    Foca, Header, Message, NoCustomBroadcast, Notification, OwnedNotification, Runtime, Timer,
 };
-use mesh_proto::{codec::MemberCodec, frame::PAYLOAD_BYTES_MAX, member::Member, message::Standing};
+use mesh_proto::{codec::MemberCodec, member::Member};
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::view::View;
+pub use self::pace::{Pace, transmissions};
+use self::{
+    probing::Probe,
+    queue::Due,
+    suspicion::{Held, Verdict},
+    view::View,
+};
 use super::TICK;
 use crate::moment::Moment;
 
-/// What foca may put into one datagram: our hash, a question, a suspicion and item heads go beside it.
-const FOCA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 96;
-
 /// Peers told at once.
 pub const FANOUT: usize = 3;
-
-/// Others wanted to agree with a suspicion before it counts in full, where there are so many.
-const CONFIRMATIONS: usize = 3;
-
-/// A suspicion that nobody confirms is held for so many times the shortest time (Lifeguard's default).
-const SUSPICION_HELD: u32 = 6;
-
-/// Failures of our own probes beyond which our health gets no worse (Lifeguard's default).
-const SCORE_MAX: u32 = 8;
-
-/// Failures that make our probes slower by their whole usual time; at worst they take three times as long.
-const SCORE_PER_TIME: u32 = 4;
-
-/// A probe takes at least so many times the patience with its target, so that others' help comes in time.
-const PROBE_PATIENCES: f64 = 2.5;
 
 /// Room kept for ids of members; an exchange fills far more for a moment.
 const TOUCHED_KEPT: usize = 64;
 
 /// A member that is down is forgotten after this.
 pub const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
-
-/// How hasty the gossip is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pace {
-    /// One member is probed per period.
-    pub period: Duration,
-    /// A direct answer is waited for so long before others are asked to probe.
-    pub patience: Duration,
-    /// A suspect has at least so long to refute.
-    pub suspicion: Duration,
-    /// Whoever is left alone waits so long for peers that do not even refuse.
-    pub calm: Duration,
-}
-
-impl Pace {
-    /// A crash is known to all within about 3 s.
-    pub const FAST: Pace = Pace {
-        period: Duration::from_millis(500),
-        patience: Duration::from_millis(200),
-        suspicion: Duration::from_secs(2),
-        calm: Duration::from_secs(5),
-    };
-
-    /// A crash is known to all within about 8 s; half the traffic.
-    pub const CALM: Pace = Pace {
-        period: Duration::from_secs(1),
-        patience: Duration::from_millis(500),
-        suspicion: Duration::from_secs(4),
-        calm: Duration::from_secs(10),
-    };
-
-    /// Silence from everybody for so long means that it is we who are cut off.
-    pub fn deaf_after(&self) -> Duration {
-        self.period * 3
-    }
-
-    fn config(&self, members: usize) -> Config {
-        let largest = NonZeroUsize::new(FOCA_BYTES_MAX).expect("a datagram has room");
-        Config {
-            probe_period: self.period,
-            probe_rtt: self.patience,
-            num_indirect_probes: NonZeroUsize::new(FANOUT).expect("not zero"),
-            max_transmissions: NonZeroU8::new(transmissions(members)).expect("at least 6"),
-            suspect_to_down_after: self.suspicion,
-            remove_down_after: Some(FORGET_AFTER),
-            max_packet_size: largest,
-            notify_down_members: true,
-            periodic_announce: None,
-            periodic_announce_to_down_members: None,
-            // The membership's own tick does it, together with the records on their way.
-            periodic_gossip: None,
-        }
-    }
-}
-
-/// How often one piece of news is told by each member: grows with the logarithm of their number, as memberlist does it.
-///
-/// A node misses news that each tells so often with a probability of e to the minus of it: with memberlist's 4 for 5,
-/// one crash in a hundred was heard of late by somebody among 32 nodes.
-pub fn transmissions(members: usize) -> u8 {
-    let digits = (members + 1).ilog10() + 1;
-    u8::try_from(5 * digits).unwrap_or(u8::MAX).max(6)
-}
 
 /// foca with its timers.
 pub struct Swim {
@@ -155,39 +82,6 @@ pub struct Swim {
 impl std::fmt::Debug for Swim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Swim({:?})", self.foca.identity())
-    }
-}
-
-/// The probe under way.
-#[derive(Clone, Copy, Debug)]
-struct Probe {
-    target: Member,
-    number: u8,
-    sent: Moment,
-    answered: bool,
-    /// Its outcome has told on our health.
-    judged: bool,
-}
-
-/// A suspicion of ours.
-#[derive(Clone, Debug)]
-struct Held {
-    timer: Timer<Member>,
-    about: Standing,
-    since: Moment,
-    confirmed: Vec<u64>,
-}
-
-impl Held {
-    /// For how long it is held: Lifeguard's curve, from [`SUSPICION_HELD`] times down to once with every confirmation.
-    fn time(&self, shortest: Duration, wanted: usize) -> Duration {
-        let confirmed = self.confirmed.len();
-        if confirmed >= wanted {
-            return shortest;
-        }
-        let share = (confirmed as f64 + 1.0).ln() / (wanted as f64 + 1.0).ln();
-        let longest = shortest * SUSPICION_HELD;
-        longest - (longest - shortest).mul_f64(share)
     }
 }
 
@@ -233,35 +127,6 @@ impl Runtime<Member> for &mut Out {
     }
 }
 
-#[derive(Debug)]
-struct Due {
-    at: Moment,
-    timer: Timer<Member>,
-    count: u64,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Due) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Due) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Due) -> Ordering {
-        (self.at.cmp(&other.at))
-            .then(self.timer.cmp(&other.timer))
-            .then(self.count.cmp(&other.count))
-    }
-}
-
 /// Whether suspicions may start and end here at this time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trust {
@@ -269,13 +134,6 @@ pub enum Trust {
     Judge,
     /// We may be the one who is cut off.
     Withhold,
-}
-
-/// What becomes of a suspicion whose time is over.
-enum Verdict {
-    Down,
-    Dropped,
-    Later(Moment),
 }
 
 impl Swim {
@@ -366,11 +224,6 @@ impl Swim {
         done
     }
 
-    /// How long the last direct answer to a probe took, and whose it was.
-    pub fn take_round_trip(&mut self) -> Option<(Member, Duration)> {
-        self.round_trip.take()
-    }
-
     /// Adds the ids that foca may see otherwise than before.
     pub fn take_touched(&mut self, ids: &mut Vec<u64>) {
         ids.append(&mut self.touched);
@@ -423,44 +276,6 @@ impl Swim {
         self.settle(now);
     }
 
-    /// The peer under probe has answered by another way.
-    pub fn answered(&mut self, peer: &Member, now: Moment) {
-        if self.probe.is_some_and(|probe| probe.target.id == peer.id) {
-            self.acknowledge(now);
-        }
-    }
-
-    /// Hands foca the answer to the probe under way, as if it had come in a packet.
-    fn acknowledge(&mut self, now: Moment) {
-        let Some(probe) = self.probe.filter(|probe| !probe.answered) else {
-            return;
-        };
-        let known = (self.members())
-            .find(|member| *member.id() == probe.target && member.state() != State::Down);
-        let Some(incarnation) = known.map(foca::Member::incarnation) else {
-            return;
-        };
-        let header = Header {
-            src: probe.target,
-            src_incarnation: incarnation,
-            dst: self.me(),
-            message: Message::Ack(probe.number),
-        };
-        let mut packet = Vec::new();
-        if MemberCodec.encode_header(&header, &mut packet).is_ok() {
-            let _ = self.foca.handle_data(&packet, &mut self.out);
-            self.settle(now);
-        }
-        if let Some(probe) = &mut self.probe {
-            probe.answered = true;
-        }
-    }
-
-    /// When the next timer is due.
-    pub fn next_timer(&self) -> Option<Moment> {
-        self.timers.peek().map(|Reverse(due)| due.at)
-    }
-
     /// Handles every timer that is due, in order. Yields members whose direct probe went unanswered for too long.
     ///
     /// Whatever the sockets hold must have been handed in before.
@@ -511,179 +326,9 @@ impl Swim {
         silent
     }
 
-    /// What the outcome of the probe under way says of our own health.
-    fn judge_probe(&mut self) {
-        let Some(probe) = self.probe.as_mut().filter(|probe| !probe.judged) else {
-            return;
-        };
-        probe.judged = true;
-        if probe.answered {
-            self.probes_answered += 1;
-            self.improve();
-        } else {
-            self.touched.push(probe.target.id);
-            self.probes_failed += 1;
-            self.worsen();
-        }
-    }
-
-    /// Notes the probe that foca began, and gives it the time its target needs.
-    fn begin_probe(&mut self, watch: &Watch<'_>, now: Moment) {
-        let begun = self.out.packets.iter().find_map(|(to, packet)| {
-            let header = MemberCodec.decode_header(&packet[..]).ok()?;
-            match header.message {
-                Message::Ping(number) => Some((*to, number)),
-                _ => None,
-            }
-        });
-        let Some((target, number)) = begun else {
-            return;
-        };
-        self.probe = Some(Probe {
-            target,
-            number,
-            sent: now,
-            answered: false,
-            judged: false,
-        });
-        let slowness = 1.0 + f64::from(self.score) / f64::from(SCORE_PER_TIME);
-        let patience = (watch.patience)(&target);
-        let period = self.pace.period.max(patience.mul_f64(PROBE_PATIENCES));
-        for (timer, after) in &mut self.out.timers {
-            match timer {
-                Timer::SendIndirectProbe { .. } => *after = patience.mul_f64(slowness),
-                Timer::ProbeRandomMember(_) => *after = period.mul_f64(slowness),
-                _ => {}
-            }
-        }
-    }
-
-    fn verdict(
-        &mut self,
-        timer: &Timer<Member>,
-        judge: bool,
-        witnesses: usize,
-        now: Moment,
-    ) -> Verdict {
-        let Timer::ChangeSuspectToDown {
-            member_id,
-            incarnation,
-            ..
-        } = timer
-        else {
-            return Verdict::Dropped;
-        };
-        if !self.is_still_suspect(member_id, *incarnation) {
-            if (self.held.get(&member_id.id)).is_some_and(|held| held.timer == *timer) {
-                self.held.remove(&member_id.id);
-            }
-            return Verdict::Dropped;
-        }
-        if !judge {
-            return Verdict::Later(now + self.pace.period);
-        }
-        let held = self.held.get(&member_id.id);
-        let time = held.map(|held| held.time(self.pace.suspicion, witnesses.min(CONFIRMATIONS)));
-        match held.zip(time) {
-            Some((held, time)) if now < held.since + time => {
-                Verdict::Later((held.since + time).min(now + TICK))
-            }
-            _ => Verdict::Down,
-        }
-    }
-
-    /// Suspicions of ours that fewer than `wanted` others confirmed.
-    pub fn unconfirmed(&self, wanted: usize) -> impl Iterator<Item = Standing> + '_ {
-        let open = self.held.values().filter(move |held| {
-            held.confirmed.len() < wanted
-                && self.is_still_suspect(&held.about.member, held.about.incarnation)
-        });
-        open.map(|held| held.about)
-    }
-
     /// Whether our own loop ran without a gap lately: what seems unanswered then is.
     pub fn is_awake(&self, now: Moment) -> bool {
         now >= self.distrust_until
-    }
-
-    /// Another finds a suspect of ours silent too.
-    pub fn confirm(&mut self, about: &Standing, by: u64) {
-        let Some(held) = self.held.get_mut(&about.member.id) else {
-            return;
-        };
-        let is_same =
-            (held.about.member, held.about.incarnation) == (about.member, about.incarnation);
-        if is_same && held.confirmed.len() < CONFIRMATIONS && !held.confirmed.contains(&by) {
-            held.confirmed.push(by);
-            self.confirmations += 1;
-            // The failed probe was not our fault.
-            self.improve();
-        }
-    }
-
-    /// From 0, well, to [`SCORE_MAX`].
-    pub fn score(&self) -> u32 {
-        self.score
-    }
-
-    /// Something says that we are slow or badly connected ourselves.
-    pub fn worsen(&mut self) {
-        self.score = (self.score + 1).min(SCORE_MAX);
-    }
-
-    fn improve(&mut self) {
-        self.score = self.score.saturating_sub(1);
-    }
-
-    /// Hearing is back after a silence: suspects get their whole time again.
-    pub fn hear_again(&mut self, now: Moment) {
-        self.distrust_until = self.distrust_until.max(now + self.pace.period * 2);
-        let due: Vec<_> = std::mem::take(&mut self.timers).into_vec();
-        for Reverse(mut due) in due {
-            if matches!(due.timer, Timer::ChangeSuspectToDown { .. }) {
-                due.at = due.at.max(now + self.pace.suspicion);
-            }
-            self.timers.push(Reverse(due));
-        }
-        for held in self.held.values_mut() {
-            held.since = now;
-            held.confirmed.clear();
-        }
-    }
-
-    /// Suspicions that began with a probe of ours, since the start.
-    pub fn originated(&self) -> u64 {
-        self.originated
-    }
-
-    /// Whether a suspicion of a member is our own: only whose probe failed holds its timer.
-    pub fn holds(&self, suspect: &Member) -> bool {
-        let held = self.held.get(&suspect.id);
-        held.is_some_and(|held| held.about.member == *suspect)
-    }
-
-    fn is_still_suspect(&self, id: &Member, incarnation: u16) -> bool {
-        self.members().any(|member| {
-            member.id() == id
-                && member.state() == State::Suspect
-                && member.incarnation() == incarnation
-        })
-    }
-
-    fn pop_due(&mut self, now: Moment) -> Option<Due> {
-        if self.next_timer()? > now {
-            return None;
-        }
-        self.timers.pop().map(|Reverse(due)| due)
-    }
-
-    fn schedule(&mut self, timer: Timer<Member>, at: Moment) {
-        self.timer_count += 1;
-        self.timers.push(Reverse(Due {
-            at,
-            timer,
-            count: self.timer_count,
-        }));
     }
 
     /// What came out since the last call.
@@ -721,41 +366,13 @@ impl Swim {
         }
     }
 
-    /// Notes a suspicion of ours. Yields whether a timer is to run: of one suspicion only the first does.
-    fn hold(&mut self, timer: &Timer<Member>, now: Moment) -> bool {
-        let Timer::ChangeSuspectToDown {
-            member_id,
-            incarnation,
-            ..
-        } = timer
-        else {
-            return true;
-        };
-        let held = self.held.get(&member_id.id);
-        if held.is_some_and(|held| held.timer == *timer) {
-            return false;
-        }
-        let held = Held {
-            timer: timer.clone(),
-            about: Standing {
-                member: *member_id,
-                incarnation: *incarnation,
-                state: State::Suspect,
-                down_for_s: 0,
-            },
-            since: now,
-            confirmed: Vec::new(),
-        };
-        self.held.insert(member_id.id, held);
-        self.originated += 1;
-        true
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use foca::State;
+
     use super::*;
-    use rand::SeedableRng;
 
     const NOW: Moment = Moment::from_millis(1_000);
 

@@ -1,0 +1,171 @@
+//! Suspicions of our own: for how long they are held, who confirmed them, and how they end.
+//!
+//! Not here: whom others suspect (foca), and how they are asked (`doubts.rs`).
+
+use std::{cmp::Reverse, time::Duration};
+
+use foca::{State, Timer};
+use mesh_proto::{member::Member, message::Standing};
+
+use super::{Swim, TICK};
+use crate::moment::Moment;
+
+/// Others wanted to agree with a suspicion before it counts in full, where there are so many.
+const CONFIRMATIONS: usize = 3;
+
+/// A suspicion that nobody confirms is held for so many times the shortest time (Lifeguard's default).
+const SUSPICION_HELD: u32 = 6;
+
+/// A suspicion of ours.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    timer: Timer<Member>,
+    about: Standing,
+    since: Moment,
+    confirmed: Vec<u64>,
+}
+
+impl Held {
+    /// For how long it is held: Lifeguard's curve, from [`SUSPICION_HELD`] times down to once with every confirmation.
+    fn time(&self, shortest: Duration, wanted: usize) -> Duration {
+        let confirmed = self.confirmed.len();
+        if confirmed >= wanted {
+            return shortest;
+        }
+        let share = (confirmed as f64 + 1.0).ln() / (wanted as f64 + 1.0).ln();
+        let longest = shortest * SUSPICION_HELD;
+        longest - (longest - shortest).mul_f64(share)
+    }
+}
+
+/// What becomes of a suspicion whose time is over.
+pub(super) enum Verdict {
+    Down,
+    Dropped,
+    Later(Moment),
+}
+
+impl Swim {
+    pub(super) fn verdict(
+        &mut self,
+        timer: &Timer<Member>,
+        judge: bool,
+        witnesses: usize,
+        now: Moment,
+    ) -> Verdict {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return Verdict::Dropped;
+        };
+        if !self.is_still_suspect(member_id, *incarnation) {
+            if (self.held.get(&member_id.id)).is_some_and(|held| held.timer == *timer) {
+                self.held.remove(&member_id.id);
+            }
+            return Verdict::Dropped;
+        }
+        if !judge {
+            return Verdict::Later(now + self.pace.period);
+        }
+        let held = self.held.get(&member_id.id);
+        let time = held.map(|held| held.time(self.pace.suspicion, witnesses.min(CONFIRMATIONS)));
+        match held.zip(time) {
+            Some((held, time)) if now < held.since + time => {
+                Verdict::Later((held.since + time).min(now + TICK))
+            }
+            _ => Verdict::Down,
+        }
+    }
+
+    /// Suspicions of ours that fewer than `wanted` others confirmed.
+    pub fn unconfirmed(&self, wanted: usize) -> impl Iterator<Item = Standing> + '_ {
+        let open = self.held.values().filter(move |held| {
+            held.confirmed.len() < wanted
+                && self.is_still_suspect(&held.about.member, held.about.incarnation)
+        });
+        open.map(|held| held.about)
+    }
+
+    /// Another finds a suspect of ours silent too.
+    pub fn confirm(&mut self, about: &Standing, by: u64) {
+        let Some(held) = self.held.get_mut(&about.member.id) else {
+            return;
+        };
+        let is_same =
+            (held.about.member, held.about.incarnation) == (about.member, about.incarnation);
+        if is_same && held.confirmed.len() < CONFIRMATIONS && !held.confirmed.contains(&by) {
+            held.confirmed.push(by);
+            self.confirmations += 1;
+            // The failed probe was not our fault.
+            self.improve();
+        }
+    }
+
+    /// Hearing is back after a silence: suspects get their whole time again.
+    pub fn hear_again(&mut self, now: Moment) {
+        self.distrust_until = self.distrust_until.max(now + self.pace.period * 2);
+        let due: Vec<_> = std::mem::take(&mut self.timers).into_vec();
+        for Reverse(mut due) in due {
+            if matches!(due.timer, Timer::ChangeSuspectToDown { .. }) {
+                due.at = due.at.max(now + self.pace.suspicion);
+            }
+            self.timers.push(Reverse(due));
+        }
+        for held in self.held.values_mut() {
+            held.since = now;
+            held.confirmed.clear();
+        }
+    }
+
+    /// Whether a suspicion of a member is our own: only whose probe failed holds its timer.
+    pub fn holds(&self, suspect: &Member) -> bool {
+        let held = self.held.get(&suspect.id);
+        held.is_some_and(|held| held.about.member == *suspect)
+    }
+
+    fn is_still_suspect(&self, id: &Member, incarnation: u16) -> bool {
+        self.members().any(|member| {
+            member.id() == id
+                && member.state() == State::Suspect
+                && member.incarnation() == incarnation
+        })
+    }
+
+    /// Notes a suspicion of ours. Yields whether a timer is to run: of one suspicion only the first does.
+    pub(super) fn hold(&mut self, timer: &Timer<Member>, now: Moment) -> bool {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return true;
+        };
+        let held = self.held.get(&member_id.id);
+        if held.is_some_and(|held| held.timer == *timer) {
+            return false;
+        }
+        let held = Held {
+            timer: timer.clone(),
+            about: Standing {
+                member: *member_id,
+                incarnation: *incarnation,
+                state: State::Suspect,
+                down_for_s: 0,
+            },
+            since: now,
+            confirmed: Vec::new(),
+        };
+        self.held.insert(member_id.id, held);
+        self.originated += 1;
+        true
+    }
+
+    /// Suspicions that began with a probe of ours, since the start.
+    pub fn originated(&self) -> u64 {
+        self.originated
+    }
+}
