@@ -7,6 +7,7 @@ machine does falls on all. Where time is spent waiting for false alarms, all are
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import signal
@@ -18,6 +19,8 @@ import time
 MISSED_S = 30
 WHOLE_S = 60
 SERF_WHOLE_S = 240
+# Between two lines that say how a long wait goes.
+PROGRESS_S = 60
 
 
 def say(words):
@@ -302,19 +305,25 @@ def tell_alarms(name, result):
     return result
 
 
-def quiet(meshes, options):
+def sit(name, meshes, minutes):
+    """Lets so many minutes pass, with a line each minute, and tells who was wronged meanwhile."""
     since = time.time()
-    time.sleep(options.minutes * 60 if options.minutes else 1200)
-    return tell_alarms("quiet", alarms(meshes, since))
+    while (left := since + minutes * 60 - time.time()) > 0:
+        time.sleep(min(left, PROGRESS_S))
+        told = "; ".join(f"{title}: {f['false_downs']} false downs" for title, f in alarms(meshes, since).items())
+        say(f"  {name}: {(time.time() - since) / 60:.0f} of {minutes:g} min: {told} (load average {os.getloadavg()[0]:.1f})")
+    return alarms(meshes, since)
+
+
+def quiet(meshes, options):
+    return tell_alarms("quiet", sit("quiet", meshes, options.minutes or 20))
 
 
 def loss(meshes, options):
-    since = time.time()
     with contextlib.ExitStack() as stack:
         for mesh in meshes:
             stack.enter_context(mesh.world.loss(options.percent))
-        time.sleep(options.minutes * 60 if options.minutes else 600)
-        result = alarms(meshes, since)
+        result = sit("loss", meshes, options.minutes or 10)
     for mesh in meshes:
         until_whole(mesh)
     return tell_alarms("loss", result)
