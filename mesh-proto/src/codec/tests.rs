@@ -1,6 +1,18 @@
-use super::*;
-use foca::Codec;
+use std::net::IpAddr;
+
+use foca::{Codec, Header, Message, State};
 use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    RECORD_BYTES_MAX,
+    frame::{Floor, KeyId},
+    member::Member,
+    message::{Digest, Hello, Item, OwnerDigest, Purpose, Standing},
+    record::{
+        Body, DemandRecord, Head, Health, InstanceState, NodeRecord, ServiceRecord, WireProtocol,
+    },
+};
 
 fn member() -> impl Strategy<Value = Member> {
     (any::<u64>(), any::<IpAddr>(), any::<u16>(), any::<u64>()).prop_map(|(id, ip, port, bump)| {
