@@ -29,7 +29,7 @@ use crate::{
 /// Different hostile datagrams made before the attack, and sent in turn.
 const POOL: usize = 8_192;
 
-/// The sender rests so long between two bursts.
+/// Between two bursts the sender listens so long on each of its sockets.
 const BURST: Duration = Duration::from_millis(1);
 
 /// Genuine datagrams wanted before the attack begins.
@@ -39,8 +39,13 @@ const OVERHEARD_MIN: usize = 3;
 const DATAGRAM_BYTES_MAX: usize = 1_200;
 const HEADER_BYTES: usize = 35;
 
-/// How long a sidecar is looked at once the attack is over.
-const AFTERMATH: Duration = Duration::from_secs(2);
+/// How long answers are waited for once the attack is over.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+const DATAGRAMS_IN: &str = "starling_gossip_datagrams_total{direction=\"in\"}";
+
+/// Between two looks at the memory of the sidecars.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What is done to whom.
 #[derive(Clone, Copy, Debug)]
@@ -130,9 +135,7 @@ pub async fn run(plan: Plan) -> Report {
     let crash_attacked = mesh.crash(last).await;
     let rest = mesh.watch_memory(plan.duration / 4).await;
     let attack = attacker.stop();
-    // Metrics are brought up to date once a second.
-    tokio::time::sleep(AFTERMATH).await;
-
+    mesh.until_told().await;
     let after = mesh.counts().await;
     let cpu = mesh.cpu(victims) - cpu;
     let read = after.read - counts.read;
@@ -290,6 +293,23 @@ impl Mesh {
         seen
     }
 
+    /// Waits until every host's metrics hold all that it has read so far: they are brought up to date once a second, so
+    /// whatever the first change leaves out is in the second one.
+    async fn until_told(&self) {
+        for host in &self.hosts {
+            for _ in 0..2 {
+                let before = datagrams_in(host).await;
+                until(PATIENCE, "the metrics go on", || async {
+                    match datagrams_in(host).await {
+                        now if now == before => Err(now),
+                        _ => Ok(()),
+                    }
+                })
+                .await;
+            }
+        }
+    }
+
     async fn counts(&self) -> Counts {
         let mut counts = Counts {
             read: 0,
@@ -304,7 +324,7 @@ impl Mesh {
                 let reason = name.strip_prefix("starling_gossip_refused_total{reason=\"");
                 if let Some(reason) = reason.and_then(|rest| rest.strip_suffix("\"}")) {
                     *counts.refused.entry(reason.to_owned()).or_default() += number;
-                } else if name == "starling_gossip_datagrams_total{direction=\"in\"}" {
+                } else if name == DATAGRAMS_IN {
                     counts.read += number;
                 } else if name == "starling_gossip_suspicions_total"
                     || name == "starling_gossip_renewals_total"
@@ -324,9 +344,10 @@ impl Mesh {
     /// The most that each host holds within this time.
     async fn watch_memory(&self, time: Duration) -> Vec<u64> {
         let until = Instant::now() + time;
+        let mut looks = tokio::time::interval(LOOK);
         let mut most = self.memory();
         while Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            looks.tick().await;
             for (most, now) in most.iter_mut().zip(self.memory()) {
                 *most = now.max(*most);
             }
@@ -352,6 +373,14 @@ impl Mesh {
         };
         Duration::from_millis(10 * self.hosts[..victims].iter().map(ticks).sum::<u64>())
     }
+}
+
+/// What a host says that it has read.
+async fn datagrams_in(host: &Sidecar) -> String {
+    let text = host.ask("/metrics").await.expect("an answer").text();
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.starts_with(DATAGRAMS_IN));
+    line.unwrap_or_default().to_owned()
 }
 
 fn difference(
@@ -501,7 +530,7 @@ impl Attacker {
     ) -> Attacker {
         let sockets = [own_address().into(), spoofed].map(|address| {
             let socket = UdpSocket::bind((address, 0)).expect("a free port");
-            socket.set_nonblocking(true).expect("a socket can be so");
+            (socket.set_read_timeout(Some(BURST))).expect("a span that is not zero");
             socket
         });
         let stop = Arc::new(AtomicBool::new(false));
@@ -526,11 +555,12 @@ impl Attacker {
                 }
                 number = due.max(number);
                 answers += sockets.iter().map(heard).sum::<u64>();
-                thread::sleep(BURST);
             }
             let took = began.elapsed();
             // An answer may be on its way.
-            thread::sleep(AFTERMATH / 2);
+            for socket in &sockets {
+                (socket.set_read_timeout(Some(AFTERMATH))).expect("a span that is not zero");
+            }
             answers += sockets.iter().map(heard).sum::<u64>();
             Attack {
                 sent: KINDS.into_iter().zip(counts).collect(),
@@ -548,7 +578,7 @@ impl Attacker {
     }
 }
 
-/// Datagrams that came back, unread until now.
+/// Datagrams that came back, unread until now, and those that come before the socket's patience ends.
 fn heard(socket: &UdpSocket) -> u64 {
     let mut room = [0; 2_048];
     let mut count = 0;
