@@ -52,13 +52,15 @@ def rows(name, kind, told):
             share = told["core_share"] - told["core_share_alone"]
             yield "the mesh's part: CPU above alone, % of a core", f"{share * 100:.2f}", share <= 0.003
             yield "the mesh's part: MiB above alone, private", f"{added['private'] / 1024:.1f}", added["private"] <= 3072
-    elif name in ("quiet", "loss", "stall", "deaf_udp", "deaf", "slow-quiet"):
+    elif name in ("quiet", "loss", "stall", "deaf_udp", "deaf", "mute_udp", "mute", "slow-quiet"):
         words = {
             "quiet": "idle: false downs",
             "loss": "packet loss: false downs",
             "stall": "4 of 64 stalled 16 s at a time: others told down",
             "deaf_udp": "one deaf on UDP: anybody told down",
             "deaf": "one deaf on everything: others told down",
+            "mute_udp": "one mute on UDP: anybody told down",
+            "mute": "one mute on everything: others told down",
             "slow-quiet": "slow links, idle: false downs",
         }
         yield words[name], str(told["false_downs"]), told["false_downs"] == 0

@@ -370,24 +370,33 @@ def stall(meshes, options):
 
 def deaf(meshes, options):
     """One host gets no UDP any more (it must not be told down: TCP reaches it), then nothing at all (it may be)."""
+    return cut_off(meshes, options, "deaf", lambda world: world.deaf)
+
+
+def mute(meshes, options):
+    """One host sends no UDP any more (it must not be told down: TCP goes both ways), then nothing at all (it may be)."""
+    return cut_off(meshes, options, "mute", lambda world: world.mute)
+
+
+def cut_off(meshes, options, name, cut):
     span, size, result = (options.minutes or 1) * 60, meshes[0].hosts, {}
     victim = size // 2
-    for name, protocol, excused in (("deaf_udp", "udp", ()), ("deaf", None, (victim,))):
+    for part, protocol, excused in ((f"{name}_udp", "udp", ()), (name, None, (victim,))):
         since = time.time()
         with contextlib.ExitStack() as stack:
             for mesh in meshes:
-                stack.enter_context(mesh.world.deaf(victim, protocol))
+                stack.enter_context(cut(mesh.world)(victim, protocol))
             time.sleep(span)
             told = alarms(meshes, since, excused)
             for mesh in meshes:
                 judged = {b for a, b in mesh.wronged(since, time.time(), range(1, size + 1)) if a == victim}
-                told[mesh.title]["told_down_by_the_deaf_one"] = len(judged)
+                told[mesh.title]["told_down_by_the_one_cut_off"] = len(judged)
         healed = time.time()
         for mesh in meshes:
             until_whole(mesh)
             whole = mesh.whole_since(range(1, size + 1)) - healed
             told[mesh.title]["whole_again_s"] = round(max(0, whole), 3)
-        result[name] = tell_alarms(name, told)
+        result[part] = tell_alarms(part, told)
     return result
 
 

@@ -163,6 +163,11 @@ class World:
         what = f"ip protocol {protocol}" if protocol else ""
         return self.rules(f'oifname "p{n}" {what} drop')
 
+    def mute(self, n, protocol=None):
+        """Host `n` sends nothing any more, or nothing of one protocol; what is sent to it comes in."""
+        what = f"ip protocol {protocol}" if protocol else ""
+        return self.rules(f'iifname "p{n}" {what} drop')
+
     def partition(self, ones, others):
         quoted = [", ".join(f'"p{n}"' for n in side) for side in (ones, others)]
         a, b = quoted
