@@ -202,7 +202,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (
         "starling_gossip_isolated",
         Unit::Count,
-        "1 when nothing was heard of others for a while.",
+        "1 when nothing was heard of others for a while, or nobody answered what this node said.",
     ),
     (
         "starling_gossip_rtt_seconds",
@@ -223,6 +223,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         "starling_gossip_divergence_seconds",
         Unit::Seconds,
         "For how long the longest of them has said so; over 10 s, exchanges do not get through.",
+    ),
+    (
+        "starling_gossip_owner_divergence_seconds",
+        Unit::Seconds,
+        "For how long a node (peer) has said to know something else than this one: the longest 16, 0 once it is over.",
     ),
     (
         "starling_gossip_records",

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use mesh_core::{membership::Membership, moment::Moment};
@@ -66,6 +67,12 @@ impl Counters {
 
 /// Keys whose use is counted; whoever rotates more often between two restarts misses the counts of the last ones.
 const KEYS_MAX: usize = 64;
+
+/// Owners told by name at once that have known something else than we for longest.
+const BEHIND_MAX: usize = 16;
+
+/// Owners ever told by name: a family of metrics forgets none.
+const BEHIND_NAMES_MAX: usize = 256;
 
 /// How much each key was used since the start, those no longer in the ring included.
 #[derive(Default)]
@@ -157,6 +164,7 @@ pub struct Meters {
     isolated: Gauge,
     divergent: Gauge,
     divergence: Gauge,
+    behind: BTreeMap<Box<str>, Gauge>,
     health: Gauge,
     round_trips: BTreeMap<Box<str>, Gauge>,
     records: Gauge,
@@ -200,6 +208,7 @@ impl Meters {
             isolated: gauge!("starling_gossip_isolated"),
             divergent: gauge!("starling_gossip_divergent_peers"),
             divergence: gauge!("starling_gossip_divergence_seconds"),
+            behind: BTreeMap::new(),
             health: gauge!("starling_gossip_health_score"),
             round_trips: BTreeMap::new(),
             records: gauge!("starling_gossip_records"),
@@ -244,6 +253,7 @@ impl Meters {
         let (divergent, longest) = membership.divergence(now);
         self.divergent.set(divergent as f64);
         self.divergence.set(longest.as_secs_f64());
+        self.update_behind(membership.behind(BEHIND_MAX, now));
         self.health.set(f64::from(membership.score()));
         // The core remembers a bounded number of zones.
         for (zone, took) in membership.round_trips() {
@@ -257,7 +267,23 @@ impl Meters {
         }
     }
 
-    /// Whether nothing is heard.
+    fn update_behind(&mut self, behind: Vec<(&str, Duration)>) {
+        for gauge in self.behind.values() {
+            gauge.set(0.0);
+        }
+        for (name, span) in behind {
+            if self.behind.len() < BEHIND_NAMES_MAX && !self.behind.contains_key(name) {
+                let family = "starling_gossip_owner_divergence_seconds";
+                let gauge = gauge!(family, "peer" => name.to_owned());
+                self.behind.insert(name.into(), gauge);
+            }
+            if let Some(gauge) = self.behind.get(name) {
+                gauge.set(span.as_secs_f64());
+            }
+        }
+    }
+
+    /// Whether we are cut off.
     pub fn isolated(&self, isolated: bool) {
         self.isolated.set(if isolated { 1.0 } else { 0.0 });
     }

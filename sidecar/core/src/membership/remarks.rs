@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mesh_proto::member::Member;
 
-use super::{Membership, peers::Peer};
+use super::{Membership, peers::Peer, repair::DIFFERENCE_TIME};
 use crate::{
     mesh::{NodeState, Remark, Stream},
     moment::Moment,
@@ -108,6 +108,21 @@ impl Membership {
         spans.fold((0, Duration::ZERO), |(count, longest), span| {
             (count + 1, longest.max(span))
         })
+    }
+
+    /// The owners that have said for longest to know something else than we, for a second at least: name and span, at
+    /// most `most` of them, the longest first.
+    pub fn behind(&self, most: usize, now: Moment) -> Vec<(&str, Duration)> {
+        let differing = self.peers.differing().filter(|(_, peer)| peer.is_active());
+        let spans = differing.filter_map(|(member, _)| {
+            let span = now.since(self.peers.differs(member.id)?);
+            let node = self.record_of(member.id)?;
+            (span >= DIFFERENCE_TIME).then_some((&*node.name, span))
+        });
+        let mut spans: Vec<_> = spans.collect();
+        spans.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+        spans.truncate(most);
+        spans
     }
 
     /// A blocked path is told once it has lasted, though nothing else changes then.

@@ -16,7 +16,7 @@ use super::{
 use crate::moment::Moment;
 
 /// A difference that lasts so long is not on its way to be healed by rumours.
-const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
+pub(super) const DIFFERENCE_TIME: Duration = Duration::from_secs(1);
 
 /// Between two exchanges that we begin with the same peer, or over a difference with anyone.
 const EXCHANGE_GAP: Duration = Duration::from_secs(2);
