@@ -57,7 +57,7 @@ fn told(status: &Value) -> String {
 fn standing(status: &Value) -> &'static str {
     match (status["ready"] == true, status["joined"] == true) {
         (true, _) if status["isolated"] == true => {
-            "ready, but nothing is heard of others: what is known may be stale"
+            "ready, but cut off from the other nodes: what is known may be stale"
         }
         (true, _) => "ready",
         (_, false) => "not ready: not joined yet",

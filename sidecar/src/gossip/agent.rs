@@ -494,14 +494,15 @@ impl Agent {
             }
             Notice::Isolated(true) => {
                 self.meters.isolated(true);
-                warn!(
-                    "nothing is heard from any node: this one is cut off, and keeps what it knew"
-                );
+                warn!("this node is cut off from the others, and keeps what it knew");
             }
             Notice::Isolated(false) => {
                 self.meters.isolated(false);
-                info!("other nodes are heard again");
+                info!("this node and the others hear each other again");
             }
+            Notice::Unheard => warn!(
+                "other nodes are heard, and none answers: what this one says does not get out; let UDP and TCP of gossip.bind out through the firewall"
+            ),
             Notice::DatagramsLost { id } => warn!(
                 id = format!("{id:016x}"),
                 "a node is reached by TCP and not by UDP; let UDP of gossip.bind through the firewall"

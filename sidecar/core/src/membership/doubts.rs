@@ -49,13 +49,8 @@ impl Membership {
         let open = self.swim.unconfirmed(wanted);
         // Drawn, so that where there are more nobody waits for others all the time.
         for about in open.sample(&mut self.rng, CONSULTED_MAX) {
-            let mut helpers = self.peers.some_active(FANOUT + 1, &mut self.rng);
-            helpers.retain(|helper| {
-                let peer = self.peers.get(helper.id);
-                peer.is_some_and(|peer| peer.state == NodeState::Alive)
-            });
-            for helper in helpers.iter().take(FANOUT) {
-                self.send(helper, Words::doubt(about));
+            for helper in self.helpers(&about.member) {
+                self.send(&helper, Words::doubt(about));
             }
         }
     }
@@ -101,7 +96,9 @@ impl Membership {
     }
 
     /// Somebody agrees that a member is silent.
-    pub(super) fn on_agreement(&mut self, about: &Standing, sender: u64) {
+    pub(super) fn on_agreement(&mut self, about: &Standing, sender: u64, now: Moment) {
+        // It was asked by us.
+        self.be_heard(now);
         let is_well = |state| state == NodeState::Alive;
         if self
             .peers

@@ -283,6 +283,7 @@ impl Membership {
     /// A frame came on a stream.
     pub fn on_stream_message(&mut self, id: CallId, frame: &[u8], now: Moment) {
         self.heard_on_stream = now;
+        self.be_heard(now);
         for item in items(frame) {
             let Some(call) = self.calls.get_mut(&id) else {
                 break;

@@ -151,8 +151,10 @@ pub enum Notice {
     },
     /// We were taken for dead and came back.
     Renewed,
-    /// Nothing is heard any more (or again).
+    /// Nothing is heard any more, or nobody hears us; or that is over.
     Isolated(bool),
+    /// Others are heard, and none of them answers: it is we whom nobody hears.
+    Unheard,
     /// A stream reaches a member that datagrams do not.
     DatagramsLost {
         /// Its id.
@@ -244,6 +246,8 @@ pub struct Counts {
     pub probes_failed: u64,
     /// Probes of ours that were answered, by whatever way.
     pub probes_answered: u64,
+    /// Probes of ours to members that we look after more than others.
+    pub probes_near: u64,
     /// Opinions of others that agreed with a suspicion of ours.
     pub confirmations: u64,
 }
@@ -275,8 +279,15 @@ pub struct Membership {
     joined: bool,
     /// The last datagram from anybody, or the moment somebody was there to hear.
     heard: Moment,
+    /// Who sent it.
+    last_heard: Option<u64>,
     /// The last word on a stream.
     heard_on_stream: Moment,
+    /// The last answer to anything that we said.
+    answered: Moment,
+    /// Questions since then to those heard.
+    greetings: u32,
+    greet_at: Moment,
     isolated: bool,
     leaving: Option<Moment>,
     tick_at: Moment,
@@ -330,7 +341,11 @@ impl Membership {
             changed: true,
             joined: !settings.has_seeds,
             heard: now,
+            last_heard: None,
             heard_on_stream: now,
+            answered: now,
+            greetings: 0,
+            greet_at: now,
             isolated: false,
             leaving: None,
             tick_at: now + TICK,
@@ -462,7 +477,7 @@ impl Membership {
         let mut questions = 0;
         for item in items(payload) {
             if item.is_ok() && !std::mem::replace(&mut is_heard, true) {
-                self.hear(now);
+                self.hear(sender, now);
                 self.settle_doubts(sender);
             }
             match item {
@@ -479,7 +494,7 @@ impl Membership {
                         self.on_question(standing, sender, now);
                     }
                 }
-                Ok(Item::Standing(standing)) => self.on_agreement(&standing, sender),
+                Ok(Item::Standing(standing)) => self.on_agreement(&standing, sender, now),
                 // Once is enough: one datagram shall not make us send many.
                 Ok(Item::Ask) if std::mem::replace(&mut is_question, true) => {}
                 Ok(Item::Ask) => {
@@ -530,9 +545,14 @@ impl Membership {
         if self.swim.on_packet(&packet.header, bytes, now).is_err() {
             self.counts.malformed += 1;
         }
-        if matches!(packet.header.message, foca::Message::Ack(_)) {
-            // A late one too: the way is open.
-            self.hear_answer(&src);
+        match packet.header.message {
+            foca::Message::Ack(_) => {
+                // A late one too: the way is open.
+                self.hear_answer(&src);
+                self.be_heard(now);
+            }
+            foca::Message::ForwardedAck { .. } => self.be_heard(now),
+            _ => {}
         }
         if let Some((member, took)) = self.swim.take_round_trip() {
             let owner = self.catalogue.owner(member.id);
@@ -581,12 +601,18 @@ impl Membership {
                 trust,
                 witnesses: self.witnesses(now),
                 patience: &patience,
+                near: &|| near::neighbours(&self.peers, &self.catalogue, &self.settings.zone),
+                is_alarmed: self.is_alarmed(),
+                alarmed: &|| near::alarmed(&self.peers, &self.catalogue, &self.settings.zone),
             };
             for silent in self.swim.on_timer(&watch, now) {
                 self.dial_probe(silent, now);
+                let helpers = self.helpers(&silent);
+                self.swim.seek_help(&silent, &helpers);
             }
             self.counts.probes_answered = self.swim.probes_answered;
             self.counts.probes_failed = self.swim.probes_failed;
+            self.counts.probes_near = self.swim.probes_near;
             self.settle(now);
         }
         if now >= self.tick_at {
@@ -751,6 +777,7 @@ impl Membership {
         if !had_company {
             // There was nobody to hear until now.
             self.heard = self.heard.max(now);
+            (self.answered, self.greetings) = (self.answered.max(now), 0);
         }
     }
 

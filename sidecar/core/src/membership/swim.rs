@@ -5,8 +5,11 @@
 //! - A deaf member suspects everybody, and Down is final: while nothing is heard, or after our own loop stood still, no
 //!   suspicion starts and none ends here. Who is left alone may still condemn peers that refuse connections.
 //! - A suspicion that is ours alone may be our own fault (Lifeguard): it is held up to six times as long, until others
-//!   who were asked (`doubts.rs`) found the suspect silent too; and the more of our probes fail, the slower we probe.
+//!   who were asked (`doubts.rs`) found the suspect silent too, and ends in no Down while of several others not one
+//!   agrees; and the more of our probes fail, the slower we probe.
 //! - Every link is as fast as the next to foca: how long an answer may take follows the distance of the zone.
+//! - foca draws whom to probe, and who is to help, evenly: most probes go to our own zone instead, and those near the
+//!   one that is silent are asked first (`probing.rs`, `near.rs`). One probe in four stays foca's own draw.
 //! - Timers out of order break a probe: they leave one queue, ordered by time and then by foca's own order.
 
 mod pace;
@@ -22,14 +25,14 @@ use std::{
 };
 
 use foca::{
-    Foca, Header, Message, NoCustomBroadcast, Notification, OwnedNotification, Runtime, Timer,
+    Foca, Header, NoCustomBroadcast, Notification, OwnedNotification, Runtime, Timer, TimerToken,
 };
 use mesh_proto::{codec::MemberCodec, member::Member};
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 pub use self::pace::{Pace, transmissions};
 use self::{
-    probing::Probe,
+    probing::{Near, Probe},
     queue::Due,
     suspicion::{Held, Verdict},
     view::View,
@@ -57,6 +60,9 @@ pub struct Swim {
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
     probe: Option<Probe>,
+    near: Near,
+    /// Tells foca's timers of now from those of an earlier life.
+    token: Option<TimerToken>,
     originated: u64,
     /// Suspicions of ours whose time runs, by id.
     held: BTreeMap<u64, Held>,
@@ -72,6 +78,8 @@ pub struct Swim {
     pub probes_answered: u64,
     /// Probes that nobody answered, since the start.
     pub probes_failed: u64,
+    /// Probes of near members, since the start.
+    pub probes_near: u64,
     /// Confirmations of suspicions of ours, since the start.
     pub confirmations: u64,
     /// No suspicion may start or end before this.
@@ -94,6 +102,12 @@ pub struct Watch<'a> {
     pub witnesses: usize,
     /// How long an answer of a member may take.
     pub patience: &'a dyn Fn(&Member) -> Duration,
+    /// Whom we look after more than others, by id; none where nobody is nearer than others.
+    pub near: &'a dyn Fn() -> Vec<u64>,
+    /// Whether somebody of another zone is suspected.
+    pub is_alarmed: bool,
+    /// Those in such zones who are not suspected, by id.
+    pub alarmed: &'a dyn Fn() -> Vec<u64>,
 }
 
 impl std::fmt::Debug for Watch<'_> {
@@ -139,8 +153,13 @@ pub enum Trust {
 impl Swim {
     /// A member that knows nobody yet.
     pub fn new(me: Member, pace: Pace, mut rng: StdRng) -> Swim {
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
         Swim {
-            view: View::new(StdRng::from_rng(&mut rng)),
+            // The two draw alike, and for nothing that has to do with each other.
+            view: View::new(StdRng::from_seed(seed)),
+            near: Near::new(StdRng::from_seed(seed)),
+            token: None,
             foca: Foca::new(me, pace.config(1), rng, MemberCodec),
             pace,
             size: 1,
@@ -156,6 +175,7 @@ impl Swim {
             outside: Vec::new(),
             probes_answered: 0,
             probes_failed: 0,
+            probes_near: 0,
             confirmations: 0,
             distrust_until: Moment::START,
             out: Out::default(),
@@ -206,19 +226,7 @@ impl Swim {
         packet: &[u8],
         now: Moment,
     ) -> Result<(), foca::Error> {
-        if let Some(probe) = self.probe.as_mut().filter(|probe| !probe.answered) {
-            probe.answered = match header.message {
-                Message::Ack(number) if number == probe.number && header.src == probe.target => {
-                    self.round_trip = Some((probe.target, now.since(probe.sent)));
-                    true
-                }
-                Message::ForwardedAck {
-                    origin,
-                    probe_number,
-                } => probe_number == probe.number && origin == probe.target,
-                _ => false,
-            };
-        }
+        self.take_answer(header, now);
         let done = self.foca.handle_data(packet, &mut self.out);
         self.settle(now);
         done
@@ -276,7 +284,8 @@ impl Swim {
         self.settle(now);
     }
 
-    /// Handles every timer that is due, in order. Yields members whose direct probe went unanswered for too long.
+    /// Handles every timer that is due, in order. Yields members whose direct probe went unanswered for too long: others
+    /// are to be asked for help ([`Swim::seek_help`]).
     ///
     /// Whatever the sockets hold must have been handed in before.
     pub fn on_timer(&mut self, watch: &Watch<'_>, now: Moment) -> Vec<Member> {
@@ -292,8 +301,17 @@ impl Swim {
             }
             let judge = watch.trust == Trust::Judge && self.is_awake(now);
             match &due.timer {
-                Timer::ProbeRandomMember(_) if !judge => self.acknowledge(now),
-                Timer::ProbeRandomMember(_) => self.judge_probe(),
+                Timer::ProbeRandomMember(token) => {
+                    let token = *token;
+                    if judge {
+                        self.judge_probe();
+                    } else {
+                        self.acknowledge(now);
+                    }
+                    if self.probe_near(token, watch, now) {
+                        continue;
+                    }
+                }
                 Timer::ChangeSuspectToDown { member_id, .. } => {
                     let id = member_id.id;
                     match self.verdict(&due.timer, judge, watch.witnesses, now) {
@@ -317,9 +335,15 @@ impl Swim {
                 _ => {}
             }
             let is_probe = matches!(due.timer, Timer::ProbeRandomMember(_));
+            let is_help = matches!(due.timer, Timer::SendIndirectProbe { .. });
+            let said = self.out.packets.len();
             let _ = self.foca.handle_timer(due.timer, &mut self.out);
             if is_probe {
                 self.begin_probe(watch, now);
+            }
+            if is_help {
+                // Whom foca would ask was drawn evenly; whoever called us knows better ones (`seek_help`).
+                self.out.packets.truncate(said);
             }
             self.settle(now);
         }
@@ -342,6 +366,9 @@ impl Swim {
     /// After every call of foca: its timers into our queue, its news noted, its numbers fitted to the mesh.
     fn settle(&mut self, now: Moment) {
         for (timer, after) in std::mem::take(&mut self.out.timers) {
+            if let Timer::ProbeRandomMember(token) = timer {
+                self.token = Some(token);
+            }
             if self.hold(&timer, now) {
                 self.schedule(timer, now + after);
             }
@@ -365,7 +392,6 @@ impl Swim {
             let _ = self.foca.set_config(self.pace.config(members));
         }
     }
-
 }
 
 #[cfg(test)]
@@ -393,6 +419,9 @@ mod tests {
             trust,
             witnesses: 0,
             patience: &|_| Pace::FAST.patience,
+            near: &Vec::new,
+            is_alarmed: false,
+            alarmed: &Vec::new,
         };
         swim.on_timer(&watch, now);
     }

@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use mesh_proto::record::{Health, InstanceState};
 
-use super::{Change, Effect, Notice};
+use super::{Change, Counts, Effect, Notice};
 use crate::{
     mesh::{Mesh, NodeState, Remark, Stream},
-    sim::gossip::{Sim, address, service},
+    sim::gossip::{Sim, address, id, service},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -160,15 +160,125 @@ fn a_deaf_member_wrongs_nobody() {
 }
 
 #[test]
-fn a_member_that_hears_and_is_not_heard_is_slow_to_judge() {
-    for count in [3, 4] {
+fn a_member_that_hears_and_is_not_heard_wrongs_nobody_and_says_so() {
+    // Of two, the other one gives it up and falls silent, and is then missed as one that died.
+    for count in [3, 4, 8, 32] {
         let mut sim = Sim::settled(17, count);
         sim.network.cut = |from, _| from == 0;
-        sim.run(SECOND * 8);
+        let took = sim.until(SECOND * 4, "it knows that it is not heard", |sim| {
+            mesh(sim, 0).isolated
+        });
+        println!("{count} nodes: one knows after {took:?} that it is mute");
+        sim.run(SECOND * 60);
         let seen = sim.nodes[0].told.iter();
         let downs = seen.filter(|(_, _, state)| *state == NodeState::Down);
         assert_eq!(downs.count(), 0, "{count} nodes");
+        assert!(sim.nodes[0].notices.contains(&Notice::Unheard));
+        sim.network.cut = |_, _| false;
+        sim.until(SECOND * 12, "all are whole again", Sim::is_whole);
+        assert!(!mesh(&sim, 0).isolated);
     }
+}
+
+#[test]
+fn whoever_reaches_few_condemns_nobody_that_others_hear() {
+    // Node 0 gets through to node 1 alone, and hears everybody.
+    let mut sim = Sim::settled(18, 12);
+    sim.network.cut = |from, to| from == 0 && to != 1;
+    sim.run(SECOND * 60);
+    let seen = sim.nodes[0].told.iter();
+    let downs = seen.filter(|(_, _, state)| *state == NodeState::Down);
+    assert_eq!(downs.count(), 0);
+}
+
+/// Three zones of eight, 40 ms apart.
+fn three_zones(seed: u64) -> Sim {
+    let mut sim = Sim::handed(seed, 24, 3, true);
+    sim.network.across = ms(40);
+    sim.run(SECOND * 15);
+    sim
+}
+
+#[test]
+fn most_probes_go_to_the_own_zone_and_some_to_others() {
+    let sum = |sim: &Sim, count: fn(&Counts) -> u64| {
+        let all = sim.alive().map(|(_, machine)| count(&machine.counts));
+        all.sum::<u64>()
+    };
+    let mut sim = three_zones(1);
+    let before = (
+        sum(&sim, |c| c.probes_near),
+        sum(&sim, |c| c.probes_answered),
+    );
+    sim.run(SECOND * 30);
+    let near = sum(&sim, |c| c.probes_near) - before.0;
+    let share = near as f64 / (sum(&sim, |c| c.probes_answered) - before.1) as f64;
+    println!("share of near probes: {share:.3}");
+    assert!((0.7..0.8).contains(&share));
+    assert_eq!(sum(&sim, |c| c.probes_failed), 0);
+    let measured = sim
+        .alive()
+        .map(|(_, machine)| machine.round_trips().count());
+    assert!(measured.min() >= Some(3), "far zones are measured too");
+
+    let mut sim = Sim::settled(1, 8);
+    sim.run(SECOND * 30);
+    assert_eq!(
+        sum(&sim, |c| c.probes_near),
+        0,
+        "nobody is nearer than others"
+    );
+}
+
+#[test]
+fn a_crash_and_the_end_of_a_zone_are_known_in_time_across_zones() {
+    let (mut crashes, mut outages) = (Vec::new(), Vec::new());
+    for seed in 0..8 {
+        let mut sim = three_zones(seed);
+        sim.network.refuses = seed % 2 == 0;
+        sim.kill(5);
+        crashes.push(sim.until(SECOND * 20, "the crash is known", |sim| {
+            sim.all_see(5, NodeState::Down)
+        }));
+        let zone = (0..24).filter(|index| index % 3 == 1);
+        zone.clone().for_each(|index| sim.kill(index));
+        outages.push(
+            sim.until(SECOND * 20, "the end of the zone is known", |sim| {
+                zone.clone()
+                    .all(|index| sim.all_see(index, NodeState::Down))
+            }),
+        );
+        sim.run(SECOND * 5);
+        assert_eq!(sim.wronged(), 0, "seed {seed}");
+    }
+    let (crash, outage) = (spread(crashes), spread(outages));
+    println!("three zones: a crash: {crash:?}; a whole zone: {outage:?}");
+    assert!(crash.0 <= ms(3_500) && crash.1 <= ms(5_500));
+    assert!(outage.1 <= ms(7_000));
+}
+
+#[test]
+fn a_lone_member_of_a_zone_is_missed_as_soon_as_others() {
+    let times = (0..8).map(|seed| {
+        let mut sim = Sim::new(seed);
+        for index in 0..17 {
+            let zone = if index == 16 { "b" } else { "a" };
+            sim.place(index, id(index), 1, zone);
+            if index > 0 {
+                sim.with(index, |machine, now| machine.join(address(0), now));
+            }
+            sim.run(ms(30));
+        }
+        sim.until(SECOND * 10, "all know all", Sim::is_whole);
+        sim.run(SECOND * 12);
+        sim.kill(16);
+        sim.until(SECOND * 20, "the crash is known", |sim| {
+            sim.all_see(16, NodeState::Down)
+        })
+    });
+    let (median, max) = spread(times.collect());
+    println!("alone in its zone: median {median:?}, max {max:?}");
+    assert!(median <= ms(3_500) && max <= ms(5_500));
 }
 
 fn is_blocked(sim: &Sim, by: usize, whom: u64) -> bool {
@@ -509,6 +619,29 @@ fn garbage_changes_nothing() {
     assert_eq!(machine.hash(), hash);
     assert!(machine.counts.malformed > 500);
     assert!(sim.is_whole());
+}
+
+#[test]
+fn whoever_knows_something_else_for_long_is_told_by_name() {
+    let mut sim = Sim::settled(19, 6);
+    let behind = |sim: &Sim| {
+        let machine = sim.nodes[0].machine.as_ref().expect("lives");
+        let behind = machine.behind(16, sim.now).into_iter();
+        behind.map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(behind(&sim), Vec::<String>::new());
+    // The news is lost on its way, and nothing can repair that.
+    sim.network.streamless = true;
+    sim.network.cut = |_, _| true;
+    sim.change(5, Change::Offer(service(5, InstanceState::Draining)));
+    sim.run(SECOND);
+    sim.network.cut = |_, _| false;
+    let told = |sim: &Sim| behind(sim) == ["node-5"];
+    sim.until(SECOND * 10, "node 5 is told", told);
+    sim.network.streamless = false;
+    sim.until(SECOND * 10, "nobody is told any more", |sim| {
+        behind(sim).is_empty()
+    });
 }
 
 #[test]

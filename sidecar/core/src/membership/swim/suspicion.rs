@@ -4,7 +4,7 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use foca::{State, Timer};
+use foca::{State, Timer, TimerToken};
 use mesh_proto::{member::Member, message::Standing};
 
 use super::{Swim, TICK};
@@ -12,6 +12,9 @@ use crate::moment::Moment;
 
 /// Others wanted to agree with a suspicion before it counts in full, where there are so many.
 const CONFIRMATIONS: usize = 3;
+
+/// Where so many others could agree, at least one has to: a suspicion that none of them shares is our own fault.
+const WITNESSES_HEEDED: usize = 2;
 
 /// A suspicion that nobody confirms is held for so many times the shortest time (Lifeguard's default).
 const SUSPICION_HELD: u32 = 6;
@@ -71,6 +74,10 @@ impl Swim {
             return Verdict::Later(now + self.pace.period);
         }
         let held = self.held.get(&member_id.id);
+        let is_lonely = held.is_some_and(|held| held.confirmed.is_empty());
+        if is_lonely && witnesses >= WITNESSES_HEEDED {
+            return Verdict::Later(now + TICK);
+        }
         let time = held.map(|held| held.time(self.pace.suspicion, witnesses.min(CONFIRMATIONS)));
         match held.zip(time) {
             Some((held, time)) if now < held.since + time => {
@@ -78,6 +85,30 @@ impl Swim {
             }
             _ => Verdict::Down,
         }
+    }
+
+    /// A member did not answer a probe of which foca knows nothing.
+    pub(super) fn suspect(
+        &mut self,
+        member: Member,
+        incarnation: u16,
+        token: TimerToken,
+        now: Moment,
+    ) {
+        let is_there =
+            |known: &foca::Member<Member>| *known.id() == member && known.state() != State::Down;
+        if !self.members().any(is_there) {
+            return;
+        }
+        let suspected = foca::Member::new(member, incarnation, State::Suspect);
+        self.apply(vec![suspected], true, now);
+        let ends = Timer::ChangeSuspectToDown {
+            member_id: member,
+            incarnation,
+            token,
+        };
+        self.out.timers.push((ends, self.pace.suspicion));
+        self.settle(now);
     }
 
     /// Suspicions of ours that fewer than `wanted` others confirmed.
