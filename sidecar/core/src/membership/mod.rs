@@ -11,6 +11,8 @@ mod acquaintance;
 mod doubts;
 mod exchange;
 mod hearing;
+mod intake;
+mod interface;
 mod near;
 mod offers;
 mod packet;
@@ -28,13 +30,7 @@ use std::{
 };
 
 use foca::OwnedNotification;
-use mesh_proto::{
-    codec::{CodecError, decode_head, items},
-    frame::KeyId,
-    member::Member,
-    message::Item,
-    record::{DemandRecord, Head, NODE_SLOT, NodeRecord, ServiceRecord},
-};
+use mesh_proto::{member::Member, record::NodeRecord};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use self::{
@@ -42,7 +38,6 @@ use self::{
     exchange::Call,
     near::Distances,
     offers::Offers,
-    packet::Packet,
     peers::{MEMBERS_MAX, Peer, Peers},
     remarks::Streams,
     repair::{BACKSTOP_IN_TROUBLE, RETRY_DOWN},
@@ -50,9 +45,13 @@ use self::{
     swim::{FANOUT, Swim, Watch},
     telling::Words,
 };
-pub use self::{peers::member_hash, swim::Pace};
+pub use self::{
+    interface::{CallEnd, CallId, Change, Counts, Effect, Notice, Settings},
+    peers::member_hash,
+    swim::Pace,
+};
 use crate::{
-    catalogue::{Applied, Catalogue, RECORDS_MAX, mix},
+    catalogue::{Catalogue, RECORDS_MAX, mix},
     mesh::{Mesh, NodeState},
     moment::Moment,
 };
@@ -66,191 +65,6 @@ const LEAVE_TIME: Duration = Duration::from_millis(1_200);
 
 /// Between two looks for what may be forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
-
-/// Questions about suspects answered for one datagram; whoever asks asks about one.
-const QUESTIONS_MAX: usize = 4;
-
-/// A bump is the clock of its node at a start, in Unix milliseconds. One further ahead of ours than this, a hundred
-/// years, is believed by nobody: whoever holds the key could otherwise use up all bumps of a node, and lock it out. It
-/// is so wide because our own clock may stand at 1970.
-const BUMP_AHEAD_MAX_MS: u64 = 100 * 365 * 24 * 3_600 * 1_000;
-
-/// Who this node is and how it shall behave.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// This node as member; its bump is also the epoch of its records.
-    pub me: Member,
-    /// The cluster's name; another one is refused.
-    pub cluster: Box<str>,
-    /// The node's name.
-    pub name: Box<str>,
-    /// Its zone.
-    pub zone: Box<str>,
-    /// Its region.
-    pub region: Box<str>,
-    /// How hasty it is.
-    pub pace: Pace,
-    /// There is somebody to join; until that is done the mesh is not `joined`.
-    pub has_seeds: bool,
-}
-
-/// A stream, as the machine and its shell call it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct CallId(u64);
-
-/// What the shell is to do.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Effect {
-    /// Send a datagram.
-    Send {
-        /// Where to.
-        to: SocketAddr,
-        /// Its items, at most [`mesh_proto::frame::PAYLOAD_BYTES_MAX`] bytes.
-        payload: Vec<u8>,
-    },
-    /// Open a stream and send these items first. Its end must be told by [`Membership::on_call_end`].
-    Dial {
-        /// Its name from now on.
-        call: CallId,
-        /// Where to.
-        to: SocketAddr,
-        /// The first frame.
-        hello: Vec<u8>,
-        /// Give up after this.
-        within: Duration,
-    },
-    /// Send a frame on a stream.
-    Frame {
-        /// Which.
-        call: CallId,
-        /// Its items, at most [`mesh_proto::FRAME_BYTES_MAX`] bytes.
-        payload: Vec<u8>,
-    },
-    /// Close a stream once everything is sent; it is forgotten here.
-    Hang {
-        /// Which.
-        call: CallId,
-    },
-    /// We go by this bump now: keep it for the next start.
-    Bump(u64),
-    /// Something worth a line in the log.
-    Notice(Notice),
-    /// The goodbye is said: stop.
-    Left,
-}
-
-/// Something worth a line in the log.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Notice {
-    /// A node is in another state.
-    State {
-        /// Its id.
-        id: u64,
-        /// How it is now.
-        state: NodeState,
-    },
-    /// We were taken for dead and came back.
-    Renewed,
-    /// Nothing is heard any more, or nobody hears us; or that is over.
-    Isolated(bool),
-    /// Others are heard, and none of them answers: it is we whom nobody hears.
-    Unheard,
-    /// A stream reaches a member that datagrams do not.
-    DatagramsLost {
-        /// Its id.
-        id: u64,
-    },
-    /// The other side of a stream belongs to another cluster.
-    OtherCluster {
-        /// Where it is.
-        at: Option<SocketAddr>,
-        /// What it calls itself.
-        cluster: Box<str>,
-    },
-    /// A stream was opened to a seed, which closed it without a word.
-    Unanswered {
-        /// Where it is.
-        at: SocketAddr,
-    },
-    /// A record is over the bound and was not offered.
-    TooLong {
-        /// Its service.
-        service: Box<str>,
-        /// Its instance.
-        instance: Box<str>,
-    },
-}
-
-/// What this node changes of itself.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Change {
-    /// Offers an instance, or says anew how it is.
-    Offer(ServiceRecord),
-    /// Takes an instance back.
-    Withdraw {
-        /// Its service.
-        service: Box<str>,
-        /// Its name.
-        instance: Box<str>,
-    },
-    /// Holds these gossip keys now, the one it seals with first.
-    Keys(Box<[KeyId]>),
-    /// Says what our applications ask of a service.
-    Demand(DemandRecord),
-    /// Takes that back.
-    NoDemand {
-        /// The service.
-        service: Box<str>,
-    },
-    /// Says goodbye; [`Effect::Left`] follows.
-    Leave,
-    /// There is nobody else to join.
-    Alone,
-}
-
-/// How a stream ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CallEnd {
-    /// The other side closed it.
-    Closed,
-    /// The other host refused the connection.
-    Refused,
-    /// It could not be opened in time, broke, or said something impossible.
-    Failed,
-}
-
-/// Counts since the start, for metrics.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// Datagrams or frames whose items could not be read.
-    pub malformed: u64,
-    /// Suspicions seen, ours and others'.
-    pub suspicions: u64,
-    /// Of those, the ones that the suspect refuted.
-    pub refuted: u64,
-    /// Of those, the ones that ended with the suspect down.
-    pub confirmed: u64,
-    /// Exchanges that we began.
-    pub exchanges_begun: u64,
-    /// Exchanges completed, on either side.
-    pub exchanges_done: u64,
-    /// Records that were news.
-    pub news: u64,
-    /// Records refused because a table was full.
-    pub refused: u64,
-    /// Times we were taken for dead and came back.
-    pub renewals: u64,
-    /// Members and records refused because their bump lies in no believable future.
-    pub absurd: u64,
-    /// Probes of ours that nobody answered.
-    pub probes_failed: u64,
-    /// Probes of ours that were answered, by whatever way.
-    pub probes_answered: u64,
-    /// Probes of ours to members that we look after more than others.
-    pub probes_near: u64,
-    /// Opinions of others that agreed with a suspicion of ours.
-    pub confirmations: u64,
-}
 
 /// The machine.
 #[derive(Debug)]
@@ -466,120 +280,6 @@ impl Membership {
         probes.map_or(self.tick_at, |at| at.min(self.tick_at))
     }
 
-    /// Takes in the items of a datagram; its seal says that `sender` sent it.
-    pub fn on_datagram(&mut self, payload: &[u8], sender: u64, now: Moment) {
-        if sender == self.settings.me.id {
-            return;
-        }
-        let news_before = self.counts.news;
-        let mut is_heard = false;
-        let mut is_question = false;
-        let mut questions = 0;
-        for item in items(payload) {
-            if item.is_ok() && !std::mem::replace(&mut is_heard, true) {
-                self.hear(sender, now);
-                self.settle_doubts(sender);
-            }
-            match item {
-                Ok(Item::Hash(hash)) => self.compare(sender, hash, now),
-                Ok(Item::Foca(packet)) if self.leaving.is_none() => self.on_packet(packet, now),
-                Ok(Item::Record(bytes)) => self.take_in(bytes, true, now),
-                Ok(Item::Standing(standing)) if standing.member == self.me() => {
-                    self.refute(standing, now);
-                }
-                Ok(Item::Standing(standing)) if standing.state != foca::State::Suspect => {}
-                Ok(Item::Standing(standing)) if is_question => {
-                    questions += 1;
-                    if questions <= QUESTIONS_MAX {
-                        self.on_question(standing, sender, now);
-                    }
-                }
-                Ok(Item::Standing(standing)) => self.on_agreement(&standing, sender, now),
-                // Once is enough: one datagram shall not make us send many.
-                Ok(Item::Ask) if std::mem::replace(&mut is_question, true) => {}
-                Ok(Item::Ask) => {
-                    if let Some(member) = self.peers.get(sender).and_then(|peer| peer.member) {
-                        self.send(&member, Words::none());
-                    }
-                }
-                // Words of streams.
-                Ok(_) => {}
-                Err(_) => self.counts.malformed += 1,
-            }
-        }
-        self.refresh(now);
-        if self.counts.news > news_before {
-            self.tell_soon(now);
-        }
-    }
-
-    fn on_packet(&mut self, bytes: &[u8], now: Moment) {
-        let Ok(mut packet) = Packet::read(bytes) else {
-            self.counts.malformed += 1;
-            return;
-        };
-        let (src, incarnation) = (packet.header.src, packet.header.src_incarnation);
-        let source = foca::Member::new(src, incarnation, foca::State::Alive);
-        let learns_source = self.peers.learns_from(&source);
-        let known = self.peers.get(src.id);
-        let (is_stranger, known) = (known.is_none(), known.and_then(Peer::as_known));
-        if !self.is_credible(&src, now) || (is_stranger && !learns_source) {
-            return;
-        }
-        let me = self.settings.me.id;
-        let told = packet.updates.len();
-        let mut updates = std::mem::take(&mut packet.updates);
-        updates.retain(|update| {
-            update.id().id == me
-                || (self.peers.learns_from(update) && self.is_credible(update.id(), now))
-        });
-        self.touched.extend(learns_source.then_some(src.id));
-        self.touched
-            .extend(updates.iter().map(|update| update.id().id));
-        packet.updates = updates;
-        if let Some(known) = known {
-            self.swim.invite(known);
-        }
-        let rewritten = (packet.updates.len() < told).then(|| packet.write());
-        let bytes = rewritten.as_deref().unwrap_or(bytes);
-        if self.swim.on_packet(&packet.header, bytes, now).is_err() {
-            self.counts.malformed += 1;
-        }
-        match packet.header.message {
-            foca::Message::Ack(_) => {
-                // A late one too: the way is open.
-                self.hear_answer(&src);
-                self.be_heard(now);
-            }
-            foca::Message::ForwardedAck { .. } => self.be_heard(now),
-            _ => {}
-        }
-        if let Some((member, took)) = self.swim.take_round_trip() {
-            let owner = self.catalogue.owner(member.id);
-            if let Some(node) = owner.and_then(|owner| owner.node.as_ref()) {
-                self.distances.measure(&node.zone, took);
-            }
-        }
-        self.settle(now);
-    }
-
-    /// The last bump that lies in a believable future: nothing of a later one is to be taken from anybody.
-    pub fn bump_max(&self, now: Moment) -> u64 {
-        let age = u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX);
-        let ahead = self.settings.me.bump.saturating_add(age);
-        ahead.saturating_add(BUMP_AHEAD_MAX_MS)
-    }
-
-    fn believes(&self, bump: u64, now: Moment) -> bool {
-        bump <= self.bump_max(now)
-    }
-
-    fn is_credible(&mut self, member: &Member, now: Moment) -> bool {
-        let is_credible = self.believes(member.bump, now);
-        self.counts.absurd += u64::from(!is_credible);
-        is_credible
-    }
-
     /// How ill we are by our own probes: 0 well, 8 at worst. The worse, the slower we probe.
     pub fn score(&self) -> u32 {
         self.swim.score()
@@ -683,51 +383,6 @@ impl Membership {
             self.changed |= self.peers.sweep(&self.swim, &mut self.catalogue, now);
         }
         self.go_on_leaving(now);
-    }
-
-    /// Merges a record that somebody told.
-    fn take_in(&mut self, bytes: &[u8], spread: bool, now: Moment) {
-        match self.merge(bytes, now) {
-            Ok(Applied::News(news)) => {
-                self.counts.news += 1;
-                self.changed = true;
-                let owner = news.head.owner;
-                if news.head.slot == NODE_SLOT || self.peers.get(owner).is_none() {
-                    self.touched.push(owner);
-                }
-                if spread {
-                    self.rumours.push(&news.head, bytes.into(), news.urgent);
-                }
-            }
-            Ok(Applied::Stale) => {}
-            Ok(Applied::Full) => self.counts.refused += 1,
-            Err(_) => self.counts.malformed += 1,
-        }
-    }
-
-    fn merge(&mut self, bytes: &[u8], now: Moment) -> Result<Applied, CodecError> {
-        let head = decode_head(bytes)?;
-        if !self.believes(head.epoch, now) {
-            self.counts.absurd += 1;
-            return Ok(Applied::Stale);
-        }
-        if head.owner == self.settings.me.id {
-            self.defend(&head);
-            return Ok(Applied::Stale);
-        }
-        if self.catalogue.is_stale(&head, bytes) {
-            return Ok(Applied::Stale);
-        }
-        self.catalogue.apply(bytes)
-    }
-
-    /// Only we write our records. One that we did not write is of a later start whose memory we lost: rise above it.
-    fn defend(&mut self, head: &Head) {
-        if self.offers.is_beyond(head) {
-            self.offers.rise_above(head.epoch);
-            self.effects
-                .push_back(Effect::Bump(self.offers.epoch.max(self.me().bump)));
-        }
     }
 
     /// After every call of foca: its packets out, its news noted.
