@@ -84,7 +84,7 @@ impl Column {
                     ids: old,
                     ..
                 }) => turns.carried(old, &ids, salt),
-                _ => RoundRobin::new(&ids, salt),
+                _ => RoundRobin::new(n, salt),
             }),
         };
         Column {

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 /// Fewest turns that are planned at once: with few endpoints, so that planning is not every other pick.
 const PLANNED_MIN: usize = 64;
 
+/// The golden ratio's part behind the point: its multiples fall as far from each other as they can.
+const GOLDEN: f64 = 0.618_033_988_749_894_9;
+
 /// Whose turn is next. Places are indices into the tier's members.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
@@ -26,7 +29,8 @@ pub(super) struct RoundRobin {
     done: usize,
     /// How long the stretch is.
     stretch: f64,
-    /// A random number of each place, so that sidecars differ in who comes first.
+    /// What part of its first step each place waits: spread evenly whatever their number, so that the turns of the light
+    /// ones do not fall together and leave the heavy one several in a row, and from another start in every sidecar.
     phase: Vec<f64>,
 }
 
@@ -51,9 +55,9 @@ impl Turn {
 }
 
 impl RoundRobin {
-    /// For endpoints of these ids, starting where `salt` says: another for each worker of each sidecar.
-    pub fn new(ids: &[u64], salt: u64) -> RoundRobin {
-        let n = ids.len();
+    /// For `n` endpoints, starting where `salt` says: another for each worker of each sidecar.
+    pub fn new(n: usize, salt: u64) -> RoundRobin {
+        let start = fraction(salt);
         RoundRobin {
             cursor: (salt % n.max(1) as u64) as usize,
             even: true,
@@ -63,13 +67,15 @@ impl RoundRobin {
             plan: Vec::with_capacity(n + planned(n)),
             done: 0,
             stretch: 0.0,
-            phase: ids.iter().map(|id| fraction(salt ^ id)).collect(),
+            phase: (0..n)
+                .map(|place| (start + place as f64 * GOLDEN).fract())
+                .collect(),
         }
     }
 
     /// The same turns for a changed membership: `old` and `new` are endpoint ids by place.
     pub fn carried(&self, old: &[u64], new: &[u64], salt: u64) -> RoundRobin {
-        let mut next = RoundRobin::new(new, salt);
+        let mut next = RoundRobin::new(new.len(), salt);
         next.even = self.even;
         let places: BTreeMap<u64, usize> = new.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         // Whoever had the last turn, or the nearest before it that is still there, marks the place.
@@ -237,8 +243,7 @@ mod tests {
     #[test]
     fn planned_turns_are_those_of_an_earliest_deadline_queue() {
         for weights in [vec![3.0, 1.0], vec![1.0, 7.0, 50.0, 1_000.0], vec![0.1; 3]] {
-            let ids: Vec<u64> = (1..=weights.len() as u64).collect();
-            let mut turns = RoundRobin::new(&ids, 7);
+            let mut turns = RoundRobin::new(weights.len(), 7);
             turns.weigh(&weights);
             turns.even = false;
             let want = one_by_one(&weights, &turns.phase, 1_000);
@@ -248,9 +253,19 @@ mod tests {
     }
 
     #[test]
+    fn light_ones_come_between_the_turns_of_a_heavy_one_wherever_they_start() {
+        for salt in 0..200 {
+            let mut turns = RoundRobin::new(4, salt);
+            turns.weigh(&[300.0, 100.0, 100.0, 100.0]);
+            let turns: Vec<usize> = (0..60).map_while(|_| turns.next_of_all()).collect();
+            let in_a_row = turns.windows(3).any(|w| w.iter().all(|place| *place == 0));
+            assert!(!in_a_row, "{salt}: {turns:?}");
+        }
+    }
+
+    #[test]
     fn a_change_of_weights_gives_nobody_a_turn_too_many() {
-        let ids: Vec<u64> = (1..=4).collect();
-        let mut turns = RoundRobin::new(&ids, 7);
+        let mut turns = RoundRobin::new(4, 7);
         let mut counts = [0.0; 4];
         let mut due = [0.0; 4];
         for round in 0..500_u16 {
@@ -273,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_only_open_one_is_found_however_little_it_weighs() {
-        let mut turns = RoundRobin::new(&[1, 2, 3], 7);
+        let mut turns = RoundRobin::new(3, 7);
         turns.weigh(&[1.0, 65_535.0, 65_535.0]);
         assert_eq!(turns.next(|place| place == 0), Some(0));
         assert_eq!(turns.next(|_| false), None);
