@@ -225,7 +225,13 @@ impl Column {
         self.own[index] += 1;
         if self.scans() {
             self.used[index] += 1.0;
-            self.costs.set_one(index, self.cost_of(index));
+            let cost = self.cost_of(index);
+            if self.ids.len() <= FRESH_MAX {
+                // The next pick reads anew anyway.
+                self.costs.set(index, cost);
+            } else {
+                self.costs.set_one(index, cost);
+            }
         }
         Some(index)
     }

@@ -7,6 +7,9 @@ use rand::Rng;
 /// Costs in one block: two of them and the smallest of a thousand fit the first-level cache many times over.
 const BLOCK: usize = 64;
 
+/// Numbers that are compared at once.
+const LANES: usize = 16;
+
 /// Above this many endpoints a pick looks at a random stretch only.
 const SCAN_MAX: usize = 1_000;
 
@@ -141,19 +144,26 @@ fn place_of(wanted: f32, costs: &[f32]) -> Option<usize> {
 /// hide their latency.
 #[inline]
 fn least(costs: &[f32]) -> f32 {
-    let smaller = |a: f32, c: &f32| if *c < a { *c } else { a };
-    let mut chunks = costs.chunks_exact(16);
-    let mut least = f32::INFINITY;
-    if costs.len() >= 16 {
-        let mut lanes = [f32::INFINITY; 16];
-        for chunk in &mut chunks {
-            for (lane, c) in lanes.iter_mut().zip(chunk) {
-                *lane = if *c < *lane { *c } else { *lane };
-            }
+    let smaller = |a: f32, c: f32| if c < a { c } else { a };
+    let (chunks, rest) = costs.as_chunks::<LANES>();
+    let mut lanes = [f32::INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, c) in lanes.iter_mut().zip(chunk) {
+            *lane = smaller(*lane, *c);
         }
-        least = lanes.iter().fold(least, smaller);
     }
-    chunks.remainder().iter().fold(least, smaller)
+    for (lane, c) in lanes.iter_mut().zip(rest) {
+        *lane = smaller(*lane, *c);
+    }
+    // Halves against each other: one lane after the other would wait for the one before sixteen times.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = smaller(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
