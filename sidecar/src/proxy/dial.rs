@@ -7,6 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,7 +18,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use super::{body::RequestBody, transport::Transport};
+use super::{
+    body::RequestBody,
+    gather::{Gathered, Turns},
+    http1::wire::{Buffers, Wire},
+    transport::Transport,
+};
 use crate::tls::{self, ClientTls};
 
 /// Flow-control window of one HTTP/2 stream towards an endpoint, in bytes; bounds what a slow reader makes us hold.
@@ -103,16 +109,18 @@ where
 /// The connection broke while the preface was written.
 pub async fn http2(
     transport: Transport,
+    buffers: &Rc<Buffers>,
     header_bytes: usize,
 ) -> hyper::Result<http2::SendRequest<RequestBody>> {
-    let (sender, connection) = http2::Builder::new(OnThisThread)
+    let io = Gathered::new(Wire::new(transport, buffers), None);
+    let (sender, connection) = http2::Builder::new(Turns(io.clone()))
         .timer(TokioTimer::new())
         .keep_alive_interval(H2_PING_AFTER)
         .keep_alive_timeout(H2_PING_TIMEOUT)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-        .handshake(TokioIo::new(transport))
+        .handshake(TokioIo::new(io))
         .await?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {

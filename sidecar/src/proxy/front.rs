@@ -29,15 +29,16 @@ use super::{
     detect::{Speaks, detect},
     dial::OnThisThread,
     forward::{connect, forward},
+    gather::Gathered,
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
         server,
-        wire::{Raw, SharedWire, Wire},
+        wire::{SharedWire, Wire},
     },
     listen::Place,
     patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
     reply::{Cause, reply},
-    transport::{Transport, Watched},
+    transport::Transport,
     welcome,
     worker::{Phase, Worker},
 };
@@ -122,7 +123,7 @@ pub async fn serve(
 async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
     let worker = Rc::clone(&caller.worker);
     let patience = Patience::new(worker.clock);
-    let io = TokioIo::new(Watched::new(Raw(wire), Arc::clone(&patience)));
+    let io = Gathered::new(wire, Some(Arc::clone(&patience)));
     let entry = Rc::clone(&caller.entry);
     let stack = stack(caller);
     let busy = Arc::clone(&patience);
@@ -138,8 +139,8 @@ async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-        .serve_connection(io, service);
-    if let Err(error) = run(&worker, &patience, connection).await {
+        .serve_connection(TokioIo::new(io.clone()), service);
+    if let Err(error) = run(&worker, &patience, &io, connection).await {
         let h2 = std::error::Error::source(&error).is_some_and(|source| source.is::<h2::Error>());
         if error.is_parse() || error.is_timeout() || h2 {
             counter!("starling_client_faults_total").increment(1);
@@ -194,7 +195,7 @@ trait Graceful: Future<Output = hyper::Result<()>> {
     fn end(self: Pin<&mut Self>);
 }
 
-impl<S, B> Graceful for http2::Connection<TokioIo<Watched>, S, OnThisThread>
+impl<S, B> Graceful for http2::Connection<TokioIo<Gathered>, S, OnThisThread>
 where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -208,13 +209,18 @@ where
 }
 
 /// Drives a connection; when the sidecar ends or the client rests too long, it finishes what is in flight and closes.
-async fn run(worker: &Worker, patience: &Patience, connection: impl Graceful) -> hyper::Result<()> {
+async fn run(
+    worker: &Worker,
+    patience: &Patience,
+    io: &Gathered,
+    connection: impl Graceful,
+) -> hyper::Result<()> {
     let mut connection = std::pin::pin!(connection);
     let mut phase = worker.common.phase.clone();
     tokio::select! {
         // The connection first: hyper closes one that is told to end before it has read what is there already.
         biased;
-        ended = connection.as_mut() => return ended,
+        ended = poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)) => return ended,
         _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
         ran_out = patience.run_out() => if ran_out != RanOut::Idle {
             counter!("starling_client_faults_total").increment(1);
@@ -223,7 +229,7 @@ async fn run(worker: &Worker, patience: &Patience, connection: impl Graceful) ->
         },
     }
     connection.as_mut().end();
-    connection.await
+    poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)).await
 }
 
 /// The path as a tower service.

@@ -15,6 +15,7 @@ pub mod detect;
 pub mod dial;
 pub mod forward;
 pub mod front;
+pub mod gather;
 pub mod headers;
 pub mod http1;
 pub mod listen;

@@ -307,7 +307,8 @@ async fn multiplexed(
     let entry = listed(worker, upstream, endpoint, transport);
     entry.speaks(Spoken::Http2);
     let transport = Transport::Listed(Rc::clone(&entry));
-    let opened = dial::http2(transport, upstream.policy.limits.header_bytes).await;
+    let header_bytes = upstream.policy.limits.header_bytes;
+    let opened = dial::http2(transport, &worker.buffers, header_bytes).await;
     let sender = opened.map_err(|error| handshake_failed(endpoint, &error))?;
     Ok(Multiplexed {
         sender,

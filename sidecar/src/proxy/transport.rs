@@ -6,7 +6,6 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -16,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-use super::{connections::Entry, http1::wire::Raw, patience::Patience};
+use super::connections::Entry;
 
 /// What carries the bytes.
 #[derive(Debug)]
@@ -153,63 +152,5 @@ impl AsyncWrite for Transport {
             stream => Pin::new(stream).poll_shutdown(cx),
             entry => entry.on_transport(|transport| transport.poll_shutdown(cx))
         )
-    }
-}
-
-/// A connection whose writes are told to its patience.
-#[derive(Debug)]
-pub struct Watched {
-    raw: Raw,
-    patience: Arc<Patience>,
-}
-
-impl Watched {
-    /// Hands out what was read of `raw` already before anything read from its transport.
-    pub fn new(raw: Raw, patience: Arc<Patience>) -> Watched {
-        Watched { raw, patience }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.raw).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.raw).poll_write(cx, buf);
-        self.patience.wrote(written.is_ready());
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.raw).poll_write_vectored(cx, bufs);
-        self.patience.wrote(written.is_ready());
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.raw.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.raw).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.raw).poll_shutdown(cx)
     }
 }

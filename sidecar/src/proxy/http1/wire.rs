@@ -29,6 +29,8 @@ const SPARE_MAX: usize = 64;
 const COPY_BYTES_MAX: usize = 4 * 1024;
 /// Bytes gathered before they are written.
 const GATHER_BYTES: usize = 16 * 1024;
+/// Pieces that are written at once behind what waits.
+const GATHERED_SLICES_MAX: usize = 7;
 
 /// A worker's buffers that no connection uses now.
 #[derive(Debug, Default)]
@@ -85,6 +87,8 @@ pub struct Wire {
     written_ever: u64,
     /// What was written is kept back by the transport (TLS), and must be flushed.
     flushing: bool,
+    /// What was gathered could not be written.
+    broken: bool,
     decoder: Decoder,
     /// Counts the messages read; whoever holds an earlier one reads no more.
     message: u64,
@@ -110,6 +114,7 @@ impl Wire {
             tail: Bytes::new(),
             written_ever: 0,
             flushing: false,
+            broken: false,
             decoder: Decoder::new(Framing::Empty),
             message: 0,
             on_body_end: None,
@@ -255,6 +260,67 @@ impl Wire {
         let flushed = Pin::new(&mut self.transport).poll_flush(cx);
         self.flushing = flushed.is_pending();
         flushed
+    }
+
+    /// Takes `slices`, if they are short to be written by the next [`Wire::poll_gathered`], else by writing them behind
+    /// what waits; how many bytes of them were taken.
+    pub fn poll_gather(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.broken {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        if length <= COPY_BYTES_MAX {
+            if self.is_full() {
+                ready!(self.poll_flush(cx))?;
+            }
+            for slice in slices {
+                self.output().extend_from_slice(slice);
+            }
+            return Poll::Ready(Ok(length));
+        }
+        loop {
+            let waiting = &self.output[self.written..];
+            let mut all = [io::IoSlice::new(waiting); 1 + GATHERED_SLICES_MAX];
+            let more = slices.len().min(GATHERED_SLICES_MAX);
+            all[1..=more].copy_from_slice(&slices[..more]);
+            let transport = Pin::new(&mut self.transport);
+            let count = ready!(transport.poll_write_vectored(cx, &all[..=more]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written_ever += count as u64;
+            let of_waiting = count.min(waiting.len());
+            self.written += of_waiting;
+            if self.written < self.output.len() {
+                continue;
+            }
+            self.written = 0;
+            self.output.clear();
+            // TLS may keep it back.
+            self.flushing = true;
+            if count > of_waiting {
+                return Poll::Ready(Ok(count - of_waiting));
+            }
+        }
+    }
+
+    /// Writes what was gathered. A connection that cannot be written to says so when more is gathered: what it still
+    /// has to tell is read first.
+    pub fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.has_output() {
+            return Poll::Ready(());
+        }
+        if ready!(self.poll_flush(cx)).is_err() {
+            self.broken = true;
+            self.flushing = false;
+            (self.written, self.tail) = (0, Bytes::new());
+            self.output.clear();
+        }
+        Poll::Ready(())
     }
 
     /// Ends our direction.

@@ -1,0 +1,261 @@
+//! What an HTTP/2 connection says, gathered until its task's turn ends.
+//!
+//! Not here: frames (hyper and h2). h2 hands over every frame of data by itself and flushes behind it: a hundred answers
+//! of a kilobyte that came together would leave in a hundred writes, and behind TLS in a hundred records. So a flush
+//! waits until the task that speaks for the connection has had its turn; what waits is bounded, and more than that is
+//! written at once.
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use hyper::rt::Executor;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    http1::wire::{Raw, SharedWire},
+    patience::Patience,
+};
+
+/// One connection of HTTP/2, held by whoever polls it and by hyper.
+#[derive(Clone, Debug)]
+pub struct Gathered {
+    wire: SharedWire,
+    /// Told of the client's slowness.
+    patience: Option<Arc<Patience>>,
+    /// Something was said since this was last looked at.
+    spoke: Rc<Cell<bool>>,
+}
+
+impl Gathered {
+    /// A connection some of whose first bytes may have been read.
+    pub fn new(wire: SharedWire, patience: Option<Arc<Patience>>) -> Gathered {
+        Gathered {
+            wire,
+            patience,
+            spoke: Rc::default(),
+        }
+    }
+
+    /// One turn of the task that speaks for the connection, and then whatever it said goes out.
+    pub fn poll_turn<F: Future>(
+        &self,
+        speaker: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let polled = speaker.poll(cx);
+        self.end_turn(cx);
+        polled
+    }
+
+    fn end_turn(&self, cx: &mut Context<'_>) {
+        let wire = &mut *self.wire.borrow_mut();
+        let before = wire.written();
+        let is_out = wire.poll_gathered(cx).is_ready();
+        if let Some(patience) = &self.patience {
+            patience.wrote(is_out || wire.written() != before);
+        }
+    }
+
+    fn taken(&self, taken: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.spoke.set(true);
+        if let (Some(patience), Poll::Pending) = (&self.patience, &taken) {
+            patience.wrote(false);
+        }
+        taken
+    }
+}
+
+impl AsyncRead for Gathered {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut Raw(Rc::clone(&self.wire))).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let taken = (self.wire.borrow_mut()).poll_gather(cx, &[io::IoSlice::new(buf)]);
+        self.taken(taken)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let taken = self.wire.borrow_mut().poll_gather(cx, bufs);
+        self.taken(taken)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Done at the end of the turn.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let wire = &mut *self.wire.borrow_mut();
+        match wire.poll_gathered(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => wire.poll_shutdown(cx),
+        }
+    }
+}
+
+/// Runs hyper's tasks for one connection to an endpoint on the worker's own thread. One of them, which is known by
+/// what it does, speaks for the connection.
+#[derive(Clone, Debug)]
+pub struct Turns(pub Gathered);
+
+impl<F> Executor<F> for Turns
+where
+    F: Future + 'static,
+{
+    fn execute(&self, task: F) {
+        let connection = self.0.clone();
+        tokio::task::spawn_local(async move {
+            let mut task = std::pin::pin!(task);
+            let mut speaks = false;
+            poll_fn(|cx| {
+                let polled = task.as_mut().poll(cx);
+                // Only the speaker may wait for the socket: another's waker would take the place of its own.
+                speaks |= connection.spoke.take();
+                if speaks {
+                    connection.end_turn(cx);
+                }
+                polled.map(drop)
+            })
+            .await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::proxy::{
+        http1::wire::{Buffers, Wire},
+        transport::Transport,
+    };
+
+    /// A connection, and its other end behind a pipe of so many bytes.
+    fn connection(pipe_bytes: usize) -> (Gathered, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(pipe_bytes);
+        let wire = Wire::new(Transport::Pipe(ours), &Rc::<Buffers>::default());
+        (Gathered::new(wire, None), theirs)
+    }
+
+    /// What has arrived at the other end.
+    async fn arrived(theirs: &mut DuplexStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut piece = vec![0; 64 * 1024];
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            let mut room = ReadBuf::new(&mut piece);
+            match Pin::new(&mut *theirs).poll_read(&mut cx, &mut room) {
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => {
+                    all.extend_from_slice(room.filled());
+                }
+                _ => return all,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_said_in_one_turn_goes_out_at_its_end() {
+        let (connection, mut theirs) = connection(1 << 20);
+        let mut said = connection.clone();
+        let mut theirs_before = Vec::new();
+        {
+            let mut turn = std::pin::pin!(async {
+                for word in ["one ", "two ", "three"] {
+                    said.write_all(word.as_bytes()).await.expect("it is taken");
+                    said.flush().await.expect("it is believed");
+                }
+                theirs_before = arrived(&mut theirs).await;
+            });
+            poll_fn(|cx| connection.poll_turn(turn.as_mut(), cx)).await;
+        }
+        assert!(theirs_before.is_empty());
+        assert_eq!(arrived(&mut theirs).await, b"one two three");
+    }
+
+    #[tokio::test]
+    async fn long_pieces_go_out_at_once_behind_what_waits() {
+        let (mut connection, mut theirs) = connection(1 << 20);
+        let long = vec![b'x'; 10_000];
+        connection.write_all(b"short").await.expect("it is taken");
+        connection.write_all(&long).await.expect("it is written");
+        connection.write_all(b"after").await.expect("it is taken");
+        let seen = arrived(&mut theirs).await;
+        assert_eq!((&seen[..5], seen.len()), (&b"short"[..], 10_005));
+        poll_fn(|cx| {
+            connection.end_turn(cx);
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(arrived(&mut theirs).await, b"after");
+    }
+
+    #[tokio::test]
+    async fn no_more_is_held_for_a_peer_that_does_not_read() {
+        let (mut connection, _theirs) = connection(1);
+        let mut held = 0;
+        poll_fn(|cx| {
+            while let Poll::Ready(taken) = Pin::new(&mut connection).poll_write(cx, &[0; 1000]) {
+                held += taken.expect("the pipe is open");
+            }
+            Poll::Ready(())
+        })
+        .await;
+        assert!((16_000..=20_000).contains(&held), "{held}");
+    }
+
+    #[tokio::test]
+    async fn whoever_shuts_down_has_said_everything_before() {
+        let (mut connection, mut theirs) = connection(1 << 20);
+        connection.write_all(b"goodbye").await.expect("it is taken");
+        connection.shutdown().await.expect("it is open");
+        let mut heard = Vec::new();
+        theirs.read_to_end(&mut heard).await.expect("it is open");
+        assert_eq!(heard, b"goodbye");
+    }
+
+    #[tokio::test]
+    async fn a_broken_connection_is_told_when_more_is_said() {
+        let (mut connection, theirs) = connection(1 << 20);
+        connection.write_all(b"hello").await.expect("it is taken");
+        drop(theirs);
+        poll_fn(|cx| {
+            connection.end_turn(cx);
+            Poll::Ready(())
+        })
+        .await;
+        let told = connection.write_all(b"again").await;
+        assert_eq!(
+            told.expect_err("it broke").kind(),
+            io::ErrorKind::BrokenPipe
+        );
+    }
+}
