@@ -351,7 +351,7 @@ fn read(
     headers::strip_hop_by_hop(&mut parts.headers, upgrade);
     headers::strip_answered(&mut parts.headers, source.is_some(), waits);
     headers::join_cookies(&mut parts.headers);
-    headers::add_forwarded(&mut parts.headers, &caller.origin, text);
+    headers::add_forwarded(&mut parts.headers, &caller.origin, &authority);
     headers::add_via(&mut parts.headers, parts.version, &settings.via);
     let id = headers::request_id(&mut parts.headers, &mut *worker.rng.borrow_mut());
     parts.headers.remove(header::HOST);
@@ -505,6 +505,7 @@ fn pass_on(
         }
     };
     let reply = reply.spelled(spelling);
+    worker.buffers.take_map(call.headers);
     let mut response = Response::new(reply.counted(tally));
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;

@@ -28,7 +28,6 @@ use super::{
     connections::{Entry, Spoken, UnderWay},
     detect::{Speaks, detect},
     dial::OnThisThread,
-    forward::{connect, forward},
     gather::Gathered,
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
@@ -37,6 +36,7 @@ use super::{
     },
     listen::Place,
     patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
+    porter::Carrying,
     reply::{Cause, reply},
     transport::Transport,
     welcome,
@@ -238,13 +238,10 @@ pub struct Forward {
     caller: Caller,
 }
 
-/// A future that stays on its worker's thread.
-type Answering = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;
-
 impl Service<Request<Inflow>> for Forward {
     type Response = Response<ReplyBody>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = Carrying;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -252,10 +249,8 @@ impl Service<Request<Inflow>> for Forward {
 
     fn call(&mut self, request: Request<Inflow>) -> Self::Future {
         let caller = self.caller.clone();
-        if request.method() == Method::CONNECT {
-            return Box::pin(async move { Ok(connect(&caller, &request).await) });
-        }
-        Box::pin(async move { Ok(forward(&caller, request).await) })
+        let porters = &self.caller.worker.porters;
+        porters.send(caller, request)
     }
 }
 

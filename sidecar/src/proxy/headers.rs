@@ -2,7 +2,7 @@
 //!
 //! Not here: rules the operator writes; they come with routes.
 
-use std::net::IpAddr;
+use std::{cell::RefCell, net::IpAddr};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
@@ -47,6 +47,8 @@ pub struct Origin {
     pub trusted: bool,
     /// `https` if it came by TLS, else `http`.
     pub scheme: &'static str,
+    /// The authority last asked for and its `Forwarded` element: nearly always the next one's too.
+    last: RefCell<Option<(HeaderValue, HeaderValue)>>,
 }
 
 impl Origin {
@@ -66,7 +68,23 @@ impl Origin {
             node: node.into(),
             trusted,
             scheme: if secure { "https" } else { "http" },
+            last: RefCell::default(),
         }
+    }
+
+    /// The `Forwarded` element of a request for `host`; `None` if that is no text.
+    fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
+        let last = &mut *self.last.borrow_mut();
+        if let Some((known, element)) = last
+            && known == host
+        {
+            return Some(element.clone());
+        }
+        let text = host.to_str().ok()?;
+        let element = format!("for={};host=\"{text}\";proto={}", self.node, self.scheme);
+        let element = HeaderValue::try_from(element).ok()?;
+        *last = Some((host.clone(), element.clone()));
+        Some(element)
     }
 }
 
@@ -74,6 +92,9 @@ impl Origin {
 ///
 /// `TE: trailers` survives, for gRPC; `Upgrade` survives when the caller says that this is an upgrade.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -113,6 +134,22 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
+/// Whether [`strip_hop_by_hop`] looks at a field of this name.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
 /// Removes from a request what must not be repeated: `Expect` where the body comes anyway, `Trailer` without a body.
 pub fn strip_answered(headers: &mut HeaderMap, has_body: bool, expects_continue: bool) {
     if !expects_continue {
@@ -131,7 +168,7 @@ pub fn expects_continue(headers: &HeaderMap) -> bool {
 }
 
 /// Appends `Forwarded` and `X-Forwarded-For`, `-Proto`, `-Host`; what an untrusted caller said of itself is dropped.
-pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &str) {
+pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &HeaderValue) {
     if !origin.trusted {
         for name in [
             FORWARDED,
@@ -142,21 +179,15 @@ pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &str) {
             headers.remove(name);
         }
     }
-    let element = format!(
-        "for={};host=\"{host}\";proto={}",
-        origin.node, origin.scheme
-    );
-    if let Ok(value) = HeaderValue::try_from(element) {
-        headers.append(FORWARDED, value);
+    if let Some(element) = origin.forwarded(host) {
+        headers.append(FORWARDED, element);
     }
     headers.append(X_FORWARDED_FOR, origin.forwarded_for.clone());
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
     }
-    if !headers.contains_key(X_FORWARDED_HOST)
-        && let Ok(host) = HeaderValue::from_str(host)
-    {
-        headers.insert(X_FORWARDED_HOST, host);
+    if !headers.contains_key(X_FORWARDED_HOST) {
+        headers.insert(X_FORWARDED_HOST, host.clone());
     }
 }
 

@@ -23,6 +23,7 @@ pub mod look;
 pub mod outage;
 pub mod patience;
 pub mod pool;
+pub mod porter;
 pub mod proxy_header;
 pub mod reply;
 pub mod send;

@@ -40,6 +40,7 @@ use super::{
     listen::{self, Order},
     outage::Outages,
     pool::Pool,
+    porter::Porters,
     tally::Meters,
 };
 use crate::{access_log::AccessLog, clock::Clock, config::Network, tls::ClientTls};
@@ -103,6 +104,8 @@ pub struct Worker {
     pub common: Arc<Common>,
     /// Buffers that no HTTP/1 connection uses now.
     pub buffers: Rc<Buffers>,
+    /// Futures of the path that carry no request now.
+    pub porters: Rc<Porters>,
     /// Open connections to endpoints.
     pub pool: RefCell<Pool>,
     /// Every connection, for whoever asks.
@@ -189,6 +192,7 @@ impl Worker {
         Rc::new(Worker {
             clock: common.clock,
             buffers: Rc::default(),
+            porters: Rc::default(),
             pool: RefCell::default(),
             connections: Connections::new(common.clock),
             outages: Outages::default(),

@@ -54,7 +54,7 @@ fn an_untrusted_callers_forwarding_headers_are_dropped() {
     add_forwarded(
         &mut map,
         &Origin::new(Some([10, 0, 0, 1].into()), false, false),
-        "payments.mesh",
+        &HeaderValue::from_static("payments.mesh"),
     );
     assert_eq!(map["x-forwarded-for"], "10.0.0.1");
     assert_eq!(
@@ -73,7 +73,7 @@ fn a_trusted_callers_forwarding_headers_are_added_to() {
     add_forwarded(
         &mut map,
         &Origin::new(Some([10, 0, 0, 1].into()), true, false),
-        "payments.mesh",
+        &HeaderValue::from_static("payments.mesh"),
     );
     let all: Vec<_> = map.get_all("x-forwarded-for").iter().collect();
     assert_eq!(all, ["6.6.6.6", "10.0.0.1"]);

@@ -193,7 +193,8 @@ impl Reading<'_> {
             }
             let block = Bytes::copy_from_slice(&input[..end]);
             let to_head = self.call.method == Method::HEAD;
-            let (response, meaning, spelling) = head::answer(&block, to_head)?;
+            let (response, meaning, spelling) =
+                head::answer(&block, to_head, wire.buffers().map())?;
             wire.consume(end);
             self.seen = 0;
             let status = response.status();

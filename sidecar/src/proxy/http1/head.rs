@@ -142,11 +142,11 @@ pub fn check_unfinished(input: &[u8], bytes_max: usize) -> Result<(), Fault> {
     }
 }
 
-/// Reads a whole request head, from its first line to its empty line.
+/// Reads a whole request head, from its first line to its empty line, into `map`, which is empty.
 ///
 /// # Errors
 /// It is malformed, ambiguous, or too large.
-pub fn request(head: &Bytes) -> Result<RequestHead, Fault> {
+pub fn request(head: &Bytes, map: HeaderMap) -> Result<RequestHead, Fault> {
     let start = if head.starts_with(b"\r\n") { 2 } else { 0 };
     let line_end = start + line_of(&head[start..]).ok_or(Fault::Malformed("no request line"))?;
     if line_end - start > REQUEST_LINE_BYTES_MAX {
@@ -173,7 +173,7 @@ pub fn request(head: &Bytes) -> Result<RequestHead, Fault> {
         head: head.clone(),
         ..Spelling::default()
     };
-    let mut headers = fields(head, line_end + 2, &mut spelling.names)?;
+    let mut headers = fields(head, line_end + 2, &mut spelling.names, map)?;
     let meaning = meaning_of_request(&mut headers, version)?;
     let mut request = Request::new(());
     *request.method_mut() = method;
@@ -183,11 +183,12 @@ pub fn request(head: &Bytes) -> Result<RequestHead, Fault> {
     Ok((request, meaning, spelling))
 }
 
-/// Reads a whole answer head; `to_head`: it answers HEAD, so it has no body whatever it says.
+/// Reads a whole answer head into `map`, which is empty; `to_head`: it answers HEAD, so it has no body whatever it
+/// says.
 ///
 /// # Errors
 /// It is malformed, ambiguous, or too large.
-pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Fault> {
+pub fn answer(head: &Bytes, to_head: bool, map: HeaderMap) -> Result<AnswerHead, Fault> {
     let line_end = line_of(head).ok_or(Fault::Malformed("no status line"))?;
     let line = &head[..line_end];
     let version = match line.get(..9) {
@@ -213,7 +214,7 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Fault> {
         reason: (reason as u32, line_end as u32),
         names: Vec::new(),
     };
-    let mut headers = fields(head, line_end + 2, &mut spelling.names)?;
+    let mut headers = fields(head, line_end + 2, &mut spelling.names, map)?;
     let meaning = meaning_of_answer(&mut headers, version, status, to_head)?;
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -234,7 +235,7 @@ pub fn may_be_answer(input: &[u8]) -> bool {
 /// # Errors
 /// It is malformed, too large, or names what trailers may not say (RFC 9110, 6.5.1).
 pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
-    let trailers = fields(block, 0, &mut Vec::new())?;
+    let trailers = fields(block, 0, &mut Vec::new(), HeaderMap::new())?;
     let forbidden = [
         header::TRANSFER_ENCODING,
         header::CONTENT_LENGTH,
@@ -264,9 +265,14 @@ fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
     bytes.iter().position(|byte| *byte == wanted)
 }
 
-/// Fields from `from` to the empty line that ends the block; where names are not lower case is noted in `names`.
-fn fields(block: &Bytes, mut from: usize, names: &mut Vec<(u32, u32)>) -> Result<HeaderMap, Fault> {
-    let mut headers = HeaderMap::with_capacity(FIELDS_EXPECTED);
+/// Fields from `from` to the empty line that ends the block, added to `headers`; where names are not lower case is
+/// noted in `names`.
+fn fields(
+    block: &Bytes,
+    mut from: usize,
+    names: &mut Vec<(u32, u32)>,
+    mut headers: HeaderMap,
+) -> Result<HeaderMap, Fault> {
     let mut count = 0;
     loop {
         let line = &block[from..];
@@ -293,6 +299,9 @@ fn fields(block: &Bytes, mut from: usize, names: &mut Vec<(u32, u32)>) -> Result
         let value = HeaderValue::from_maybe_shared(block.slice(from + left..from + right))
             .map_err(|_| Fault::Malformed("a field value with control characters"))?;
         if line[..colon].iter().any(u8::is_ascii_uppercase) {
+            if names.is_empty() {
+                names.reserve(NAMES_EXPECTED);
+            }
             names.push((from as u32, (from + colon) as u32));
         }
         headers
@@ -302,8 +311,8 @@ fn fields(block: &Bytes, mut from: usize, names: &mut Vec<(u32, u32)>) -> Result
     }
 }
 
-/// Fields that a head has room for without growing: a browser sends about so many, and we add seven.
-const FIELDS_EXPECTED: usize = 24;
+/// Names with capitals that a head has room for without growing.
+const NAMES_EXPECTED: usize = 16;
 
 const fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'

@@ -16,7 +16,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use metrics::counter;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until},
+};
 use tower::Service;
 
 use super::{
@@ -53,6 +56,7 @@ pub async fn serve(caller: Caller, wire: SharedWire) {
         served: false,
     };
     let mut phase = worker.common.phase.clone();
+    let look = phase.clone();
     let ending = pin!(async move {
         // A channel that is gone ends all the same.
         let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
@@ -61,6 +65,8 @@ pub async fn serve(caller: Caller, wire: SharedWire) {
     let mut waits = Waits {
         timer,
         ending,
+        look,
+        is_awaited: false,
         is_ending: false,
     };
     loop {
@@ -80,6 +86,10 @@ pub async fn serve(caller: Caller, wire: SharedWire) {
 struct Waits<'a, E> {
     timer: Pin<&'a mut Sleep>,
     ending: Pin<&'a mut E>,
+    /// Tells whether `ending` may have become ready, without the lock that polling it takes.
+    look: watch::Receiver<Phase>,
+    /// `ending` was polled, so it wakes this task.
+    is_awaited: bool,
     is_ending: bool,
 }
 
@@ -98,9 +108,17 @@ impl<E: Future<Output = ()>> Waits<'_, E> {
         }
     }
 
+    fn is_unchanged(&self) -> bool {
+        matches!(self.look.has_changed(), Ok(false))
+    }
+
     /// Whether the sidecar is about to end; wakes when it is.
     fn poll_ending(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.is_ending {
+        let is_still_awaited = self.is_awaited && self.is_unchanged();
+        if !self.is_ending && !is_still_awaited {
+            // A change that comes after this is seen by the poll below, or at the next turn.
+            self.look.mark_unchanged();
+            self.is_awaited = true;
             self.is_ending = self.ending.as_mut().poll(cx).is_ready();
         }
         self.is_ending
@@ -145,7 +163,8 @@ impl Conversation {
             Heard::TooSlow => return self.refuse(Cause::HeadTooSlow, waits).await,
             Heard::Fault(fault) => return self.refuse_fault(fault, waits).await,
         };
-        let (request, meaning, spelling) = match head::request(&head) {
+        let map = self.caller.worker.buffers.map();
+        let (request, meaning, spelling) = match head::request(&head, map) {
             Ok(read) => read,
             Err(fault) => return self.refuse_fault(fault, waits).await,
         };
@@ -277,6 +296,7 @@ impl Conversation {
             head.headers.remove(header::CONNECTION);
         }
         self.write_head(&head, &mut body, asked, coding, close);
+        self.caller.worker.buffers.take_map(head.headers);
         if leaves {
             let flushed = poll_fn(|cx| self.wire.borrow_mut().poll_flush(cx)).await;
             return match (flushed, body.into_tunnel()) {

@@ -1,7 +1,7 @@
 //! The codec alone: heads and chunks as bytes, anything thrown at it, cut anywhere.
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{HeaderMap, Version, header};
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{
@@ -10,11 +10,12 @@ use super::{
 };
 
 fn request(text: &str) -> Result<RequestHead, Fault> {
-    head::request(&Bytes::copy_from_slice(text.as_bytes()))
+    head::request(&Bytes::copy_from_slice(text.as_bytes()), HeaderMap::new())
 }
 
 fn answer(text: &str) -> Result<AnswerHead, Fault> {
-    head::answer(&Bytes::copy_from_slice(text.as_bytes()), false)
+    let head = Bytes::copy_from_slice(text.as_bytes());
+    head::answer(&head, false, HeaderMap::new())
 }
 
 #[test]
@@ -288,8 +289,8 @@ fn laws_hold_for(bytes: &[u8]) {
         return;
     };
     let block = Bytes::copy_from_slice(&bytes[..end]);
-    let _ = head::answer(&block, false);
-    let Ok((request, meaning, spelling)) = head::request(&block) else {
+    let _ = head::answer(&block, false, HeaderMap::new());
+    let Ok((request, meaning, spelling)) = head::request(&block, HeaderMap::new()) else {
         return;
     };
     let headers = request.headers();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -32,11 +33,17 @@ const GATHER_BYTES: usize = 16 * 1024;
 /// Pieces that are written at once behind what waits.
 const GATHERED_SLICES_MAX: usize = 7;
 
-/// A worker's buffers that no connection uses now.
+/// Fields that a map has room for without growing: a browser sends about so many, and we add seven.
+const FIELDS_EXPECTED: usize = 24;
+/// A map that has grown beyond this for a long head is not kept.
+const FIELDS_KEPT_MAX: usize = 64;
+
+/// A worker's buffers, and maps of fields, that no connection uses now.
 #[derive(Debug, Default)]
 pub struct Buffers {
     inputs: RefCell<Vec<Box<[u8]>>>,
     outputs: RefCell<Vec<Vec<u8>>>,
+    maps: RefCell<Vec<HeaderMap>>,
 }
 
 impl Buffers {
@@ -65,6 +72,21 @@ impl Buffers {
         if buffer.capacity() <= 2 * BUFFER_BYTES && outputs.len() < SPARE_MAX {
             buffer.clear();
             outputs.push(buffer);
+        }
+    }
+
+    /// An empty map of fields.
+    pub fn map(&self) -> HeaderMap {
+        let spare = self.maps.borrow_mut().pop();
+        spare.unwrap_or_else(|| HeaderMap::with_capacity(FIELDS_EXPECTED))
+    }
+
+    /// Keeps a map that is done with.
+    pub fn take_map(&self, mut map: HeaderMap) {
+        let mut maps = self.maps.borrow_mut();
+        if (1..=FIELDS_KEPT_MAX).contains(&map.capacity()) && maps.len() < SPARE_MAX {
+            map.clear();
+            maps.push(map);
         }
     }
 }
@@ -122,6 +144,11 @@ impl Wire {
             keeps: true,
         };
         Rc::new(RefCell::new(wire))
+    }
+
+    /// What its worker keeps for all connections.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// What was read and not used yet.

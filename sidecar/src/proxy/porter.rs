@@ -1,0 +1,114 @@
+//! The path's future, kept from request to request: it is large, and to make room for it each time costs more than
+//! much of what it does.
+//!
+//! Not here: the path itself (`forward.rs`).
+
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use http::{Method, Request, Response};
+
+use super::{
+    body::{Inflow, ReplyBody},
+    forward::{connect, forward},
+    front::Caller,
+};
+
+/// Porters that a worker keeps for the next requests; more are made when more requests are under way.
+const SPARE_MAX: usize = 64;
+
+/// A worker's porters that carry nothing now.
+#[derive(Default)]
+pub struct Porters(RefCell<Vec<Porter>>);
+
+/// Carries one request after another down the path, and its answer back.
+struct Porter {
+    hands: Rc<Hands>,
+    /// Never over.
+    walk: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// What a porter is given and what it brings.
+#[derive(Default)]
+struct Hands {
+    request: Cell<Option<(Caller, Request<Inflow>)>>,
+    answer: Cell<Option<Response<ReplyBody>>>,
+}
+
+impl Porters {
+    /// Sends a request on its way.
+    pub fn send(&self, caller: Caller, request: Request<Inflow>) -> Carrying {
+        let porter = self.0.borrow_mut().pop().unwrap_or_else(Porter::new);
+        let home = Rc::clone(&caller.worker.porters);
+        porter.hands.request.set(Some((caller, request)));
+        Carrying {
+            porter: Some(porter),
+            home,
+        }
+    }
+
+    fn take(&self, porter: Porter) {
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < SPARE_MAX {
+            spare.push(porter);
+        }
+    }
+}
+
+impl Porter {
+    fn new() -> Porter {
+        let hands = Rc::<Hands>::default();
+        let walk = walk(Rc::clone(&hands));
+        Porter {
+            hands,
+            walk: Box::pin(walk),
+        }
+    }
+}
+
+async fn walk(hands: Rc<Hands>) {
+    loop {
+        let (caller, request) = poll_fn(|_| match hands.request.take() {
+            Some(given) => Poll::Ready(given),
+            None => Poll::Pending,
+        })
+        .await;
+        let answer = if request.method() == Method::CONNECT {
+            connect(&caller, &request).await
+        } else {
+            forward(&caller, request).await
+        };
+        hands.answer.set(Some(answer));
+    }
+}
+
+/// A request under way; its answer, once it is there. Dropped before, it is broken off, and its porter with it.
+pub struct Carrying {
+    porter: Option<Porter>,
+    home: Rc<Porters>,
+}
+
+impl Future for Carrying {
+    type Output = Result<Response<ReplyBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(porter) = &mut self.porter else {
+            return Poll::Pending;
+        };
+        // It says nothing when it comes back: what it brings is in its hands.
+        let _ = porter.walk.as_mut().poll(cx);
+        let Some(answer) = porter.hands.answer.take() else {
+            return Poll::Pending;
+        };
+        if let Some(porter) = self.porter.take() {
+            self.home.take(porter);
+        }
+        Poll::Ready(Ok(answer))
+    }
+}
