@@ -35,4 +35,7 @@ pub mod welcome;
 pub mod worker;
 
 #[cfg(test)]
+mod cost;
+
+#[cfg(test)]
 mod tests;

@@ -119,13 +119,16 @@ struct World {
     phase: watch::Sender<Phase>,
 }
 
-fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Policy)) -> World {
+/// What a worker shares where the service `web` has these endpoints.
+pub(super) fn common(
+    endpoints: impl Iterator<Item = SocketAddr>,
+    change: impl FnOnce(&mut Policy),
+) -> (Common, watch::Sender<Phase>) {
     let mut policy = Policy::of_service("web");
     policy.service = None;
-    policy.endpoints = ports
-        .iter()
-        .map(|port| FixedEndpoint {
-            place: At::Address(address(*port)),
+    policy.endpoints = endpoints
+        .map(|address| FixedEndpoint {
+            place: At::Address(address),
             zone: None,
             weight: Weight::DEFAULT,
             backup: false,
@@ -164,6 +167,11 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         phase: phases,
     };
+    (common, phase)
+}
+
+fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Policy)) -> World {
+    let (common, phase) = common(ports.iter().copied().map(address), change);
     let endpoints = Endpoints {
         scripts: scripts
             .into_iter()
