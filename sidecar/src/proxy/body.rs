@@ -383,6 +383,7 @@ pub struct Streaming {
     settle: Option<Settle>,
     idle: Duration,
     deadline: Option<Moment>,
+    /// When it last moved on; known once it has had to wait.
     progress: Moment,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -431,7 +432,6 @@ impl ReplyBody {
 
     /// An endpoint's answer, as it comes.
     pub fn streaming(incoming: Inflow, settle: Settle, time: BodyTime) -> ReplyBody {
-        let progress = settle.attempt.worker().clock.now();
         if incoming.is_end_stream() {
             settle.done(None);
             return ReplyBody::empty();
@@ -441,7 +441,7 @@ impl ReplyBody {
             settle: Some(settle),
             idle: time.idle,
             deadline: time.deadline,
-            progress,
+            progress: Moment::START,
             timer: None,
         };
         ReplyBody {

@@ -1,13 +1,18 @@
 //! The codec alone: heads and chunks as bytes, anything thrown at it, cut anywhere.
 
+use std::{cell::RefCell, future::poll_fn, rc::Rc};
+
 use bytes::Bytes;
 use http::{HeaderMap, Version, header};
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
+use tokio::{io::duplex, task::LocalSet};
 
 use super::{
     decode::{Decoder, Step},
     head::{self, AnswerHead, Fault, Framing, RequestHead},
+    wire::{BUFFER_BYTES, Buffers, Wire},
 };
+use crate::proxy::transport::Transport;
 
 fn request(text: &str) -> Result<RequestHead, Fault> {
     head::request(&Bytes::copy_from_slice(text.as_bytes()), HeaderMap::new())
@@ -319,4 +324,33 @@ fn any_bytes_are_read_soundly_or_refused() {
     for _ in 0..20_000 {
         laws_hold_for(&bent(&mut rng));
     }
+}
+
+/// What became of two connections of one turn, each of which had so many bytes to write: `r` where one was read, `w`
+/// where it was written.
+async fn turn(bytes: usize) -> String {
+    let told = Rc::new(RefCell::new(String::new()));
+    let turns = LocalSet::new();
+    let buffers = Rc::<Buffers>::default();
+    for _ in 0..2 {
+        let (told, buffers) = (Rc::clone(&told), Rc::clone(&buffers));
+        turns.spawn_local(async move {
+            let (ours, theirs) = duplex(4 * BUFFER_BYTES);
+            let wire = Wire::new(Transport::Pipe(ours), &buffers);
+            told.borrow_mut().push('r');
+            wire.borrow_mut().output().resize(bytes, b'x');
+            let written = poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await;
+            written.expect("the pipe has room");
+            told.borrow_mut().push('w');
+            drop(theirs);
+        });
+    }
+    turns.await;
+    told.take()
+}
+
+#[tokio::test]
+async fn what_is_short_is_written_when_all_others_of_the_turn_have_been_read() {
+    assert_eq!(turn(100).await, "rrww");
+    assert_eq!(turn(BUFFER_BYTES).await, "rwrw", "long ones gather nothing");
 }

@@ -107,6 +107,8 @@ pub struct Wire {
     /// Written after `output`.
     tail: Bytes,
     written_ever: u64,
+    /// What waits to be written has let the other connections of this turn go first.
+    has_stood_back: bool,
     /// What was written is kept back by the transport (TLS), and must be flushed.
     flushing: bool,
     /// What was gathered could not be written.
@@ -135,6 +137,7 @@ impl Wire {
             written: 0,
             tail: Bytes::new(),
             written_ever: 0,
+            has_stood_back: false,
             flushing: false,
             broken: false,
             decoder: Decoder::new(Framing::Empty),
@@ -256,7 +259,21 @@ impl Wire {
     }
 
     /// Writes what waits.
+    ///
+    /// What is short stands back once, until every other connection that is ready now has been read. Then many pieces
+    /// leave one after another, and a peer on this machine is woken once for all of them; woken for each and asleep
+    /// again before the next, it would cost the kernel more than all else that it does for a request.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_unwritten() && !self.has_stood_back && !self.is_full() {
+            self.has_stood_back = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.poll_flush_now(cx)
+    }
+
+    /// Writes what waits, for whoever may not be asked again.
+    fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.has_unwritten() {
             let head = &self.output[self.written..];
             let transport = Pin::new(&mut self.transport);
@@ -280,6 +297,7 @@ impl Wire {
                 self.output.clear();
             }
         }
+        self.has_stood_back = false;
         if self.output.capacity() > 0 {
             self.buffers.take_output(std::mem::take(&mut self.output));
         }
@@ -302,7 +320,7 @@ impl Wire {
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         if length <= COPY_BYTES_MAX {
             if self.is_full() {
-                ready!(self.poll_flush(cx))?;
+                ready!(self.poll_flush_now(cx))?;
             }
             for slice in slices {
                 self.output().extend_from_slice(slice);
@@ -341,7 +359,7 @@ impl Wire {
         if !self.has_output() {
             return Poll::Ready(());
         }
-        if ready!(self.poll_flush(cx)).is_err() {
+        if ready!(self.poll_flush_now(cx)).is_err() {
             self.broken = true;
             self.flushing = false;
             (self.written, self.tail) = (0, Bytes::new());
