@@ -55,7 +55,7 @@ pub struct UpstreamView {
 /// What water-filling reckons with, and what it comes to for this host.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct WaterView {
-    /// `requests per second` where every instance declares a capacity, else `weights`.
+    /// `requests per second` where every instance has a capacity, declared or learned, else `weights`.
     pub capacity_unit: &'static str,
     /// Demand of all zones over capacity of all, ΣD/ΣC; none without any capacity.
     pub load: Option<f64>,
@@ -161,6 +161,9 @@ pub struct EndpointView {
     pub success: f64,
     /// For how much longer it is out; 0 while its canary is awaited, none when it is in.
     pub ejected_for_ms: Option<u64>,
+    /// What it adds to its zone's C: requests per second where they are known of every instance, declared or learned, else
+    /// its weight; none for whom nobody may call.
+    pub capacity: Option<f64>,
     /// What one more request there would cost; none for whom no request may go to.
     pub cost: Option<CostView>,
 }
@@ -333,7 +336,9 @@ fn flows(upstream: &Upstream, now: Moment) -> Option<(&Water, Vec<Figures>, Flow
         true => 0.0,
         false => {
             let well = tier.members.iter().filter(|m| m.is_well(now));
-            well.map(|member| member.capacity).sum()
+            // The sum of nothing would be a negative zero.
+            well.map(|member| member.capacity)
+                .fold(0.0, |sum, capacity| sum + capacity)
         }
     };
     let zones = water.zones.iter();
@@ -406,7 +411,10 @@ fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment
             cost: factors.cost(),
         }
     });
-    view(endpoint, Some(tier), usable, why, cost, now)
+    EndpointView {
+        capacity: Some(member.capacity),
+        ..view(endpoint, Some(tier), usable, why, cost, now)
+    }
 }
 
 fn of_out(out: &Out, tier: Option<usize>, now: Moment) -> EndpointView {
@@ -440,6 +448,7 @@ fn view(
         latency_ms: endpoint.load().latency().map(|nanos| nanos / 1e6),
         success: f64::from(endpoint.load().success()),
         ejected_for_ms: endpoint.ejected_for(now).map(millis),
+        capacity: None,
         cost,
     }
 }
