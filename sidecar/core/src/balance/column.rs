@@ -24,6 +24,8 @@ pub(super) struct Column {
     base: Vec<f32>,
     /// Requests in flight as last read, and this worker's picks since.
     pub own: Vec<u32>,
+    /// What `base` is multiplied by while nothing is in flight.
+    stale: Vec<f32>,
     /// `base` with the requests in flight.
     costs: Costs,
     /// This worker's picks, those of the last ten seconds or so.
@@ -92,6 +94,7 @@ impl Column {
             weight: vec![0.0; n],
             base: vec![f32::INFINITY; n],
             own: vec![0; n],
+            stale: vec![1.0; n],
             costs: Costs::new(n),
             used: vec![0.0; n],
             refreshed: Moment::START,
@@ -167,6 +170,7 @@ impl Column {
             !self.ids.is_empty() && !self.limited && self.weight.iter().all(|weight| *weight > 0.0);
         if matches!(self.policy, Policy::LeastResponseTime) {
             self.even_out(now);
+            self.doubt_the_quiet(now);
         }
         self.refreshed = now;
         self.read_in_flight(true);
@@ -189,6 +193,20 @@ impl Column {
         let places = self.base.iter_mut().zip(&self.used).zip(&self.weight);
         for ((base, used), weight) in places.filter(|(_, weight)| **weight > 0.0) {
             *base *= least_response_time::evenness(*used / (fair * weight));
+        }
+    }
+
+    /// Where requests come thick enough for a stall to show, whoever has not answered for a while comes after those who
+    /// have: nothing is in flight there that could tell.
+    fn doubt_the_quiet(&mut self, now: Moment) {
+        let busy: u32 = self.endpoints.iter().map(|e| e.in_flight()).sum();
+        let is_thick = least_response_time::is_thick(busy, self.usable);
+        for (stale, endpoint) in self.stale.iter_mut().zip(&self.endpoints) {
+            *stale = if is_thick {
+                least_response_time::staleness(endpoint, now)
+            } else {
+                1.0
+            };
         }
     }
 
@@ -298,6 +316,7 @@ impl Column {
             return f32::INFINITY;
         }
         match self.policy {
+            Policy::LeastResponseTime if own == 0 => self.base[i] * self.stale[i],
             Policy::LeastResponseTime => self.base[i] * least_response_time::crowding(own),
             _ => self.base[i] * least_connections::crowding(own),
         }

@@ -22,6 +22,16 @@ const STALL_MIN: Duration = Duration::from_millis(10);
 /// A silence this many times the usual latency is a stall.
 const STALL_TIMES: f64 = 3.0;
 
+/// An endpoint without anything in flight may have stalled unseen if its last good answer is older than this many times
+/// its usual latency. With 20 ms of work, stalls of 300 ms and four callers, twice is where p99 was least.
+const QUIET_TIMES: f64 = 2.0;
+
+/// What that makes of its cost: more than evenness and chance do, less than one request in flight, which is sure.
+const QUIET_FACTOR: f32 = 2.5;
+
+/// Requests in flight for each endpoint from which on silence says anything: where fewer come, all are quiet.
+const THICK: f32 = 0.3;
+
 /// The most a stall multiplies the cost by.
 const STALL_MAX: f64 = 1e4;
 
@@ -108,6 +118,24 @@ pub(super) fn use_kept(span: Duration) -> f32 {
 /// What having been asked `share` times its share makes of the cost.
 pub(super) fn evenness(share: f32) -> f32 {
     1.0 + TIE_SHARE * (share - 1.0).min(1.0)
+}
+
+/// Whether so many requests in flight to so many endpoints make every one of them answer often.
+pub(super) fn is_thick(busy: u32, endpoints: u32) -> bool {
+    busy as f32 >= THICK * endpoints as f32
+}
+
+/// What the time since the last good answer makes of the cost of an endpoint at rest.
+pub(super) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
+    let Some(latency) = endpoint.load().latency() else {
+        return 1.0;
+    };
+    let quiet = (QUIET_TIMES * latency).max(STALL_MIN.as_nanos() as f64);
+    let answered = endpoint.trial.well_at();
+    match answered {
+        Some(at) if now.since(at).as_nanos() as f64 > quiet => QUIET_FACTOR,
+        _ => 1.0,
+    }
 }
 
 /// Mean latency in nanoseconds of the members that have answered and are in.

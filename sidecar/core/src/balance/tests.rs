@@ -1,6 +1,6 @@
 //! The laws of picking: weights, distinctness, tiers, canaries, determinism.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::record::{Health, InstanceState};
 use proptest::prelude::*;
@@ -186,7 +186,7 @@ fn round_robin_is_smooth_and_begins_anywhere() {
             .all(|w| w.iter().filter(|is_heavy| **is_heavy).count() == 3)
     );
     let even = self::stage(Balance::RoundRobin, &["a1"; 8]).build(at(0));
-    let firsts: std::collections::BTreeSet<u64> = (0..50)
+    let firsts: BTreeSet<u64> = (0..50)
         .map(|seed| {
             let mut rng = dice(seed);
             let mut picker = Picker::new(&even, &mut rng);
@@ -708,6 +708,50 @@ fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
         "{local:?}"
     );
     assert!(errors < 60, "{errors}");
+}
+
+#[test]
+fn where_requests_are_thick_an_endpoint_that_went_quiet_comes_last() {
+    let firsts = |busy: usize| -> BTreeSet<u64> {
+        let picks = (0..40).map(|seed| {
+            let upstream = Stage::new(&["a1"; 4]).build(at(0));
+            for i in 0..4 {
+                let quiet = i == 3;
+                let answered = at(if quiet { 950 } else { 1_000 });
+                report(&upstream, i, Outcome::Success, 1, answered);
+            }
+            for member in upstream.members().take(busy) {
+                member.endpoint.begin(at(1_000));
+            }
+            let mut rng = dice(seed);
+            let mut picker = Picker::new(&upstream, &mut rng);
+            let pick = picker.pick(&REPEATABLE, at(1_005), &mut rng);
+            let first = pick.expect("all are in").endpoint.id;
+            let place = upstream.members().position(|m| m.endpoint.id == first);
+            place.expect("it is one of them") as u64
+        });
+        picks.collect()
+    };
+    assert_eq!(firsts(2), BTreeSet::from([2]));
+    // Nothing in flight anywhere: that nobody answers says nothing.
+    assert_eq!(firsts(0), BTreeSet::from([0, 1, 2, 3]));
+    // One in flight at each of the others, and it is worth a try.
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    for i in 0..4 {
+        report(&upstream, i, Outcome::Success, 1, at(900 + i as u64));
+    }
+    for member in upstream.members().take(3) {
+        member.endpoint.begin(at(1_000));
+    }
+    let quiet = upstream
+        .members()
+        .nth(3)
+        .expect("there are four")
+        .endpoint
+        .id;
+    let mut rng = dice(1);
+    let pick = Picker::new(&upstream, &mut rng).pick(&REPEATABLE, at(1_005), &mut rng);
+    assert_eq!(pick.expect("all are in").endpoint.id, quiet);
 }
 
 #[test]

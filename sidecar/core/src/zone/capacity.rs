@@ -104,10 +104,7 @@ impl Learner {
             return None;
         }
         let utilization = self.utilization(seen, elapsed);
-        let is_asked = match self.told {
-            None => answers > 0.0,
-            Some(_) => answers >= RATE_MIN * seconds,
-        };
+        let is_asked = self.told.is_none() || answers >= RATE_MIN * seconds;
         if utilization < UTILIZATION_MIN || !is_asked {
             return None;
         }
