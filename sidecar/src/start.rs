@@ -519,6 +519,7 @@ fn access_log(
 fn settings_of(config: &Config, access_log: Option<AccessLog>) -> Settings {
     Settings {
         access_log,
+        connection_age: config.outbound.connection_age,
         node: config.node.id.clone(),
         via: Via::new(&config.node.id),
         domain: config.outbound.domain.clone(),

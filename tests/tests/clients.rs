@@ -186,6 +186,27 @@ async fn node_fetches_and_multiplexes() {
     web.talk("node_client.mjs", Command::new("node")).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn node_leaves_http_over_streams_of_http2() {
+    if !installed("node") {
+        return skipped(
+            "CONNECT and WebSocket over HTTP/2",
+            "node is not installed (Debian: nodejs)",
+        );
+    }
+    let setup = Setup::new("host", "eu-1a");
+    let scratch = Scratch::new();
+    let server = SocketAddr::new(setup.address, HTTP_PORT);
+    let sidecar =
+        Sidecar::ready(setup.with(&format!("[upstream.web]\nendpoints = [\"{server}\"]\n"))).await;
+    let mut client = Command::new("node");
+    client
+        .arg(program("connect_over_http2.mjs"))
+        .args([sidecar.outbound().to_string(), "web.mesh".to_owned()])
+        .args([server.ip().to_string(), server.port().to_string()]);
+    talk("connect_over_http2.mjs", client, &scratch).await;
+}
+
 /// The newest PostgreSQL's programs, which Debian keeps off the path.
 fn postgres_programs() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;

@@ -1,11 +1,30 @@
-//! Connections as the sidecar lists them, and what becomes of relayed ones whose endpoint goes bad.
+//! Connections as the sidecar lists them, how long they last, how many there are, and what becomes of relayed ones whose
+//! endpoint goes bad.
 //!
 //! Not here: what goes over them.
 
-use std::{fs, net::SocketAddr, process::Command, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_tests::{
     PATIENCE, binary,
+    frames::{
+        Client, END_HEADERS, END_STREAM, block, frame, get,
+        kind::{GOAWAY, HEADERS},
+    },
+    http::Call,
     scratch::Scratch,
     sidecar::{Setup, Sidecar},
     until::until,
@@ -262,4 +281,151 @@ async fn requests_and_flows_show_who_serves_whom() {
         .expect("an answer");
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains("1 to 1000"), "{}", refused.text());
+}
+
+/// An HTTP/2 server that grants two streams a connection and asks to be called anew after `requests_max` of them.
+async fn few_streams(at: SocketAddr, requests_max: usize) {
+    let listener = TcpListener::bind(at).await.expect("a free address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let served = Arc::new(AtomicUsize::new(0));
+                let counted = Arc::clone(&served);
+                let answer = service_fn(move |request: Request<Incoming>| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    async move {
+                        if request.uri().path() == "/slow" {
+                            tokio::time::sleep(Duration::from_secs(2)).await;
+                        }
+                        let body = request.into_body().collect().await?.to_bytes();
+                        Ok::<_, hyper::Error>(Response::new(Full::new(body)))
+                    }
+                });
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .max_concurrent_streams(2)
+                    .serve_connection(TokioIo::new(stream), answer);
+                let mut connection = std::pin::pin!(connection);
+                let mut asked = false;
+                std::future::poll_fn(|cx| {
+                    if !asked && served.load(Ordering::Relaxed) >= requests_max {
+                        asked = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    connection.as_mut().poll(cx)
+                })
+                .await
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_streams_are_used_up_another_connection_is_opened() {
+    let setup = Setup::new("host", "eu-1a");
+    let server = SocketAddr::new(setup.address, 2525);
+    few_streams(server, usize::MAX).await;
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.web]\nhttp = \"2\"\nendpoints = [\"{server}\"]\n"
+    )))
+    .await;
+    // One request first: until its settings have come, an endpoint is taken to grant a hundred streams.
+    assert_eq!(
+        sidecar.get("web.mesh", "/").await.expect("answered").status,
+        200
+    );
+    let slow = (0..6).map(|_| Call::get("web.mesh", "/slow").to(sidecar.outbound()));
+    let slow: Vec<_> = slow.map(|call| tokio::spawn(call)).collect();
+    let open = until_rows(&sidecar, "side=endpoint&protocol=h2&state=busy", 3).await;
+    for row in open {
+        assert_eq!(row["streams"], 2, "{row}");
+    }
+    for call in slow {
+        let answer = call.await.expect("no panic").expect("answered");
+        assert_eq!(answer.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_goodbye_again_and_again_loses_no_request() {
+    let setup = Setup::new("host", "eu-1a");
+    let server = SocketAddr::new(setup.address, 2525);
+    few_streams(server, 5).await;
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.web]\nhttp = \"2\"\nretry = {{ retries = 0 }}\nendpoints = [\"{server}\"]\n"
+    )))
+    .await;
+    let callers = (0..4).map(|_| {
+        let outbound = sidecar.outbound();
+        tokio::spawn(async move {
+            for number in 0..50 {
+                let body = format!("number {number}");
+                let call = Call::get("web.mesh", "/").with_body(Method::POST, body.clone());
+                let answer = call.to(outbound).await?;
+                if (answer.status, answer.text()) != (200, body) {
+                    return Err(format!("{}: {}", answer.status, answer.text()));
+                }
+            }
+            Ok(())
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        assert_eq!(caller.await.expect("no panic"), Ok(()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_too_old_are_replaced_without_a_word_lost() {
+    let setup = Setup::new("host", "eu-1a");
+    let address = setup.address;
+    let mut setup = setup.offering("web", 8080);
+    setup.tables += "[upstream.web]\nconnection_age = \"1s\"\n";
+    setup.outbound = "connection_age = \"1s\"\n".into();
+    let sidecar = Sidecar::ready(setup).await;
+    let _backend = sidecar.backend(8080, "web").await;
+    sidecar.until_usable("web", 1, PATIENCE).await;
+
+    // HTTP/1: answered as long as it lasts, and then asked to come back.
+    let mut stream = TcpStream::connect(sidecar.outbound()).await.expect("open");
+    let mut answered = 0;
+    let mut upstream = std::collections::BTreeSet::new();
+    let told = tokio::time::timeout(PATIENCE, async {
+        loop {
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n")
+                .await
+                .expect("still open");
+            let mut room = [0; 4096];
+            let count = stream.read(&mut room).await.expect("an answer");
+            let text = String::from_utf8_lossy(&room[..count]).to_lowercase();
+            assert!(text.starts_with("http/1.1 200"), "{text}");
+            answered += 1;
+            for row in rows(&sidecar, &format!("endpoint={address}:8080&side=endpoint")).await {
+                upstream.insert(row["id"].as_u64());
+            }
+            if text.contains("connection: close") {
+                break;
+            }
+        }
+    });
+    told.await.expect("a second and a bit");
+    assert!(answered > 2, "{answered} requests in a second");
+    assert!(!upstream.is_empty());
+
+    // HTTP/2: GOAWAY once the time is over, with nothing under way.
+    let mut client = Client::open(sidecar.outbound()).await.expect("open");
+    let fields = block(&get("web.mesh"));
+    client
+        .say(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields))
+        .await
+        .expect("said");
+    let heard = client
+        .hear_until(PATIENCE, |heard| heard.kind == GOAWAY)
+        .await;
+    let goodbye = heard.last().expect("something came");
+    assert_eq!((goodbye.kind, goodbye.code()), (GOAWAY, Some(0)));
+    assert!(
+        heard
+            .iter()
+            .any(|heard| heard.kind == HEADERS && heard.stream == 1)
+    );
 }

@@ -511,11 +511,11 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Fate)> {
             malformed,
         ),
         (
-            "CONNECT without a protocol",
+            "CONNECT to a name outside the mesh",
             request(
                 1,
                 0,
-                &[(":method", "CONNECT"), (":authority", "shop.mesh:80")],
+                &[(":method", "CONNECT"), (":authority", "shop.example:80")],
             ),
             StreamEnds(&[PROTOCOL_ERROR]),
         ),

@@ -195,6 +195,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// How long what is relayed goes on to an endpoint that is no longer to be called; `None`: for as long as it likes.
     pub endpoint_grace: Option<Duration>,
+    /// How long a connection of HTTP takes requests, a tenth more or less; `None`: for as long as it lasts.
+    pub connection_age: Option<Duration>,
 }
 
 /// When a failed attempt is made again. Failures before the endpoint saw anything are always tried elsewhere.
@@ -366,6 +368,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(1),
             idle: Duration::from_secs(300),
             endpoint_grace: Some(Duration::from_secs(30)),
+            connection_age: Some(Duration::from_secs(3_600)),
         }
     }
 }

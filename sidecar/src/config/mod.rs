@@ -264,6 +264,8 @@ pub struct Outbound {
     pub undeclared: bool,
     /// Networks whose callers are accepted where a listener is bound off loopback; empty: loopback only.
     pub clients: Vec<Network>,
+    /// How long a connection of HTTP goes on taking requests; `None`: for as long as its client likes.
+    pub connection_age: Option<Duration>,
     /// Callers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
     /// `x-starling-*` headers of callers on this host are obeyed.

@@ -124,6 +124,7 @@ bind = "127.0.0.1:7001"
 socket = "/run/starling/admin.sock"
 token = "0123456789abcdef"
 [outbound]
+connection_age = "1d"
 http = ["127.0.0.1:7002", "unix:/run/starling/http.sock"]
 domain = "grid"
 undeclared = "refuse"
@@ -168,6 +169,7 @@ timeout = "3s"
 connect_timeout = "200ms"
 idle_timeout = "1m"
 endpoint_grace = "never"
+connection_age = "2h"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
 ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
 limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }

@@ -88,7 +88,7 @@ pub struct Entry {
     pub side: Side,
     table: Rc<Connections>,
     slot: u32,
-    /// `None` for a flow, whose sockets stand with it.
+    /// `None` for a flow, whose socket belongs to others too.
     transport: RefCell<Option<Transport>>,
     /// The client, where the socket does not tell: behind a proxy, or of a flow.
     client: Option<Box<SocketAddr>>,
@@ -166,17 +166,18 @@ impl Connections {
         )
     }
 
-    /// Enters a flow of datagrams.
+    /// Enters a flow of datagrams, or one stream of many of a connection that is relayed by itself.
     pub fn flow(
         self: &Rc<Self>,
-        client: SocketAddr,
+        spoken: Spoken,
+        client: Option<SocketAddr>,
         upstream: &Upstream,
         endpoint: &Arc<Endpoint>,
     ) -> Rc<Entry> {
         let course = Course::to(upstream, endpoint);
         let rests = upstream.policy.timeouts.idle;
-        let entry = self.enter(Side::Client, None, Some(client), Some(course), rests);
-        entry.speaks(Spoken::Datagrams);
+        let entry = self.enter(Side::Client, None, client, Some(course), rests);
+        entry.speaks(spoken);
         entry
     }
 
@@ -288,6 +289,21 @@ impl Entry {
     pub fn ends_by(&self, moment: Moment) {
         let earlier = self.ends.get().filter(|ends| *ends < moment);
         self.ends.set(Some(earlier.unwrap_or(moment)));
+    }
+
+    /// Whether it is too old for another request.
+    pub fn is_over_age(&self, now: Moment) -> bool {
+        self.ends.get().is_some_and(|ends| ends <= now)
+    }
+
+    /// When it is closed in any case, if that was said.
+    pub fn end(&self) -> Option<Moment> {
+        self.ends.get()
+    }
+
+    /// Whether no byte went either way for `span`, exact to the second.
+    pub fn is_silent_for(&self, span: Duration, now: Moment) -> bool {
+        now.since(self.active.get()) >= span
     }
 
     /// Bytes came from the other end.

@@ -34,7 +34,7 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
-    connections::{self, Entry, row::Ended},
+    connections::{self, Entry, Spoken, row::Ended},
     listen::may_call,
     worker::{Admission, Worker},
 };
@@ -223,7 +223,8 @@ impl Hub {
             return None;
         };
         let endpoint = course.attempt.endpoint();
-        let entry = self.worker.connections.flow(client, upstream, endpoint);
+        let connections = &self.worker.connections;
+        let entry = connections.flow(Spoken::Datagrams, Some(client), upstream, endpoint);
         entry.received(datagram.len());
         Some(Flow {
             entry,

@@ -3,10 +3,11 @@
 //! Not here: whether a kept one can be used instead (`pool.rs`).
 
 use std::{
-    future::Future,
+    cell::Cell,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -22,6 +23,7 @@ use super::{
     body::RequestBody,
     gather::{Gathered, Turns},
     http1::wire::{Buffers, Wire},
+    pool::Terms,
     transport::Transport,
 };
 use crate::tls::{self, ClientTls};
@@ -111,7 +113,7 @@ pub async fn http2(
     transport: Transport,
     buffers: &Rc<Buffers>,
     header_bytes: usize,
-) -> hyper::Result<http2::SendRequest<RequestBody>> {
+) -> hyper::Result<(http2::SendRequest<RequestBody>, Rc<Terms>)> {
     let io = Gathered::new(Wire::new(transport, buffers), None);
     let (sender, connection) = http2::Builder::new(Turns(io.clone()))
         .timer(TokioTimer::new())
@@ -122,10 +124,25 @@ pub async fn http2(
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
         .handshake(TokioIo::new(io))
         .await?;
+    let terms = Rc::new(Terms {
+        streams: Cell::new(connection.current_max_send_streams()),
+        connects: Cell::new(false),
+    });
+    let noted = Rc::clone(&terms);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        let mut connection = pin!(connection);
+        let ended = poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            // Settings come and change while it is driven.
+            noted.streams.set(connection.current_max_send_streams());
+            noted
+                .connects
+                .set(connection.is_extended_connect_protocol_enabled());
+            polled
+        });
+        if let Err(error) = ended.await {
             tracing::trace!(%error, "upstream connection ended");
         }
     });
-    Ok(sender)
+    Ok((sender, terms))
 }

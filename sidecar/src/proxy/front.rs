@@ -14,12 +14,18 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response};
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http2,
+    service::service_fn,
+    upgrade::{self, OnUpgrade},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::moment::Moment;
 use metrics::counter;
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tower::{Layer, Service, ServiceBuilder};
 
@@ -35,11 +41,11 @@ use super::{
         wire::{SharedWire, Wire},
     },
     listen::Place,
-    patience::{CLIENT_IDLE, HEAD_READ, Patience, RanOut},
+    patience::{self, CLIENT_IDLE, HEAD_READ, Patience, RanOut},
     porter::Carrying,
     reply::{Cause, reply},
     transport::Transport,
-    welcome,
+    tunnel, welcome,
     worker::{Phase, Worker},
 };
 
@@ -86,6 +92,9 @@ pub async fn serve(
     let (peer, told) = (caller.ip, caller.told_address());
     let connections = &worker.connections;
     let entry = connections.client(transport, told, upstream.as_deref(), CLIENT_IDLE);
+    if let Some(age) = worker.settings().connection_age {
+        entry.ends_by(worker.clock.now() + worker.about(age));
+    }
     let wire = Wire::new(Transport::Listed(Rc::clone(&entry)), &worker.buffers);
     let speaks = match first_bytes(&worker, &wire).await {
         Ok(speaks) => speaks,
@@ -125,28 +134,60 @@ async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
     let patience = Patience::new(worker.clock);
     let io = Gathered::new(wire, Some(Arc::clone(&patience)));
     let entry = Rc::clone(&caller.entry);
+    let ends = entry.end();
     let stack = stack(caller);
     let busy = Arc::clone(&patience);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let answering = busy.answer(UnderWay::on(&entry));
+        let leaving = (request.method() == Method::CONNECT).then(|| upgrade::on(&mut request));
+        let client = Rc::clone(&entry);
         let answer = stack.clone().call(request.map(Inflow::Http2));
-        async move { Ok::<_, Infallible>(answer.await?.map(|body| body.served(answering))) }
+        async move {
+            let answer = answer.await?;
+            Ok::<_, Infallible>(match leaving {
+                Some(leaving) if answer.body().is_tunnel() => {
+                    left(answer, leaving, client, answering)
+                }
+                _ => answer.map(|body| body.served(answering)),
+            })
+        }
     });
     let connection = http2::Builder::new(OnThisThread)
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_pending_accept_reset_streams(H2_CANCELLED_MAX)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(io.clone()), service);
-    if let Err(error) = run(&worker, &patience, &io, connection).await {
+    if let Err(error) = run(&worker, &patience, (&io, ends), connection).await {
         let h2 = std::error::Error::source(&error).is_some_and(|source| source.is::<h2::Error>());
         if error.is_parse() || error.is_timeout() || h2 {
             counter!("starling_client_faults_total").increment(1);
         }
         tracing::debug!(%error, "client connection ended early");
     }
+}
+
+/// An answer behind which its stream is a tunnel.
+fn left(
+    answer: Response<ReplyBody>,
+    leaving: OnUpgrade,
+    client: Rc<Entry>,
+    answering: patience::Answering,
+) -> Response<ReplyBody> {
+    let (head, body) = answer.into_parts();
+    if let Some(tunnel) = body.into_tunnel() {
+        tokio::task::spawn_local(async move {
+            match leaving.await {
+                Ok(stream) => tunnel::streamed(TokioIo::new(stream), &client, tunnel).await,
+                Err(error) => tracing::debug!(%error, "a stream did not become a tunnel"),
+            }
+            drop(answering);
+        });
+    }
+    Response::from_parts(head, ReplyBody::empty())
 }
 
 /// The path and what stands before it.
@@ -157,6 +198,7 @@ pub fn stack(caller: Caller) -> Stack {
     ServiceBuilder::new()
         .layer(Guard {
             worker: Rc::clone(&caller.worker),
+            entry: Rc::clone(&caller.entry),
         })
         .service(Forward { caller })
 }
@@ -212,7 +254,7 @@ where
 async fn run(
     worker: &Worker,
     patience: &Patience,
-    io: &Gathered,
+    (io, ends): (&Gathered, Option<Moment>),
     connection: impl Graceful,
 ) -> hyper::Result<()> {
     let mut connection = std::pin::pin!(connection);
@@ -222,6 +264,7 @@ async fn run(
         biased;
         ended = poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)) => return ended,
         _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
+        () = old_age(worker, ends) => {}
         ran_out = patience.run_out() => if ran_out != RanOut::Idle {
             counter!("starling_client_faults_total").increment(1);
             tracing::debug!(?ran_out, "a client dawdled too long");
@@ -230,6 +273,14 @@ async fn run(
     }
     connection.as_mut().end();
     poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)).await
+}
+
+/// Ready when a connection is too old for more requests.
+async fn old_age(worker: &Worker, ends: Option<Moment>) {
+    match ends {
+        Some(ends) => sleep_until(worker.clock.instant(ends)).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The path as a tower service.
@@ -254,11 +305,12 @@ impl Service<Request<Inflow>> for Forward {
     }
 }
 
-/// Refuses what must never be forwarded: loops, endless paths. While the sidecar closes, it asks HTTP/1 callers to
-/// come back on another connection.
+/// Refuses what must never be forwarded: loops, endless paths. While the sidecar closes, and once their connection is
+/// too old, it asks HTTP/1 callers to come back on another connection.
 #[derive(Clone)]
 struct Guard {
     worker: Rc<Worker>,
+    entry: Rc<Entry>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -267,6 +319,7 @@ impl<S> Layer<S> for Guard {
     fn layer(&self, inner: S) -> Guarded<S> {
         Guarded {
             worker: Rc::clone(&self.worker),
+            entry: Rc::clone(&self.entry),
             inner,
         }
     }
@@ -276,6 +329,7 @@ impl<S> Layer<S> for Guard {
 #[derive(Clone)]
 pub struct Guarded<S> {
     worker: Rc<Worker>,
+    entry: Rc<Entry>,
     inner: S,
 }
 
@@ -301,7 +355,7 @@ where
         }
         Guarding::Answering {
             asks_to_close: (request.version() < http::Version::HTTP_2)
-                .then(|| Rc::clone(&self.worker)),
+                .then(|| (Rc::clone(&self.worker), Rc::clone(&self.entry))),
             inner: self.inner.call(request),
         }
     }
@@ -313,8 +367,8 @@ pub enum Guarding<F> {
     Refused(Option<Box<Response<ReplyBody>>>),
     /// It is on the way.
     Answering {
-        /// For HTTP/1: whose life decides whether the client is asked to close.
-        asks_to_close: Option<Rc<Worker>>,
+        /// For HTTP/1: whose life and whose age decide whether the client is asked to close.
+        asks_to_close: Option<(Rc<Worker>, Rc<Entry>)>,
         /// The service's own future.
         inner: F,
     },
@@ -339,7 +393,7 @@ where
                 let mut answer = ready!(Pin::new(inner).poll(cx))?;
                 let closing = asks_to_close
                     .as_ref()
-                    .is_some_and(|worker| worker.phase() != Phase::Open);
+                    .is_some_and(|(worker, entry)| closes(worker, entry));
                 if closing && !answer.body().is_tunnel() {
                     answer
                         .headers_mut()
@@ -351,10 +405,13 @@ where
     }
 }
 
+/// Whether a client of HTTP/1 is to come back on another connection.
+fn closes(worker: &Worker, entry: &Entry) -> bool {
+    worker.phase() != Phase::Open
+        || (entry.end().is_some() && entry.is_over_age(worker.clock.now()))
+}
+
 fn refusal(request: &Request<Inflow>, pseudonym: &str) -> Option<Cause> {
-    if request.method() == Method::CONNECT && request.version() == http::Version::HTTP_2 {
-        return Some(Cause::ConnectMethod);
-    }
     if request
         .uri()
         .path_and_query()

@@ -17,6 +17,8 @@ use crate::config::Network;
 
 /// Longest request id that is taken over from a caller, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// What the names of sidecars in `Via` begin with.
+const PSEUDONYM_PREFIX: &str = "starling-";
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -239,7 +241,7 @@ pub struct Via {
 impl Via {
     /// `starling-` and the node's name.
     pub fn new(node: &str) -> Via {
-        let pseudonym = format!("starling-{node}");
+        let pseudonym = format!("{PSEUDONYM_PREFIX}{node}");
         let value = |version: &str| {
             HeaderValue::try_from(format!("{version} {pseudonym}"))
                 .unwrap_or_else(|_| HeaderValue::from_static("1.1 starling"))
@@ -250,6 +252,14 @@ impl Via {
             pseudonym: pseudonym.into(),
         }
     }
+}
+
+/// Whether the server at the other end of an answer's connection is a Starling: whoever sent it stands last in `Via`.
+pub fn is_of_starling(headers: &HeaderMap) -> bool {
+    let last = headers.get_all(VIA).iter().next_back();
+    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    last.and_then(|element| element.split_whitespace().nth(1))
+        .is_some_and(|name| name.starts_with(PSEUDONYM_PREFIX))
 }
 
 /// The request's id: the caller's if it is sound, else 16 random bytes in hex.

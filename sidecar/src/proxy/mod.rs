@@ -13,6 +13,7 @@ pub mod control;
 pub mod datagram;
 pub mod detect;
 pub mod dial;
+pub mod extended;
 pub mod forward;
 pub mod front;
 pub mod gather;

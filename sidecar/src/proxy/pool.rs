@@ -1,8 +1,13 @@
-//! This worker's open connections per endpoint: a stack of idle HTTP/1, one shared HTTP/2.
+//! This worker's open connections per endpoint: a stack of idle HTTP/1, a few shared HTTP/2.
 //!
 //! Not here: opening them (`dial.rs`). Nothing is shared between workers, so nothing is locked.
 
-use std::{collections::HashMap, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::Duration,
+};
 
 use hyper::client::conn::http2;
 use mesh_core::moment::Moment;
@@ -12,11 +17,22 @@ use super::{body::RequestBody, connections::Entry, http1::wire::SharedWire};
 
 /// Idle HTTP/1 connections kept per endpoint and worker; one more closes the oldest.
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
+/// HTTP/2 connections per endpoint and worker: another one is opened where the streams of all are used up, and with
+/// this many requests wait. Four times the usual 100 streams are more than one worker keeps one endpoint busy with.
+pub const H2_PER_ENDPOINT_MAX: usize = 4;
 /// How long an idle connection is kept while nothing is known of the server: short, because a server that closes
 /// first turns the next request into an error.
 pub const IDLE_UNKNOWN: Duration = Duration::from_secs(3);
-/// Longest life of an idle connection, whatever the server promises.
+/// Longest life of an idle connection, whatever the server promises; and what another Starling keeps, which has 300 s
+/// for a client that rests.
 pub const IDLE_MAX: Duration = Duration::from_secs(90);
+/// Share of the shortest idle time a server was seen to close after that is trusted from then on.
+const LEARNED_SHARE: f64 = 0.8;
+/// Shortest idle time that is learned: less would mean a connection for every request, and what is closed is looked
+/// for before it is used.
+const LEARNED_MIN: Duration = Duration::from_millis(500);
+/// What was learned is forgotten after this time: the server may have been set up anew.
+const LEARNED_FOR: Duration = Duration::from_secs(600);
 
 /// An HTTP/1 connection at rest.
 #[derive(Debug)]
@@ -25,9 +41,24 @@ pub struct Idle {
     pub wire: SharedWire,
     /// Its place in the table; its number there tells failures on one connection from failures on several.
     pub entry: Rc<Entry>,
-    /// How long it may rest.
+    /// How long it may rest, as far as the server has said.
     pub keeps: Duration,
     since: Moment,
+    /// When it was last seen open while it rested.
+    seen: Moment,
+}
+
+impl Idle {
+    /// A connection just opened, as one that can be put back later.
+    pub fn fresh(wire: SharedWire, entry: Rc<Entry>) -> Idle {
+        Idle {
+            wire,
+            entry,
+            keeps: IDLE_UNKNOWN,
+            since: Moment::START,
+            seen: Moment::START,
+        }
+    }
 }
 
 /// A shared HTTP/2 connection.
@@ -35,21 +66,135 @@ pub struct Idle {
 pub struct Multiplexed {
     /// Sends many requests at once.
     pub sender: http2::SendRequest<RequestBody>,
-    /// Its place in the table.
+    /// Its place in the table, where its streams are counted.
     pub entry: Rc<Entry>,
+    /// What the endpoint said of it.
+    pub terms: Rc<Terms>,
     /// `https` if TLS protects it, else `http`: what its requests say in `:scheme`.
     pub scheme: &'static str,
 }
 
-/// The place of an endpoint's HTTP/2 connection; whoever dials holds the lock, the others wait for the result.
-pub type SharedH2 = Rc<Mutex<Option<Multiplexed>>>;
+/// What an endpoint's settings allow on one HTTP/2 connection; noted by the task that drives it.
+#[derive(Debug)]
+pub struct Terms {
+    /// Streams at once.
+    pub streams: Cell<usize>,
+    /// Extended CONNECT is understood (RFC 8441).
+    pub connects: Cell<bool>,
+}
+
+impl Multiplexed {
+    fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    fn has_room(&self) -> bool {
+        (self.entry.under_way() as usize) < self.terms.streams.get()
+    }
+}
+
+/// An endpoint's HTTP/2 connections; whoever dials holds the lock, the others wait for the result.
+#[derive(Debug, Default)]
+pub struct SharedH2 {
+    open: RefCell<Vec<Multiplexed>>,
+    /// Held while one is opened.
+    pub dialling: Mutex<()>,
+}
+
+impl SharedH2 {
+    /// The first connection with room for another stream, so that those opened for a peak fall idle after it.
+    pub fn with_room(&self, now: Moment) -> Option<Multiplexed> {
+        let open = &mut *self.open.borrow_mut();
+        // What is closed, or too old for anything new, is let go of; what is under way on it goes on.
+        open.retain(|shared| shared.is_open() && !shared.entry.is_over_age(now));
+        open.iter().find(|shared| shared.has_room()).cloned()
+    }
+
+    /// The one that a request waits on if there is to be no other.
+    pub fn least_used(&self) -> Option<Multiplexed> {
+        let open = self.open.borrow();
+        open.iter()
+            .min_by_key(|shared| shared.entry.under_way())
+            .cloned()
+    }
+
+    /// Whether there may be another one.
+    pub fn may_grow(&self) -> bool {
+        self.open.borrow().len() < H2_PER_ENDPOINT_MAX
+    }
+
+    /// Takes one in that was just opened.
+    pub fn add(&self, shared: Multiplexed) {
+        self.open.borrow_mut().push(shared);
+    }
+
+    fn rested(&self, now: Moment) -> usize {
+        let open = &mut *self.open.borrow_mut();
+        open.retain(|shared| {
+            let rests = shared.entry.under_way() == 0 && shared.entry.is_silent_for(IDLE_MAX, now);
+            shared.is_open() && !rests && !shared.entry.is_over_age(now)
+        });
+        open.len()
+    }
+}
 
 #[derive(Debug, Default)]
 struct Shelf {
     idle: Vec<Idle>,
-    h2: Option<(SharedH2, Moment)>,
+    h2: Option<Rc<SharedH2>>,
     /// The endpoint chose HTTP/2 where it had the choice (ALPN).
     agreed_http2: bool,
+    /// How long its idle connections last by experience, and since when that is known.
+    learned: Option<(Duration, Moment)>,
+}
+
+impl Shelf {
+    fn keeps(&self, idle: &Idle) -> Duration {
+        self.learned
+            .map_or(idle.keeps, |(learned, _)| idle.keeps.min(learned))
+    }
+
+    /// Lets go of idle connections that are closed, too old or have rested enough, and learns from those that the
+    /// server closed.
+    fn sweep(&mut self, now: Moment) {
+        if self
+            .learned
+            .is_some_and(|(_, at)| now.since(at) >= LEARNED_FOR)
+        {
+            self.learned = None;
+        }
+        let all = std::mem::take(&mut self.idle);
+        let count = all.len();
+        let mut closed_after: Option<Duration> = None;
+        let mut closed = 0;
+        let mut rested_longest = Duration::ZERO;
+        for mut idle in all {
+            if !idle.wire.borrow_mut().rests() {
+                // It was open at the last look, so this is what it lasted at least.
+                let lasted = idle.seen.since(idle.since);
+                closed += 1;
+                closed_after = Some(closed_after.map_or(lasted, |shortest| shortest.min(lasted)));
+            } else {
+                idle.seen = now;
+                rested_longest = rested_longest.max(now.since(idle.since));
+                if now.since(idle.since) < self.keeps(&idle) && !idle.entry.is_over_age(now) {
+                    self.idle.push(idle);
+                }
+            }
+        }
+        // A time limit takes those that rested longest. All at once, of several, is a server that went; younger ones
+        // before older ones is chance.
+        let by_time = closed == 1 && count == 1 || closed < count;
+        if let Some(lasted) = closed_after.filter(|lasted| by_time && *lasted >= rested_longest) {
+            self.learn(lasted, now);
+        }
+    }
+
+    fn learn(&mut self, lasted: Duration, now: Moment) {
+        let learned = lasted.mul_f64(LEARNED_SHARE).max(LEARNED_MIN);
+        let known = self.learned.map_or(IDLE_MAX, |(known, _)| known);
+        self.learned = Some((learned.min(known), now));
+    }
 }
 
 /// Every open connection of one worker that no request owns.
@@ -59,21 +204,11 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A connection just opened, as one that can be put back later.
-    pub fn fresh(wire: SharedWire, entry: Rc<Entry>) -> Idle {
-        Idle {
-            wire,
-            entry,
-            keeps: IDLE_UNKNOWN,
-            since: Moment::START,
-        }
-    }
-
     /// The newest idle connection to `endpoint` that is still open and may be used now.
     pub fn take(&mut self, endpoint: u64, now: Moment) -> Option<Idle> {
         let shelf = self.shelves.get_mut(&endpoint)?;
         while let Some(idle) = shelf.idle.pop() {
-            if now.since(idle.since) < idle.keeps && idle.wire.borrow_mut().rests() {
+            if now.since(idle.since) < shelf.keeps(&idle) && idle.wire.borrow_mut().rests() {
                 return Some(idle);
             }
         }
@@ -83,28 +218,22 @@ impl Pool {
     /// Puts a connection to rest after its answer's end, if another request may follow on it.
     pub fn put(&mut self, endpoint: u64, mut idle: Idle, now: Moment) {
         idle.entry.ended();
-        if !idle.wire.borrow().is_reusable() {
+        if !idle.wire.borrow().is_reusable() || idle.entry.is_over_age(now) {
             return;
         }
-        idle.since = now;
-        idle.entry.rests_for(idle.keeps);
+        (idle.since, idle.seen) = (now, now);
         let shelf = self.shelves.entry(endpoint).or_default();
+        idle.entry.rests_for(shelf.keeps(&idle));
         if shelf.idle.len() >= IDLE_PER_ENDPOINT_MAX {
             shelf.idle.remove(0);
         }
         shelf.idle.push(idle);
     }
 
-    /// The place of `endpoint`'s HTTP/2 connection.
-    pub fn h2(&mut self, endpoint: u64, now: Moment) -> SharedH2 {
-        let (place, used) = self
-            .shelves
-            .entry(endpoint)
-            .or_default()
-            .h2
-            .get_or_insert_with(|| (SharedH2::default(), now));
-        *used = now;
-        Rc::clone(place)
+    /// The place of `endpoint`'s HTTP/2 connections.
+    pub fn h2(&mut self, endpoint: u64) -> Rc<SharedH2> {
+        let shelf = self.shelves.entry(endpoint).or_default();
+        Rc::clone(shelf.h2.get_or_insert_default())
     }
 
     /// Whether `endpoint` chose HTTP/2 when it had the choice.
@@ -113,13 +242,13 @@ impl Pool {
     }
 
     /// `endpoint` has chosen HTTP/2 on this connection: from now on it is shared.
-    pub fn agree_http2(&mut self, endpoint: u64, shared: Multiplexed, now: Moment) {
+    pub fn agree_http2(&mut self, endpoint: u64, shared: Multiplexed) {
         let shelf = self.shelves.entry(endpoint).or_default();
         shelf.agreed_http2 = true;
-        shelf.h2 = Some((Rc::new(Mutex::new(Some(shared))), now));
+        shelf.h2.get_or_insert_default().add(shared);
     }
 
-    /// Takes `endpoint`'s HTTP/2 connection out of use; it closes when its last stream ends.
+    /// Takes `endpoint`'s HTTP/2 connections out of use; each closes when its last stream ends.
     pub fn forget_h2(&mut self, endpoint: u64) {
         if let Some(shelf) = self.shelves.get_mut(&endpoint) {
             shelf.h2 = None;
@@ -134,29 +263,127 @@ impl Pool {
         }
     }
 
-    /// Closes what rested too long; called once a second.
+    /// Closes what rested too long or is too old; called once a second.
     pub fn sweep(&mut self, now: Moment) {
         self.shelves.retain(|_, shelf| {
-            shelf.idle.retain(|idle| {
-                now.since(idle.since) < idle.keeps && idle.wire.borrow_mut().rests()
-            });
-            if let Some((place, used)) = &shelf.h2
-                && now.since(*used) >= IDLE_MAX
+            shelf.sweep(now);
+            if let Some(place) = &shelf.h2
+                && place.rested(now) == 0
                 && Rc::strong_count(place) == 1
             {
                 shelf.h2 = None;
             }
-            !shelf.idle.is_empty() || shelf.h2.is_some()
+            !shelf.idle.is_empty() || shelf.h2.is_some() || shelf.learned.is_some()
         });
     }
 
     /// Idle HTTP/1 and open HTTP/2 connections.
     pub fn count(&self) -> (usize, usize) {
         self.shelves.values().fold((0, 0), |(idle, h2), shelf| {
-            (
-                idle + shelf.idle.len(),
-                h2 + usize::from(shelf.h2.is_some()),
-            )
+            let shared = shelf.h2.as_ref();
+            let open = shared.map_or(0, |shared| shared.open.borrow().len());
+            (idle + shelf.idle.len(), h2 + open)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::policy::Policy;
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        proxy::{
+            connections::Connections,
+            http1::wire::{Buffers, Wire},
+            transport::Transport,
+        },
+    };
+
+    /// A pool of connections to endpoint 1, and the servers' ends.
+    #[derive(Default)]
+    struct Servers {
+        pool: Pool,
+        ends: Vec<DuplexStream>,
+    }
+
+    impl Servers {
+        /// A connection comes to rest.
+        fn rest(&mut self, now: Moment) {
+            let (near, far) = duplex(64);
+            self.ends.push(far);
+            let connections = Connections::new(Clock::new());
+            let entry = connections.client(Transport::Pipe(near), None, None, IDLE_MAX);
+            let transport = Transport::Listed(Rc::clone(&entry));
+            let wire = Wire::new(transport, &Rc::<Buffers>::default());
+            let mut idle = Idle::fresh(wire, entry);
+            idle.keeps = IDLE_MAX;
+            self.pool.put(1, idle, now);
+        }
+
+        fn learned(&self) -> Option<Duration> {
+            self.pool
+                .shelves
+                .get(&1)?
+                .learned
+                .map(|(learned, _)| learned)
+        }
+    }
+
+    fn second(number: u64) -> Moment {
+        Moment::from_millis(number * 1000)
+    }
+
+    #[test]
+    fn a_server_that_closes_what_rests_is_known_by_it_and_forgotten_after_a_while() {
+        let mut servers = Servers::default();
+        servers.rest(second(1));
+        servers.rest(second(5));
+        for now in 6..=10 {
+            servers.pool.sweep(second(now));
+        }
+        // The older one of the two is closed after it was seen open for 9 s.
+        drop(servers.ends.remove(0));
+        servers.pool.sweep(second(11));
+        assert_eq!(servers.learned(), Some(Duration::from_millis(7200)));
+        assert!(servers.pool.take(1, second(12)).is_some(), "it rested 7 s");
+        servers.rest(second(20));
+        assert!(
+            servers.pool.take(1, second(28)).is_none(),
+            "8 s are too long now"
+        );
+        servers.pool.sweep(second(11 + 600));
+        assert_eq!(servers.learned(), None);
+    }
+
+    #[test]
+    fn a_server_that_goes_teaches_nothing() {
+        let mut servers = Servers::default();
+        servers.rest(second(1));
+        servers.rest(second(5));
+        servers.pool.sweep(second(6));
+        servers.ends.clear();
+        servers.pool.sweep(second(7));
+        assert_eq!(servers.learned(), None);
+        // Nor does one younger connection that breaks while an older one stays.
+        servers.rest(second(8));
+        servers.rest(second(9));
+        servers.pool.sweep(second(10));
+        drop(servers.ends.pop());
+        servers.pool.sweep(second(11));
+        assert_eq!(servers.learned(), None);
+    }
+
+    #[test]
+    fn a_connection_that_is_too_old_takes_no_other_request() {
+        let mut servers = Servers::default();
+        servers.rest(second(1));
+        let idle = servers.pool.take(1, second(2)).expect("it is young");
+        idle.entry.ends_by(second(10));
+        servers.pool.put(1, idle, second(10));
+        assert_eq!(servers.pool.count(), (0, 0));
+        assert!(Policy::of_service("web").timeouts.connection_age.is_some());
     }
 }

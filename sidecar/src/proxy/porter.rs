@@ -16,6 +16,7 @@ use http::{Method, Request, Response};
 
 use super::{
     body::{Inflow, ReplyBody},
+    extended,
     forward::{connect, forward},
     front::Caller,
 };
@@ -79,7 +80,10 @@ async fn walk(hands: Rc<Hands>) {
             None => Poll::Pending,
         })
         .await;
-        let answer = if request.method() == Method::CONNECT {
+        let answer = if let Some(protocol) = extended::protocol_of(&request) {
+            // Seldom, so it has no part in the room that every request takes.
+            Box::pin(extended::connect(&caller, protocol, request)).await
+        } else if request.method() == Method::CONNECT {
             connect(&caller, &request).await
         } else {
             forward(&caller, request).await

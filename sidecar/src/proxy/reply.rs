@@ -40,8 +40,8 @@ pub enum Cause {
     External,
     /// Own `Via` seen twice.
     Loop,
-    /// CONNECT over HTTP/2, which this build does not serve.
-    ConnectMethod,
+    /// CONNECT for a protocol that nobody here speaks.
+    ConnectProtocol,
 }
 
 /// One line of the table.
@@ -182,12 +182,12 @@ impl Cause {
                 "proxy_loop_detected",
                 "the request came through this sidecar twice already; which upstream points back here?",
             ),
-            Cause::ConnectMethod => line(
-                StatusCode::METHOD_NOT_ALLOWED,
+            Cause::ConnectProtocol => line(
+                StatusCode::NOT_IMPLEMENTED,
                 12,
                 "RBAC",
                 "http_request_denied",
-                "CONNECT over HTTP/2 is not in this version; use HTTP/1.1, or a tcp upstream with a port of its own",
+                "of the protocols that CONNECT may ask for only websocket is served here",
             ),
         }
     }

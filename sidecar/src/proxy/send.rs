@@ -27,7 +27,7 @@ use super::{
         client::{Trouble, exchange},
         wire::Wire,
     },
-    pool::{Idle, Multiplexed, Pool},
+    pool::{IDLE_MAX, Idle, Multiplexed},
     transport::Transport,
     worker::{Admission, Worker},
 };
@@ -186,8 +186,7 @@ async fn over_http1(
                 }
                 // The endpoint would rather speak HTTP/2: from now on so do we.
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
-                let now = worker.clock.now();
-                (worker.pool.borrow_mut()).agree_http2(endpoint.id, shared.clone(), now);
+                (worker.pool.borrow_mut()).agree_http2(endpoint.id, shared.clone());
                 Ok(Opened::Http2(shared))
             };
             let transport = match connect(upstream, opening).await? {
@@ -199,7 +198,7 @@ async fn over_http1(
             let entry = listed(&worker, upstream, &endpoint, transport);
             entry.speaks(Spoken::Http1);
             let transport = Transport::Listed(Rc::clone(&entry));
-            Pool::fresh(Wire::new(transport, &worker.buffers), entry)
+            Idle::fresh(Wire::new(transport, &worker.buffers), entry)
         }
     };
     attempt.on_connection(idle.entry.id);
@@ -253,23 +252,26 @@ async fn over_http2(
     if terms.fresh {
         forget_shared(&worker, &endpoint);
     }
-    let place = worker.pool.borrow_mut().h2(endpoint.id, worker.clock.now());
-    let is_open = |shared: &&Multiplexed| !shared.sender.is_closed();
-    let open = place
-        .try_lock()
-        .ok()
-        .and_then(|place| place.as_ref().filter(is_open).cloned());
+    let place = worker.pool.borrow_mut().h2(endpoint.id);
+    let open = place.with_room(worker.clock.now());
     let reused = open.is_some();
     let shared = match open {
         Some(shared) => shared,
         None => {
             // Whoever holds the lock dials for all; the others wait no longer than they would dial themselves.
             let opening = async {
-                let mut place = place.lock().await;
-                if let Some(shared) = place.as_ref().filter(is_open) {
-                    return Ok(shared.clone());
+                let _dialling = place.dialling.lock().await;
+                if let Some(shared) = place.with_room(worker.clock.now()) {
+                    return Ok(shared);
                 }
-                let transport = dialled(&worker, upstream, &endpoint, false).await?;
+                if let Some(shared) = place.least_used().filter(|_| !place.may_grow()) {
+                    return Ok(shared);
+                }
+                let transport = match dialled(&worker, upstream, &endpoint, false).await {
+                    Ok(transport) => transport,
+                    // An endpoint may take no other connection: then a stream has to be waited for.
+                    Err(why) => return place.least_used().ok_or(why),
+                };
                 let agreed = transport.agreed_http2();
                 if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
                     // It spoke HTTP/2 before; the next try finds out anew.
@@ -277,7 +279,8 @@ async fn over_http2(
                     return Err(Unreachable::ConnectFailed);
                 }
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
-                Ok(place.insert(shared).clone())
+                place.add(shared.clone());
+                Ok(shared)
             };
             connect(upstream, opening).await?
         }
@@ -292,8 +295,11 @@ pub fn listed(
     endpoint: &Arc<Endpoint>,
     transport: Transport,
 ) -> Rc<Entry> {
-    let connections = &worker.connections;
-    connections.endpoint(transport, upstream, endpoint)
+    let entry = (worker.connections).endpoint(transport, upstream, endpoint);
+    if let Some(age) = upstream.policy.timeouts.connection_age {
+        entry.ends_by(worker.clock.now() + worker.about(age));
+    }
+    entry
 }
 
 /// Speaks HTTP/2 on a connection just opened.
@@ -309,10 +315,11 @@ async fn multiplexed(
     let transport = Transport::Listed(Rc::clone(&entry));
     let header_bytes = upstream.policy.limits.header_bytes;
     let opened = dial::http2(transport, &worker.buffers, header_bytes).await;
-    let sender = opened.map_err(|error| handshake_failed(endpoint, &error))?;
+    let (sender, terms) = opened.map_err(|error| handshake_failed(endpoint, &error))?;
     Ok(Multiplexed {
         sender,
         entry,
+        terms,
         scheme,
     })
 }
@@ -466,7 +473,7 @@ fn broken(error: &hyper::Error, call: &Call, reused: bool) -> Failure {
     }
 }
 
-/// An idle connection rests one second less than the server said it would keep it.
+/// An idle connection rests one second less than the server said it would keep it, and long with another Starling.
 fn keeps_as_told(mut idle: Idle, head: &response::Parts) -> Idle {
     let told = head
         .headers
@@ -479,7 +486,9 @@ fn keeps_as_told(mut idle: Idle, head: &response::Parts) -> Idle {
         })
         .and_then(|seconds| seconds.parse::<u64>().ok());
     if let Some(seconds) = told {
-        idle.keeps = Duration::from_secs(seconds.saturating_sub(1)).min(super::pool::IDLE_MAX);
+        idle.keeps = Duration::from_secs(seconds.saturating_sub(1)).min(IDLE_MAX);
+    } else if headers::is_of_starling(&head.headers) {
+        idle.keeps = IDLE_MAX;
     }
     idle
 }

@@ -159,6 +159,7 @@ pub(super) fn common(
         control_headers: false,
         header_bytes: 64 * 1024,
         access_log: None,
+        connection_age: None,
         tls: Default::default(),
     };
     let common = Common {

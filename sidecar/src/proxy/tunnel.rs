@@ -6,8 +6,10 @@ use std::{
     cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -22,7 +24,7 @@ use mesh_core::{
 };
 use metrics::counter;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{sleep, timeout},
 };
 
@@ -249,27 +251,86 @@ pub async fn reach(
 
 /// Relays a client connection that left HTTP to the endpoint that agreed to it.
 pub async fn upgraded(client: Raw, tunnel: Tunnel) {
+    match client.entry() {
+        Some(entry) => left_http(client, &entry, tunnel).await,
+        None => tracing::debug!("a connection that is not listed cannot leave HTTP"),
+    }
+}
+
+/// Relays one stream of a client's HTTP/2 connection, `client`, to the endpoint that agreed to it.
+pub async fn streamed(stream: impl AsyncRead + AsyncWrite + Unpin, client: &Entry, tunnel: Tunnel) {
+    let attempt = &tunnel.settle.attempt;
+    let (connections, address) = (&attempt.worker().connections, client.client_address());
+    let entry = connections.flow(
+        Spoken::Bytes,
+        address,
+        attempt.upstream(),
+        attempt.endpoint(),
+    );
+    let counted = Counted {
+        stream,
+        entry: Rc::clone(&entry),
+    };
+    left_http(counted, &entry, tunnel).await;
+}
+
+async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunnel: Tunnel) {
     let Tunnel {
         endpoint,
         settle,
         idle,
     } = tunnel;
-    let worker = Rc::clone(settle.attempt.worker());
-    let (upstream, address) = (
-        settle.attempt.upstream(),
-        settle.attempt.endpoint().key.address,
-    );
-    let outage = worker.outages.watch(upstream, address);
-    let entries = (client.entry(), endpoint.entry());
-    let told = entries.0.as_ref().map(|entry| Told::new(&worker, entry));
-    if let (Some(client), Some(endpoint)) = &entries {
-        client.relays(endpoint, Spoken::Bytes, idle);
+    let attempt = &settle.attempt;
+    let worker = Rc::clone(attempt.worker());
+    let outage = (worker.outages).watch(attempt.upstream(), attempt.endpoint().key.address);
+    let told = Told::new(&worker, entry);
+    if let Some(endpoint) = endpoint.entry() {
+        entry.relays(&endpoint, Spoken::Bytes, idle);
     }
     let end = relay(&worker, client, endpoint, idle, &outage).await;
-    if let Some(told) = told {
-        told.ended(&end);
-    }
+    told.ended(&end);
     drop(settle);
+}
+
+/// A stream that counts its bytes in its place of the table.
+struct Counted<S> {
+    stream: S,
+    entry: Rc<Entry>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.entry.received(buf.filled().len() - before);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        if let Ok(count) = written {
+            self.entry.sent(count);
+        }
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// How a relayed connection ended.

@@ -25,7 +25,7 @@ use mesh_core::{
     snapshot::{Shared, Snapshot, Upstream},
 };
 use metrics::{Counter, Gauge, counter, gauge};
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::{Builder, LocalOptions},
     sync::{mpsc, watch},
@@ -77,6 +77,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// `x-starling-*` headers of callers on this host are obeyed.
     pub control_headers: bool,
+    /// How long a client's connection of HTTP goes on taking requests; `None`: for as long as the client likes.
+    pub connection_age: Option<Duration>,
     /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
     pub header_bytes: usize,
     /// Where relayed connections that have ended are told of.
@@ -235,6 +237,11 @@ impl Worker {
             }
         }
         date.1.clone()
+    }
+
+    /// A tenth more or less than `span`, so that what began together does not end together.
+    pub fn about(&self, span: Duration) -> Duration {
+        span.mul_f64(self.rng.borrow_mut().random_range(0.9..=1.1))
     }
 
     /// Where the sidecar is in its life.

@@ -11,7 +11,7 @@ use super::{
     fault::Place,
     raw::Files,
     read::{Keys, Sheet},
-    value::Wrong,
+    value::{Lasting, Wrong},
 };
 
 mod balance;
@@ -132,6 +132,19 @@ fn positive(keys: &Keys<'_>, key: &'static str, default: Duration) -> Duration {
         );
     }
     duration
+}
+
+/// How long a connection takes requests; not no time at all.
+fn connection_age(keys: &Keys<'_>, default: Option<Duration>) -> Option<Duration> {
+    let Lasting(age) = keys.or("connection_age", Lasting(default));
+    if age.is_some_and(|age| age.is_zero()) {
+        keys.wrong(
+            "connection_age",
+            "\"0s\" leaves a connection no time",
+            "use at least \"1s\", or \"never\"",
+        );
+    }
+    age
 }
 
 /// A port of 0 is fine to listen on, never to be called at.

@@ -19,6 +19,7 @@ pub fn outbound(keys: &Keys<'_>) -> Outbound {
         domain,
         undeclared: keys.or("undeclared", Undeclared(true)).0,
         clients: keys.list("clients", Vec::new()),
+        connection_age: super::connection_age(keys, None),
         trusted_proxies: keys.list("trusted_proxies", Vec::new()),
         control_headers: keys.or("control_headers", false),
     }

@@ -297,7 +297,17 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
         connect: positive(keys, "connect_timeout", default.connect),
         idle: positive(keys, "idle_timeout", idle),
         endpoint_grace,
+        connection_age: age(keys, protocol, default.connection_age),
     }
+}
+
+/// What is relayed whole ends with its client, whatever its age.
+fn age(keys: &Keys<'_>, protocol: Protocol, default: Option<Duration>) -> Option<Duration> {
+    if protocol == Protocol::Http {
+        return super::connection_age(keys, default);
+    }
+    refuse_without_http(keys, "connection_age");
+    None
 }
 
 fn retry(keys: &Keys<'_>, protocol: Protocol) -> Retry {
