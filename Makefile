@@ -30,9 +30,11 @@ deny:
 bench:
 	tests/bench/run
 
-# Minutes of hostile bytes for datagrams, records and streams; see mesh-proto/fuzz/run --help.
+# Minutes of hostile bytes for datagrams, records and streams, and for what clients and endpoints may send; see
+# mesh-proto/fuzz/run --help and sidecar/fuzz/run --help.
 fuzz:
 	mesh-proto/fuzz/run --seconds 120
+	sidecar/fuzz/run --seconds 120
 
 # 64 real sidecars beside Serf, as root; see tests/gossip/run --help for parts of it.
 gossip:

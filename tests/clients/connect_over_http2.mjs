@@ -28,7 +28,8 @@ server.on("upgrade", (request, socket) => {
 server.listen(Number(port), address);
 await once(server, "listening");
 
-const session = http2.connect(`http://${proxy}`);
+// Node itself gives up a session that holds more than 10 MB unsent.
+const session = http2.connect(`http://${proxy}`, { maxSessionMemory: 100 });
 session.on("error", (error) => assert.fail(error));
 await once(session, "remoteSettings");
 assert.ok(session.remoteSettings.enableConnectProtocol, "the sidecar announces extended CONNECT");

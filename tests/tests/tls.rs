@@ -19,6 +19,10 @@ use mesh_tests::{
     skipped,
     until::until,
 };
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+};
 
 const NAME: &str = "shop.internal";
 const BACKEND_PORT: u16 = 9001;
@@ -424,4 +428,39 @@ async fn bytes_that_are_not_understood_are_encrypted_and_decrypted_too() {
     let answer = Call::get(NAME, "/bytes/3000000").to(listen).await;
     assert_eq!(answer.map(|answer| answer.body.len()), Ok(3_000_000));
     assert_eq!(backend.served(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_header_goes_before_the_handshake() {
+    let Some(office) = Office::open("a PROXY header before TLS") else {
+        return;
+    };
+    let setup = Setup::new("host", "eu-1a");
+    let (listen, server) = (
+        SocketAddr::new(setup.address, TLS_PORT),
+        SocketAddr::new(setup.address, BACKEND_PORT),
+    );
+    let listener = TcpListener::bind(server).await.expect("a free address");
+    let _sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.shop]\nprotocol = \"tcp\"\nlisten = \"{listen}\"\nendpoints = [\"{server}\"]\n\
+         send_proxy_protocol = \"v1\"\ntls = {{ ca = \"{}\", server_name = \"{NAME}\" }}\n",
+        office.path("ca.pem").display()
+    )))
+    .await;
+    let client = TcpStream::connect(listen).await.expect("open");
+    let from = client.local_addr().expect("bound");
+    let (mut stream, _) = listener.accept().await.expect("the sidecar calls");
+    let wanted = format!(
+        "PROXY TCP4 {} {} {} {}\r\n",
+        from.ip(),
+        listen.ip(),
+        from.port(),
+        listen.port()
+    );
+    let mut said = vec![0; wanted.len() + 1];
+    let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await;
+    read.expect("in time").expect("a header and a handshake");
+    let (header, handshake) = said.split_at(wanted.len());
+    assert_eq!(String::from_utf8_lossy(header), wanted);
+    assert_eq!(handshake, [22], "a TLS handshake follows");
 }

@@ -15,7 +15,7 @@ use std::{
 
 use hyper::{client::conn::http2, rt::Executor};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
@@ -43,6 +43,8 @@ const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Target {
     /// The endpoint's address.
     pub address: SocketAddr,
+    /// What the connection begins with, before any handshake.
+    pub header: Option<Box<[u8]>>,
     /// TLS to be begun there.
     pub tls: Option<ClientTls>,
 }
@@ -75,8 +77,11 @@ impl Service<Target> for Tcp {
 
     fn call(&mut self, target: Target) -> Self::Future {
         Box::pin(async move {
-            let stream = TcpStream::connect(target.address).await?;
+            let mut stream = TcpStream::connect(target.address).await?;
             stream.set_nodelay(true)?;
+            if let Some(header) = &target.header {
+                stream.write_all(header).await?;
+            }
             let Some(tls) = target.tls else {
                 return Ok(Transport::Tcp(stream));
             };

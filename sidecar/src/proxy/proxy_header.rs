@@ -73,7 +73,9 @@ impl From<io::Error> for HeaderFault {
 ///
 /// # Errors
 /// Whatever comes is no header of version 1 or 2.
-pub async fn read(transport: &mut Transport) -> Result<Option<Addresses>, HeaderFault> {
+pub async fn read(
+    transport: &mut (impl AsyncRead + Unpin),
+) -> Result<Option<Addresses>, HeaderFault> {
     let mut head = [0; V2_HEAD_BYTES];
     // The shortest line of version 1 has 15 bytes.
     let (begin, rest) = head.split_at_mut(SIGNATURE.len());

@@ -180,7 +180,7 @@ async fn over_http1(
         Some(idle) => idle,
         None => {
             let opening = async {
-                let transport = dialled(&worker, upstream, &endpoint, call.upgrade).await?;
+                let transport = dialled(&worker, upstream, &endpoint, call.upgrade, None).await?;
                 if transport.agreed_http2() != Some(true) {
                     return Ok(Opened::Http1(transport));
                 }
@@ -267,7 +267,7 @@ async fn over_http2(
                 if let Some(shared) = place.least_used().filter(|_| !place.may_grow()) {
                     return Ok(shared);
                 }
-                let transport = match dialled(&worker, upstream, &endpoint, false).await {
+                let transport = match dialled(&worker, upstream, &endpoint, false, None).await {
                     Ok(transport) => transport,
                     // An endpoint may take no other connection: then a stream has to be waited for.
                     Err(why) => return place.least_used().ok_or(why),
@@ -378,12 +378,14 @@ fn handshake_failed(endpoint: &Endpoint, error: &hyper::Error) -> Unreachable {
     Unreachable::ConnectFailed
 }
 
-/// Opens a transport; the caller bounds the time. `only_http1`: nothing else is offered inside TLS.
+/// Opens a transport; the caller bounds the time. `only_http1`: nothing else is offered inside TLS. `header`: said
+/// before any handshake.
 pub async fn dialled(
     worker: &Worker,
     upstream: &Upstream,
     endpoint: &Endpoint,
     only_http1: bool,
+    header: Option<&[u8]>,
 ) -> Result<Transport, Unreachable> {
     let tls = worker.settings().tls.get(&upstream.policy.name).cloned();
     let tls = if only_http1 {
@@ -393,6 +395,7 @@ pub async fn dialled(
     };
     let opening = worker.connector.borrow_mut().call(Target {
         address: endpoint.key.address,
+        header: header.map(Into::into),
         tls,
     });
     opening.await.map_err(|error| {

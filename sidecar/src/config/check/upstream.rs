@@ -249,12 +249,6 @@ fn send_proxy(keys: &Keys<'_>, protocol: Protocol) -> Option<ProxyVersion> {
             "only a tcp upstream has one connection to an endpoint for each of a client's",
             "drop it (HTTP carries X-Forwarded-For), or write protocol = \"tcp\"",
         );
-    } else if version.is_some() && keys.has("tls") {
-        keys.wrong(
-            "send_proxy_protocol",
-            "a header before the handshake of tls is not in this version",
-            "drop one of the two",
-        );
     }
     version
 }

@@ -1,0 +1,27 @@
+//! The fuzz targets without libFuzzer: what clients and endpoints may send, and mutations of it for a while.
+//!
+//! Not here: the targets (`sidecar/fuzz/targets.rs`) and the dice (`mesh-proto/fuzz/dice.rs`, which tells how long each
+//! target is tried).
+
+use std::path::Path;
+
+#[path = "../../mesh-proto/fuzz/dice.rs"]
+mod dice;
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use dice::Target;
+
+const TARGETS: [(&str, Target); 5] = [
+    ("detection", targets::detection),
+    ("proxy_header", targets::proxy_header),
+    ("client_hello", targets::client_hello),
+    ("http1_head", targets::http1_head),
+    ("chunks", targets::chunks),
+];
+
+#[test]
+fn nothing_that_a_connection_may_bring_makes_a_reader_stumble() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    dice::try_all(&TARGETS, &top.join("fuzz/corpus"));
+}
