@@ -95,7 +95,7 @@ pub fn http1_head(input: &[u8]) {
         assert!(matches!(head::end_of(&input[..end], seen), Ok(Some(found)) if found == end));
     }
     let block = Bytes::copy_from_slice(&input[..end]);
-    if let Ok((request, meaning, spelling)) = head::request(&block) {
+    if let Ok((request, meaning, spelling)) = head::request(&block, Default::default()) {
         let mut written = Vec::new();
         let target = request.uri().to_string();
         encode::request_line(&mut written, request.method(), &target);
@@ -110,7 +110,7 @@ pub fn http1_head(input: &[u8]) {
         let _ = meaning;
     }
     for to_head in [false, true] {
-        if let Ok((answer, meaning, spelling)) = head::answer(&block, to_head) {
+        if let Ok((answer, meaning, spelling)) = head::answer(&block, to_head, Default::default()) {
             let mut written = Vec::new();
             encode::status_line(&mut written, answer.status(), Some(&spelling));
             encode::fields(&mut written, answer.headers(), Some(&spelling));

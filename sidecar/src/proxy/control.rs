@@ -109,6 +109,7 @@ mod tests {
 
     fn settings(control_headers: bool) -> Settings {
         Settings {
+            connection_age: None,
             node: "n".into(),
             via: Via::new("n"),
             domain: "mesh".into(),

@@ -25,6 +25,7 @@ pub fn take(worker: &Rc<Worker>, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoi
         sleep(LOOK_AFTER).await;
         let opening = worker.connector.borrow_mut().call(Target {
             address: endpoint.key.address,
+            header: None,
             tls: None,
         });
         let looked = timeout(upstream.policy.timeouts.connect, opening).await;
