@@ -3,7 +3,7 @@
 //! Not here: whether a kept one can be used instead (`pool.rs`).
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
@@ -129,17 +129,27 @@ pub async fn http2(
         .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
         .handshake(TokioIo::new(io))
         .await?;
+    let assumed = connection.current_max_send_streams();
     let terms = Rc::new(Terms {
-        streams: Cell::new(connection.current_max_send_streams()),
+        streams: Cell::new(assumed),
         connects: Cell::new(false),
+        driver: RefCell::default(),
     });
     let noted = Rc::clone(&terms);
     tokio::task::spawn_local(async move {
         let mut connection = pin!(connection);
+        let mut is_known = false;
         let ended = poll_fn(|cx| {
+            if !is_known {
+                is_known = true;
+                noted.driver.replace(Some(cx.waker().clone()));
+            }
             let polled = connection.as_mut().poll(cx);
             // Settings come and change while it is driven.
-            noted.streams.set(connection.current_max_send_streams());
+            let streams = connection.current_max_send_streams();
+            if streams != assumed || noted.driver.borrow().is_none() {
+                noted.streams.set(streams);
+            }
             noted
                 .connects
                 .set(connection.is_extended_connect_protocol_enabled());

@@ -6,6 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
+    task::Waker,
     time::Duration,
 };
 
@@ -77,10 +78,22 @@ pub struct Multiplexed {
 /// What an endpoint's settings allow on one HTTP/2 connection; noted by the task that drives it.
 #[derive(Debug)]
 pub struct Terms {
-    /// Streams at once.
+    /// Streams at once; until it has said so itself, what is known of the endpoint's other connections.
     pub streams: Cell<usize>,
     /// Extended CONNECT is understood (RFC 8441).
     pub connects: Cell<bool>,
+    /// The task that drives the connection, until the first answer has come: the settings came before it, and the
+    /// task would not see them before the next request.
+    pub driver: RefCell<Option<Waker>>,
+}
+
+impl Terms {
+    /// An answer has come, and with it the endpoint's settings.
+    pub fn are_told(&self) {
+        if let Some(driver) = self.driver.take() {
+            driver.wake();
+        }
+    }
 }
 
 impl Multiplexed {
@@ -125,7 +138,11 @@ impl SharedH2 {
 
     /// Takes one in that was just opened.
     pub fn add(&self, shared: Multiplexed) {
-        self.open.borrow_mut().push(shared);
+        let open = &mut *self.open.borrow_mut();
+        if let Some(other) = open.first() {
+            shared.terms.streams.set(other.terms.streams.get());
+        }
+        open.push(shared);
     }
 
     fn rested(&self, now: Moment) -> usize {

@@ -343,6 +343,7 @@ async fn ask(
     call.go_on();
     match shared.sender.send_request(request).await {
         Ok(response) => {
+            shared.terms.are_told();
             let (head, body) = response.into_parts();
             Ok((head, Inflow::Http2(body), None))
         }
