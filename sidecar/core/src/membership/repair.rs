@@ -68,6 +68,10 @@ impl Membership {
 
     /// Asks peers whose hash differed a second ago for their hash now, near ones first.
     pub(super) fn look_after_differences(&mut self, now: Moment) {
+        // Nothing would come of an answer yet.
+        if now < self.repair_at {
+            return;
+        }
         let is_due = |id| {
             let since = self.peers.differs(id);
             since.is_some_and(|since| now.since(since) >= DIFFERENCE_TIME)
