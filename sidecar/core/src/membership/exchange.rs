@@ -379,6 +379,11 @@ impl Membership {
     fn on_probe_answered(&mut self, from: Member, now: Moment) {
         self.swim.answered(&from, now);
         self.settle(now);
+        // Started again, and so far from whom it joined that nobody here was told: the mesh may be in two parts.
+        let again = foca::Member::new(from, 0, foca::State::Alive);
+        if self.believes(from.bump, now) && self.peers.learns_from(&again) {
+            self.dial_exchange(Reason::Repair, from.address, Some(from), now);
+        }
         if self.peers.get(from.id).is_some() {
             self.peers.set_evidence(from.id, Evidence::Answered);
             self.streams.note(from.id, Stream::Answered, now);

@@ -122,6 +122,20 @@ fn a_suspicion_that_nobody_shares_is_held() {
 }
 
 #[test]
+fn who_started_again_apart_from_the_others_is_found_by_them() {
+    // Node 0 joins node 1, which is just going down itself, and node 1 joins node 0: nobody told the others.
+    let mut sim = Sim::handed(9, 12, 1, true);
+    sim.kill(0);
+    sim.kill(1);
+    sim.start(0, 1_000);
+    sim.run(SECOND);
+    sim.start(1, 1_000);
+    // An exchange without a reason would find them too, after ten seconds.
+    let whole = sim.run_until(SECOND * 5, Sim::is_seen_as_it_is);
+    assert!(whole.is_some(), "the mesh stays in two parts");
+}
+
+#[test]
 fn a_member_from_the_end_of_time_is_refused() {
     let report = play(Scenario::Clock, 8, 5);
     assert!(report.holds(), "{report:?}");
