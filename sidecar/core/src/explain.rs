@@ -10,7 +10,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    balance::least_response_time::{Factors, mean_latency},
+    balance::least_response_time::{Factors, mean_latency, mean_weight},
     endpoint::{Endpoint, Word},
     moment::Moment,
     policy::{Balance, Hash, Policy, ZoneMode},
@@ -375,11 +375,14 @@ fn of_zones(upstream: &Upstream, water: &Water, flows: &[f64]) -> Vec<f64> {
 pub fn endpoints(upstream: &Upstream, now: Moment) -> Vec<EndpointView> {
     let mut views = Vec::new();
     for tier in &upstream.tiers {
-        let mean = mean_latency(&tier.members);
         let inside = tier.members.iter().filter(|m| !m.endpoint.is_ejected());
-        let top_ramp = inside.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
+        let usual = Usual {
+            latency: mean_latency(&tier.members),
+            weight: mean_weight(&tier.members),
+            top_ramp: inside.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max),
+        };
         for member in &tier.members {
-            views.push(of_member(member, tier.level, mean, top_ramp, now));
+            views.push(of_member(member, tier.level, &usual, now));
         }
     }
     let level = |out: &Out| out.tier.map(|at| upstream.tiers[at].level);
@@ -387,7 +390,14 @@ pub fn endpoints(upstream: &Upstream, now: Moment) -> Vec<EndpointView> {
     views
 }
 
-fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment) -> EndpointView {
+/// What a tier's members are compared with.
+struct Usual {
+    latency: f64,
+    weight: f64,
+    top_ramp: f64,
+}
+
+fn of_member(member: &Member, tier: usize, usual: &Usual, now: Moment) -> EndpointView {
     let endpoint = &member.endpoint;
     let (usable, why) = match member.word {
         _ if endpoint.is_ejected() => (false, Some("ejected")),
@@ -399,15 +409,16 @@ fn of_member(member: &Member, tier: usize, mean: f64, top_ramp: f64, now: Moment
         Word::Sure => (true, None),
     };
     let cost = usable.then(|| {
-        let ramp = endpoint.ramp(now) / top_ramp;
-        let factors = Factors::of(endpoint, member.weight, ramp, mean, now);
+        let ramp = endpoint.ramp(now) / usual.top_ramp;
+        let weight = member.weight / usual.weight;
+        let factors = Factors::of(endpoint, weight, ramp, usual.latency, now);
         CostView {
             latency_ms: factors.latency / 1e6,
             own: factors.own,
             success: factors.success,
             stall: factors.stall,
             ramp: factors.ramp,
-            weight: factors.weight,
+            weight: member.weight,
             cost: factors.cost(),
         }
     });

@@ -22,6 +22,8 @@ pub(super) struct Column {
     pub weight: Vec<f32>,
     /// What one more request costs while nothing is in flight; infinite for whom no pick may choose.
     base: Vec<f32>,
+    /// What one request in flight counts for: less at whoever weighs more than the mean.
+    lean: Vec<f32>,
     /// Requests in flight as last read, and this worker's picks since.
     pub own: Vec<u32>,
     /// What `base` is multiplied by while nothing is in flight.
@@ -93,6 +95,7 @@ impl Column {
             ids,
             weight: vec![0.0; n],
             base: vec![f32::INFINITY; n],
+            lean: vec![1.0; n],
             own: vec![0; n],
             stale: vec![1.0; n],
             costs: Costs::new(n),
@@ -125,6 +128,7 @@ impl Column {
         // Where all are new there is nobody to spare them for: the ramp is against the oldest.
         let top_ramp = top_ramp.map(|m| m.endpoint.ramp(now)).fold(0.0, f64::max);
         let mean = least_response_time::mean_latency(members);
+        let mean_weight = least_response_time::mean_weight(members);
         self.mean_latency = mean;
         (self.usable, self.well, self.capacity) = (0, 0, 0.0);
         self.out.clear();
@@ -155,8 +159,10 @@ impl Column {
             self.most[i] = if lone { 1.min(self.limit) } else { self.limit };
             self.base[i] = match self.policy {
                 Policy::LeastResponseTime => {
-                    least_response_time::Factors::of(endpoint, member.weight, ramp, mean, now)
-                        .at_rest() as f32
+                    let weight = member.weight / mean_weight;
+                    self.lean[i] = weight.recip() as f32;
+                    least_response_time::Factors::of(endpoint, weight, ramp, mean, now).at_rest()
+                        as f32
                 }
                 _ => least_connections::at_rest(self.weight[i]),
             };
@@ -317,7 +323,9 @@ impl Column {
         }
         match self.policy {
             Policy::LeastResponseTime if own == 0 => self.base[i] * self.stale[i],
-            Policy::LeastResponseTime => self.base[i] * least_response_time::crowding(own),
+            Policy::LeastResponseTime => {
+                self.base[i] * least_response_time::crowding(own as f32 * self.lean[i])
+            }
             _ => self.base[i] * least_connections::crowding(own),
         }
     }

@@ -64,12 +64,13 @@ pub struct Factors {
     pub stall: f64,
     /// Share of the weight that the ramp grants, 0.1 to 1.
     pub ramp: f64,
-    /// Weight relative to others.
+    /// Weight as a multiple of the mean.
     pub weight: f64,
 }
 
 impl Factors {
-    /// The factors of `endpoint`, where `mean` is the mean latency of its tier in nanoseconds.
+    /// The factors of `endpoint`, where `mean` is the mean latency of its tier in nanoseconds and `weight` a multiple of
+    /// its mean weight.
     pub fn of(endpoint: &Endpoint, weight: f64, ramp: f64, mean: f64, now: Moment) -> Factors {
         let load = endpoint.load();
         let known = load.expected_latency(mean, now);
@@ -91,22 +92,25 @@ impl Factors {
         }
     }
 
-    /// The cost while nothing is in flight.
+    /// The cost while nothing is in flight. The weight has no part in it: a backend of twice the capacity is no quicker
+    /// when both are idle, and if it were cheaper it would get all requests then. Among equals they go by weight
+    /// ([`evenness`]).
     pub fn at_rest(&self) -> f64 {
         let success = self.success.max(SUCCESS_FLOOR);
-        self.latency * self.stall / (self.weight * self.ramp * success * success)
+        self.latency * self.stall / (self.ramp * success * success)
     }
 
     /// The cost of one more request.
     pub fn cost(&self) -> f64 {
-        self.at_rest() * f64::from(crowding(self.own))
+        let share = f64::from(self.own) / self.weight;
+        self.at_rest() * f64::from(crowding(share as f32))
     }
 }
 
-/// What requests in flight make of the cost: (1 + κ·own)^1.5.
+/// What requests in flight make of the cost: (1 + κ·own)^1.5, where `own` is divided by the weight.
 #[inline]
-pub(super) fn crowding(own: u32) -> f32 {
-    let crowd = 1.0 + KAPPA * own as f32;
+pub(super) fn crowding(own: f32) -> f32 {
+    let crowd = 1.0 + KAPPA * own;
     crowd * crowd.sqrt()
 }
 
@@ -136,6 +140,15 @@ pub(super) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
         Some(at) if now.since(at).as_nanos() as f64 > quiet => QUIET_FACTOR,
         _ => 1.0,
     }
+}
+
+/// Mean weight of the members that are in; 1 where nobody is.
+pub fn mean_weight(members: &[Member]) -> f64 {
+    let inside = members.iter().filter(|m| !m.endpoint.is_ejected());
+    let (sum, count) = inside.fold((0.0, 0.0), |(sum, count), member| {
+        (sum + member.weight, count + 1.0)
+    });
+    if count > 0.0 { sum / count } else { 1.0 }
 }
 
 /// Mean latency in nanoseconds of the members that have answered and are in.

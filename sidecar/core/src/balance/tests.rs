@@ -265,6 +265,33 @@ fn fewest_in_flight_wins_by_weight() {
 }
 
 #[test]
+fn idle_endpoints_alike_in_speed_are_asked_by_weight() {
+    let mut stage = stage(Balance::LeastResponseTime, &["a1"; 3]);
+    stage.record(0, |record| record.weight = 300);
+    let upstream = stage.build(at(0));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let mut counts = BTreeMap::new();
+    for i in 0..5_000 {
+        let pick = picker
+            .pick(&REPEATABLE, at(i * 20), &mut rng)
+            .expect("all are in");
+        pick.endpoint.begin(at(i * 20));
+        pick.endpoint.head_came(at(i * 20 + 5));
+        pick.endpoint.end(at(i * 20 + 5));
+        let well = Report {
+            outcome: Outcome::Success,
+            latency: Some(5 * MS),
+            connection: 1,
+        };
+        upstream.report(&pick.endpoint, &well, at(i * 20 + 5), &mut rng);
+        *counts.entry(pick.endpoint.id).or_insert(0.0) += 1.0 / 5_000.0;
+    }
+    let shares: Vec<f64> = upstream.members().map(|m| counts[&m.endpoint.id]).collect();
+    assert!(near(&shares, &[0.6, 0.2, 0.2]), "{shares:?}");
+}
+
+#[test]
 fn an_endpoint_never_gets_more_requests_than_its_limit() {
     for balance in ALL {
         let mut stage = Stage::with(&["a1"; 3], |policy| {
