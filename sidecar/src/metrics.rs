@@ -58,7 +58,7 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_connections_ended_total",
         Unit::Count,
-        "Connections ended by this sidecar, by reason: endpoint (relayed to one that is no longer to be called), age.",
+        "Connections ended by this sidecar, by reason: endpoint (relayed to one that is no longer to be called).",
     ),
     (
         "starling_access_log_dropped_total",

@@ -3,9 +3,9 @@
 //!
 //! Not here: what goes over them.
 
-use std::{fs, net::SocketAddr, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, pin::pin, process::Command, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
     task::JoinHandle,
 };
 
@@ -320,6 +321,59 @@ async fn where_the_streams_are_used_up_another_connection_is_opened() {
     for call in slow {
         let answer = call.await.expect("no panic").expect("answered");
         assert_eq!(answer.status, 200);
+    }
+}
+
+/// An HTTP/2 server that says goodbye on each connection once it has heard five requests.
+async fn many_goodbyes(at: SocketAddr) {
+    let listener = TcpListener::bind(at).await.expect("a free address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let heard = Arc::new(Semaphore::new(0));
+            let count = Arc::clone(&heard);
+            let answer = service_fn(move |request: Request<Incoming>| {
+                count.add_permits(1);
+                async move {
+                    let body = request.into_body().collect().await?.to_bytes();
+                    Ok::<_, hyper::Error>(Response::new(Full::new(body)))
+                }
+            });
+            tokio::spawn(async move {
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), answer);
+                let mut connection = pin!(connection);
+                tokio::select! {
+                    _ = connection.as_mut() => return,
+                    _ = heard.acquire_many(5) => {}
+                }
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_goodbye_again_and_again_loses_nothing() {
+    let setup = Setup::new("host", "eu-1a");
+    let server = SocketAddr::new(setup.address, 2526);
+    many_goodbyes(server).await;
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.web]\nhttp = \"2\"\nretry = {{ retries = 0 }}\nendpoints = [\"{server}\"]\n"
+    )))
+    .await;
+    let callers = (0..4).map(|_| {
+        let outbound = sidecar.outbound();
+        tokio::spawn(async move {
+            for _ in 0..40 {
+                let call = Call::get("web.mesh", "/").with_body(Method::POST, "paid");
+                let answer = call.to(outbound).await.expect("answered");
+                assert_eq!((answer.status, &*answer.text()), (200, "paid"));
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.expect("every request is answered");
     }
 }
 

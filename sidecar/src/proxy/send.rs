@@ -254,23 +254,23 @@ async fn over_http2(
     }
     let place = worker.pool.borrow_mut().h2(endpoint.id);
     let open = place.with_room(worker.clock.now());
-    let reused = open.is_some();
-    let shared = match open {
-        Some(shared) => shared,
+    // Whether others had it before us: then its end says nothing about the endpoint.
+    let (shared, reused) = match open {
+        Some(shared) => (shared, true),
         None => {
             // Whoever holds the lock dials for all; the others wait no longer than they would dial themselves.
             let opening = async {
                 let _dialling = place.dialling.lock().await;
                 if let Some(shared) = place.with_room(worker.clock.now()) {
-                    return Ok(shared);
+                    return Ok((shared, true));
                 }
                 if let Some(shared) = place.least_used().filter(|_| !place.may_grow()) {
-                    return Ok(shared);
+                    return Ok((shared, true));
                 }
                 let transport = match dialled(&worker, upstream, &endpoint, false, None).await {
                     Ok(transport) => transport,
                     // An endpoint may take no other connection: then a stream has to be waited for.
-                    Err(why) => return place.least_used().ok_or(why),
+                    Err(why) => return place.least_used().map(|shared| (shared, true)).ok_or(why),
                 };
                 let agreed = transport.agreed_http2();
                 if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
@@ -280,7 +280,7 @@ async fn over_http2(
                 }
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
                 place.add(shared.clone());
-                Ok(shared)
+                Ok((shared, false))
             };
             connect(upstream, opening).await?
         }
