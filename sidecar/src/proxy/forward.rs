@@ -142,6 +142,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
                 None => refuse(tally, Cause::NoEndpoint, &mut call),
             };
         };
+        standby.leave();
         drop(last.take());
         tries.picked(pick.endpoint.id, pick.tier);
         if let Some(account) = &mut call.account {

@@ -18,8 +18,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The wait of one request, or one connection; ends with it.
 #[derive(Default)]
 pub struct Standby {
-    /// Until when, and its place among those that `limits.pending` lets wait; `None` before it waits.
-    waits: Option<(Moment, Admission)>,
+    /// Until when; `None` before it has waited.
+    until: Option<Moment>,
+    /// Its place among those that `limits.pending` lets wait, while it waits.
+    place: Option<Admission>,
 }
 
 impl Standby {
@@ -36,21 +38,22 @@ impl Standby {
         if !upstream.awaits_verdict(tried, now) {
             return false;
         }
-        let until = match &self.waits {
-            Some((until, _)) => *until,
-            None => {
-                let Some(place) = Admission::pending(upstream) else {
-                    return false;
-                };
-                let until = deadline.min(now + WAIT_MAX);
-                self.waits = Some((until, place));
-                until
-            }
-        };
+        let until = *self.until.get_or_insert(deadline.min(now + WAIT_MAX));
+        if self.place.is_none() {
+            self.place = Admission::pending(upstream);
+        }
+        if self.place.is_none() {
+            return false;
+        }
         if now + LOOK_EVERY > until {
             return false;
         }
         sleep(LOOK_EVERY).await;
         true
+    }
+
+    /// Somebody was found: its place is free for who waits for a connection.
+    pub fn leave(&mut self) {
+        self.place = None;
     }
 }

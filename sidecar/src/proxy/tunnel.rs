@@ -215,6 +215,7 @@ pub async fn reach(
             tracing::debug!(upstream = %upstream.policy.name, "no endpoint is left for a connection");
             return Err(last);
         };
+        standby.leave();
         tries.picked(pick.endpoint.id, pick.tier);
         let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
         let connected = timeout(

@@ -129,6 +129,9 @@ pub(super) fn is_thick(busy: u32, endpoints: u32) -> bool {
     busy as f32 >= THICK * endpoints as f32
 }
 
+/// So long an endpoint that went quiet comes last without being asked.
+const DOUBT_MAX: Duration = Duration::from_secs(1);
+
 /// What the time since the last good answer makes of the cost of an endpoint at rest.
 pub(super) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
     let Some(latency) = endpoint.load().latency() else {
@@ -137,6 +140,8 @@ pub(super) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
     let quiet = (QUIET_TIMES * latency).max(STALL_MIN.as_nanos() as f64);
     let answered = endpoint.trial.well_at();
     match answered {
+        // A doubt that keeps everybody away would never be lifted: one request a while settles it.
+        _ if now.since(endpoint.load().begun()) >= DOUBT_MAX => 1.0,
         Some(at) if now.since(at).as_nanos() as f64 > quiet => QUIET_FACTOR,
         _ => 1.0,
     }

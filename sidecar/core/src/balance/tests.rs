@@ -737,6 +737,15 @@ fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
     assert!(errors < 60, "{errors}");
 }
 
+/// A request to the `i`th member is begun and answered.
+fn answer(upstream: &Upstream, i: usize, now: Moment) {
+    let member = upstream.members().nth(i).expect("the member is there");
+    member.endpoint.begin(now);
+    member.endpoint.load().head_came(now);
+    report(upstream, i, Outcome::Success, 1, now);
+    member.endpoint.load().end();
+}
+
 #[test]
 fn where_requests_are_thick_an_endpoint_that_went_quiet_comes_last() {
     let firsts = |busy: usize| -> BTreeSet<u64> {
@@ -745,7 +754,7 @@ fn where_requests_are_thick_an_endpoint_that_went_quiet_comes_last() {
             for i in 0..4 {
                 let quiet = i == 3;
                 let answered = at(if quiet { 950 } else { 1_000 });
-                report(&upstream, i, Outcome::Success, 1, answered);
+                answer(&upstream, i, answered);
             }
             for member in upstream.members().take(busy) {
                 member.endpoint.begin(at(1_000));
@@ -765,7 +774,7 @@ fn where_requests_are_thick_an_endpoint_that_went_quiet_comes_last() {
     // One in flight at each of the others, and it is worth a try.
     let upstream = Stage::new(&["a1"; 4]).build(at(0));
     for i in 0..4 {
-        report(&upstream, i, Outcome::Success, 1, at(900 + i as u64));
+        answer(&upstream, i, at(900 + i as u64));
     }
     for member in upstream.members().take(3) {
         member.endpoint.begin(at(1_000));
@@ -779,6 +788,28 @@ fn where_requests_are_thick_an_endpoint_that_went_quiet_comes_last() {
     let mut rng = dice(1);
     let pick = Picker::new(&upstream, &mut rng).pick(&REPEATABLE, at(1_005), &mut rng);
     assert_eq!(pick.expect("all are in").endpoint.id, quiet);
+}
+
+#[test]
+fn an_endpoint_that_went_quiet_is_asked_again_after_a_second() {
+    let is_asked = |now: u64| {
+        (0..40).any(|seed| {
+            let upstream = Stage::new(&["a1"; 4]).build(at(0));
+            for i in 0..4 {
+                let answered = if i == 3 { 950 } else { now - 1 };
+                answer(&upstream, i, at(answered));
+            }
+            for member in upstream.members().take(2) {
+                member.endpoint.begin(at(now));
+            }
+            let quiet = upstream.members().nth(3).expect("there are four");
+            let mut rng = dice(seed);
+            let pick = Picker::new(&upstream, &mut rng).pick(&REPEATABLE, at(now), &mut rng);
+            pick.expect("all are in").endpoint.id == quiet.endpoint.id
+        })
+    };
+    assert!(!is_asked(1_500));
+    assert!(is_asked(2_000));
 }
 
 #[test]

@@ -150,7 +150,11 @@ impl Learner {
                 if now.since(at) < TOLD_APART || (capacity - told).abs() <= told * CHANGE {
                     return None;
                 }
-                capacity.clamp(told / STEP_MAX, told * STEP_MAX)
+                // Of a few requests a second, the rounding would swallow every step.
+                capacity.clamp(
+                    (told / STEP_MAX).min(told - 1.0),
+                    (told * STEP_MAX).max(told + 1.0),
+                )
             }
         };
         let next = rounded(next);
@@ -271,6 +275,21 @@ mod tests {
         for exact in [7.0, 95.0, 1_234.0, 56_789.0] {
             let off = f64::from(rounded(exact)) / exact - 1.0;
             assert!(off.abs() < 0.08, "{exact}: {off}");
+        }
+    }
+
+    #[test]
+    fn a_figure_of_a_few_is_no_trap() {
+        for (told, real, next) in [(1, 400.0, 2), (2, 0.5, 1)] {
+            let mut learner = Learner {
+                told: Some((told, Moment::START)),
+                done: real * 100.0,
+                used: 100.0,
+                watched: 1_000.0,
+                ..Learner::new(0, Moment::START)
+            };
+            let now = Moment::START + TOLD_APART;
+            assert_eq!(learner.news(now), Some(next));
         }
     }
 }

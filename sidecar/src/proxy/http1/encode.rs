@@ -121,7 +121,14 @@ where
     /// Moves it on: gathers what is there, writes, and so on until all is written.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
         loop {
-            let waits = !self.gather(cx)?;
+            let waits = match self.gather(cx) {
+                Ok(is_full) => !is_full,
+                Err(broke) => {
+                    // What stood back is said all the same: a cut answer is one, and nobody may take it for none.
+                    let _ = self.wire.borrow_mut().poll_flush_now(cx);
+                    return Poll::Ready(Err(broke));
+                }
+            };
             ready!(self.wire.borrow_mut().poll_flush(cx)).map_err(Unwritten::Io)?;
             if self.ended {
                 return Poll::Ready(Ok(()));

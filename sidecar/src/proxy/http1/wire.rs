@@ -273,7 +273,7 @@ impl Wire {
     }
 
     /// Writes what waits, for whoever may not be asked again.
-    fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.has_unwritten() {
             let head = &self.output[self.written..];
             let transport = Pin::new(&mut self.transport);
