@@ -94,7 +94,7 @@ impl Factors {
 
     /// The cost while nothing is in flight. The weight has no part in it: a backend of twice the capacity is no quicker
     /// when both are idle, and if it were cheaper it would get all requests then. Among equals they go by weight
-    /// ([`evenness`]).
+    /// (`evenness`).
     pub fn at_rest(&self) -> f64 {
         let success = self.success.max(SUCCESS_FLOOR);
         self.latency * self.stall / (self.ramp * success * success)

@@ -46,7 +46,7 @@ pub enum Effect {
         /// Its items, at most [`mesh_proto::frame::PAYLOAD_BYTES_MAX`] bytes.
         payload: Vec<u8>,
     },
-    /// Open a stream and send these items first. Its end must be told by [`Membership::on_call_end`].
+    /// Open a stream and send these items first. Its end must be told by [`super::Membership::on_call_end`].
     Dial {
         /// Its name from now on.
         call: CallId,
