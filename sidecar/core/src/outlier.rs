@@ -1,6 +1,6 @@
 //! When an endpoint is sent out, for how long, how it comes back, and when the cap forbids it.
 //!
-//! Not here: which of the others are asked meanwhile (`balance/`), and what makes a whole tier ill (`zone.rs`).
+//! Not here: which of the others are asked meanwhile (`balance/`), and what makes a whole tier ill (`zone/`).
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
 //! The frozen view a request reads, built from mesh, policies and the snapshot before.
 //!
-//! Not here: what an upstream can do (`upstream.rs`), how shares move (`zone.rs`), who stores the snapshot (the
+//! Not here: what an upstream can do (`upstream.rs`), how shares move (`zone/`), who stores the snapshot (the
 //! sidecar's `gossip/publish.rs`).
 
 mod builder;

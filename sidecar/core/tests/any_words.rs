@@ -1,6 +1,6 @@
 //! A member gone mad: whatever a holder of the key says, the machine goes on, within its bounds.
 //!
-//! Not here: bytes alone (`mesh-proto/tests/fuzz.rs`), and members in their right mind (`membership/sim.rs`).
+//! Not here: bytes alone (`mesh-proto/tests/fuzz.rs`), and members in their right mind (`sim/gossip`).
 //! `FUZZ_STORIES` sets how many machines are tried, `FUZZ_SEED` with which dice: `FUZZ_STORIES=20000 cargo test --release
 //! -p mesh-core --test any_words` takes minutes.
 

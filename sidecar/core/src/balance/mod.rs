@@ -1,6 +1,6 @@
 //! Which endpoint gets the next request: one worker's own picker for one upstream.
 //!
-//! Not here: who belongs to which tier (`snapshot.rs`), how shares are reckoned (`zone.rs`), what comes of it
+//! Not here: who belongs to which tier (`snapshot.rs`), how shares are reckoned (`zone/`), what comes of it
 //! (`upstream.rs`). One file a policy beside this one; `column.rs` holds the numbers they read.
 
 pub mod bound;

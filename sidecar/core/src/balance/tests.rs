@@ -425,13 +425,19 @@ fn traffic_stays_near_and_spills_by_what_is_lost() {
     );
 }
 
-#[test]
-fn any_hundred_requests_are_split_as_the_shares_say() {
+/// Three zones that can take 200 requests a second each; the own one is asked for all of that.
+fn own_zone_overfull() -> Stage {
     let mut stage = Stage::new(&["a1", "a1", "a2", "a2", "b1", "b1"]);
     for i in 0..6 {
         stage.record(i, |record| record.capacity = Some(100));
     }
     stage.demand(&[("a1", 200), ("a2", 120), ("b1", 40)]);
+    stage
+}
+
+#[test]
+fn any_hundred_requests_are_split_as_the_shares_say() {
+    let mut stage = own_zone_overfull();
     let mut rng = dice(1);
     let mut picker = Picker::new(&stage.build(at(0)), &mut rng);
     for _ in 0..100 {
@@ -449,11 +455,7 @@ fn any_hundred_requests_are_split_as_the_shares_say() {
 
 #[test]
 fn demand_runs_into_the_capacity_of_the_zones_nearest_first() {
-    let mut stage = Stage::new(&["a1", "a1", "a2", "a2", "b1", "b1"]);
-    for i in 0..6 {
-        stage.record(i, |record| record.capacity = Some(100));
-    }
-    stage.demand(&[("a1", 200), ("a2", 120), ("b1", 40)]);
+    let mut stage = own_zone_overfull();
     let mut rng = dice(1);
     let mut picker = Picker::new(&stage.build(at(0)), &mut rng);
     // 200 capacity each, T = 0.7: 60 too many for the own zone, 20 of which have room in the region.

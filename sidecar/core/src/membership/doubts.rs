@@ -1,6 +1,6 @@
 //! Second opinions on a suspect, and how much our own ones are worth (Lifeguard: Dadgar, Phillips, Currey, 2018).
 //!
-//! Not here: for how long a suspicion is held (`swim.rs`). Lifeguard waits until others happen to suspect the same
+//! Not here: for how long a suspicion is held (`swim/suspicion.rs`). Lifeguard waits until others happen to suspect the same
 //! member; we ask a few of them at once, so that an honest suspicion is as quick as before and a lonely one is held:
 //! 1. whoever holds a suspicion asks some peers: a datagram with the suspect's standing and `Ask`;
 //! 2. they ask the suspect for a sign of life, twice, and tell it that it is suspected;

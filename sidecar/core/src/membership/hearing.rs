@@ -1,6 +1,6 @@
 //! Whether we hear anybody, and anybody hears us: a member that is deaf or mute must not judge others.
 //!
-//! Not here: how judgement is withheld (`swim.rs`).
+//! Not here: how judgement is withheld (`swim/suspicion.rs`).
 //!
 //! Who is deaf hears nothing. Who is mute hears others, who therefore live, and yet none of them answers: whoever was
 //! heard last is asked again and again, and an answer of any kind ends it.
