@@ -1,6 +1,6 @@
 //! Which endpoint owns a key: tables that every sidecar of the mesh comes to alike.
 //!
-//! Not here: what makes up a key (the sidecar's `proxy/key.rs`), and what becomes of an owner that is out or busy
+//! Not here: what makes up a key (the sidecar's `request_key.rs`), and what becomes of an owner that is out or busy
 //! (`balance/bound.rs`).
 //!
 //! A table knows its owners by a seed (a hash of what names them) and a weight, and nothing of when or in which order

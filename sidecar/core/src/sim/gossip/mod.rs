@@ -1,6 +1,7 @@
 //! A mesh in virtual time: many [`Membership`]s on a network that misbehaves by script and seed.
 //!
-//! Not here: what happens in a story (`story.rs`), what is expected of it (`scenario.rs`), and printing (`starling sim gossip`).
+//! Not here: what happens in a story (`story.rs`), what is expected of it (`scenario.rs`), and printing
+//! (`starling sim gossip`).
 //!
 //! A heap of (time, sequence) holds what is to happen; every draw comes from one seed, so the same seed gives the same
 //! run, and [`Sim::trace`] proves it.
