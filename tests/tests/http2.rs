@@ -46,7 +46,7 @@ enum Fate {
 }
 use Fate::*;
 
-/// A backend that counts requests and answers each with two bytes.
+/// A backend that counts whole requests and answers each with two bytes.
 async fn counting(listener: TcpListener, requests: Arc<AtomicUsize>) {
     while let Ok((stream, _)) = listener.accept().await {
         tokio::spawn(answer(stream, Arc::clone(&requests)));
@@ -58,8 +58,8 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicUsize>) {
     let mut piece = [0; 8192];
     while let Ok(count @ 1..) = stream.read(&mut piece).await {
         unread.extend_from_slice(&piece[..count]);
-        while let Some(end) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
-            unread.drain(..end + 4);
+        while let Some(end) = end_of_request(&unread) {
+            unread.drain(..end);
             requests.fetch_add(1, Ordering::Relaxed);
             let said = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
             if stream.write_all(said).await.is_err() {
@@ -67,6 +67,17 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicUsize>) {
             }
         }
     }
+}
+
+/// Where the first request ends, if its head and as much body as its length says are there.
+fn end_of_request(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .map_or(0, |length| length.trim().parse().expect("a length"));
+    (bytes.len() >= head + length).then_some(head + length)
 }
 
 /// A sidecar before a counting backend (`shop`) and one that takes every connection and never reads (`deaf`).

@@ -293,3 +293,39 @@ impl Meters {
         self.turn.set(seconds);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn who_knows_something_else_is_shown_until_it_agrees_and_only_so_many_by_name() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let mut meters = Meters::new();
+            let span = Duration::from_millis(1_500);
+            let shown = |peer: &str, seconds: &str| {
+                let line = format!(
+                    "starling_gossip_owner_divergence_seconds{{peer=\"{peer}\"}} {seconds}\n"
+                );
+                recorder.handle().render().contains(&line)
+            };
+            meters.update_behind(vec![("web-1", span), ("web-2", span * 2)]);
+            assert!(shown("web-1", "1.5") && shown("web-2", "3"));
+            meters.update_behind(vec![("web-2", span * 3)]);
+            assert!(shown("web-1", "0") && shown("web-2", "4.5"));
+
+            let names: Vec<String> = (0..2 * BEHIND_NAMES_MAX)
+                .map(|n| format!("db-{n}"))
+                .collect();
+            for name in &names {
+                meters.update_behind(vec![(name, span)]);
+            }
+            let text = recorder.handle().render();
+            let lines = text.matches("starling_gossip_owner_divergence_seconds{");
+            assert_eq!(lines.count(), BEHIND_NAMES_MAX);
+        });
+    }
+}

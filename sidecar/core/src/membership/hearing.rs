@@ -17,8 +17,14 @@ use super::{
 };
 use crate::moment::Moment;
 
-/// Between two questions to those heard, once nobody has answered for two probe periods.
+/// Between two questions to those heard, once nobody has answered for two probe periods or so: at least so long, and on slow
+/// links so much of the patience with them that the answer to the first can come before the last is asked.
 const GREET: Duration = Duration::from_millis(200);
+const GREETINGS_PER_PATIENCE: u32 = GREETINGS_MAX - 1;
+
+/// A probe takes two and a half times the patience with its target, and one more may pass until the answer to the next is
+/// here: where even the nearest peer is far, silence for less means nothing.
+const SILENCE_PATIENCES: f64 = 3.5;
 
 /// So many of them unanswered mean that nobody hears us: sooner than a suspicion can end.
 const GREETINGS_MAX: u32 = 5;
@@ -56,7 +62,8 @@ impl Membership {
 
     /// Asks whoever was heard last whether it hears us, where nobody has answered for a while.
     fn check_voice(&mut self, now: Moment) {
-        let is_silent = now.since(self.answered) >= self.settings.pace.period * 2;
+        let silence = (self.settings.pace.period * 2).max(self.usual_silence());
+        let is_silent = now.since(self.answered) >= silence;
         if !is_silent || now < self.greet_at || self.leaving.is_some() {
             return;
         }
@@ -67,7 +74,7 @@ impl Membership {
         else {
             return;
         };
-        self.greet_at = now + GREET;
+        self.greet_at = now + GREET.max(self.patience(&member) / GREETINGS_PER_PATIENCE);
         for (to, packet) in self.swim.ping(member) {
             self.send(&to, Words::foca(&packet));
         }
@@ -78,9 +85,19 @@ impl Membership {
         }
     }
 
-    /// Nothing came in for three probe periods although somebody is there.
+    /// Nothing came in for three probe periods, or what far peers need, although somebody is there.
     pub(super) fn is_deaf(&self, now: Moment) -> bool {
-        self.swim.active() > 0 && now.since(self.heard) >= self.settings.pace.deaf_after()
+        self.swim.active() > 0 && now.since(self.heard) >= self.deaf_after()
+    }
+
+    fn deaf_after(&self) -> Duration {
+        self.settings.pace.deaf_after().max(self.usual_silence())
+    }
+
+    /// For so long nobody may have to say anything although all are well.
+    fn usual_silence(&self) -> Duration {
+        let patience = self.distances.patience_with_nearest(&self.settings.pace);
+        patience.mul_f64(SILENCE_PATIENCES)
     }
 
     /// Whether suspicions may start and end here.
@@ -116,7 +133,7 @@ impl Membership {
             self.check_voice(now);
             return;
         }
-        if now.since(self.heard_on_stream) >= self.settings.pace.deaf_after() {
+        if now.since(self.heard_on_stream) >= self.deaf_after() {
             self.set_isolated(true);
         }
         if now >= self.evidence_at {

@@ -50,6 +50,7 @@ const HELPERS_NEAR: usize = 1;
 #[derive(Default, Debug)]
 pub struct Distances {
     zones: BTreeMap<Box<str>, Duration>,
+    nearest: Option<Duration>,
 }
 
 impl Distances {
@@ -60,6 +61,7 @@ impl Distances {
         } else if self.zones.len() < ZONES_MAX {
             self.zones.insert(zone.into(), took);
         }
+        self.nearest = self.zones.values().min().copied();
     }
 
     /// The smoothed round trip to a zone, once measured.
@@ -69,11 +71,19 @@ impl Distances {
 
     /// How long an answer from a zone may take.
     pub fn patience(&self, zone: Option<&str>, pace: &Pace) -> Duration {
-        let round_trip = zone.and_then(|zone| self.to(zone));
-        round_trip.map_or(pace.patience, |round_trip| {
-            (round_trip * PATIENCE_ROUND_TRIPS).clamp(PATIENCE_MIN, PATIENCE_MAX)
-        })
+        patience(zone.and_then(|zone| self.to(zone)), pace)
     }
+
+    /// How long an answer from the nearest zone may take.
+    pub fn patience_with_nearest(&self, pace: &Pace) -> Duration {
+        patience(self.nearest, pace)
+    }
+}
+
+fn patience(round_trip: Option<Duration>, pace: &Pace) -> Duration {
+    round_trip.map_or(pace.patience, |round_trip| {
+        (round_trip * PATIENCE_ROUND_TRIPS).clamp(PATIENCE_MIN, PATIENCE_MAX)
+    })
 }
 
 /// Those whom we look after more than others, by id; none where nobody is nearer than others.

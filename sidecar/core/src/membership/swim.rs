@@ -291,7 +291,7 @@ impl Swim {
     pub fn on_timer(&mut self, watch: &Watch<'_>, now: Moment) -> Vec<Member> {
         let mut silent = Vec::new();
         let mut was_late = false;
-        while let Some(due) = self.pop_due(now) {
+        while let Some(mut due) = self.pop_due(now) {
             if now.since(due.at) > self.pace.period {
                 // We stood still: whatever seems unanswered since may have been answered.
                 self.distrust_until = now + self.pace.period * 2;
@@ -300,7 +300,7 @@ impl Swim {
                 }
             }
             let judge = watch.trust == Trust::Judge && self.is_awake(now);
-            match &due.timer {
+            match &mut due.timer {
                 Timer::ProbeRandomMember(token) => {
                     let token = *token;
                     if judge {
@@ -312,8 +312,12 @@ impl Swim {
                         continue;
                     }
                 }
-                Timer::ChangeSuspectToDown { member_id, .. } => {
+                Timer::ChangeSuspectToDown {
+                    member_id, token, ..
+                } => {
                     let id = member_id.id;
+                    // foca heeds none of an identity that we had before.
+                    *token = self.token.unwrap_or(*token);
                     match self.verdict(&due.timer, judge, watch.witnesses, now) {
                         Verdict::Down => {
                             self.held.remove(&id);
@@ -468,6 +472,25 @@ mod tests {
             on_timer(&mut swim, trust, NOW);
             assert_eq!(swim.active(), active);
         }
+    }
+
+    #[test]
+    fn a_suspicion_outlives_a_new_identity_of_ours_and_ends_in_its_own_time() {
+        let mut swim = swim();
+        swim.apply(
+            vec![foca::Member::new(member(2), 0, State::Alive)],
+            false,
+            NOW,
+        );
+        let token = swim.token.expect("it probes");
+        swim.suspect(member(2), 0, token, NOW);
+        swim.become_again(2, NOW + Pace::FAST.period);
+        let ends = NOW + Pace::FAST.suspicion;
+        while let Some(at) = swim.next_timer().filter(|_| swim.active() > 0) {
+            assert!(at <= ends, "still suspected after {:?}", at.since(NOW));
+            on_timer(&mut swim, Trust::Judge, at);
+        }
+        assert_eq!(swim.originated(), 1);
     }
 
     #[test]

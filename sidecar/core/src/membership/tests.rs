@@ -181,6 +181,25 @@ fn a_member_that_hears_and_is_not_heard_wrongs_nobody_and_says_so() {
 }
 
 #[test]
+fn a_member_whose_peers_are_all_far_is_neither_deaf_nor_mute() {
+    // Each is alone in its zone, and an answer takes 0.9 s, nearly as long as any may.
+    for count in [2, 3, 6] {
+        let mut sim = Sim::handed(19, count, count, true);
+        sim.network.across = ms(450);
+        // How far they are has to be learned.
+        sim.run(SECOND * 90);
+        for node in &mut sim.nodes {
+            node.notices.clear();
+        }
+        sim.run(SECOND * 120);
+        let alarms = (sim.nodes.iter().flat_map(|node| &node.notices))
+            .filter(|notice| matches!(notice, Notice::Unheard | Notice::Isolated(_)));
+        assert_eq!(alarms.count(), 0, "{count} nodes");
+        assert_eq!(sim.wronged(), 0, "{count} nodes");
+    }
+}
+
+#[test]
 fn whoever_reaches_few_condemns_nobody_that_others_hear() {
     // Node 0 gets through to node 1 alone, and hears everybody.
     let mut sim = Sim::settled(18, 12);

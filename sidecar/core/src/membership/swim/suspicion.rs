@@ -19,16 +19,19 @@ const WITNESSES_HEEDED: usize = 2;
 /// A suspicion that nobody confirms is held for so many times the shortest time (Lifeguard's default).
 const SUSPICION_HELD: u32 = 6;
 
-/// A suspicion of ours.
+/// A suspicion of ours. It outlives a new identity of our own, and with it foca's token.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    timer: Timer<Member>,
     about: Standing,
     since: Moment,
     confirmed: Vec<u64>,
 }
 
 impl Held {
+    fn is_about(&self, member: &Member, incarnation: u16) -> bool {
+        (self.about.member, self.about.incarnation) == (*member, incarnation)
+    }
+
     /// For how long it is held: Lifeguard's curve, from [`SUSPICION_HELD`] times down to once with every confirmation.
     fn time(&self, shortest: Duration, wanted: usize) -> Duration {
         let confirmed = self.confirmed.len();
@@ -65,7 +68,8 @@ impl Swim {
             return Verdict::Dropped;
         };
         if !self.is_still_suspect(member_id, *incarnation) {
-            if (self.held.get(&member_id.id)).is_some_and(|held| held.timer == *timer) {
+            let held = self.held.get(&member_id.id);
+            if held.is_some_and(|held| held.is_about(member_id, *incarnation)) {
                 self.held.remove(&member_id.id);
             }
             return Verdict::Dropped;
@@ -125,8 +129,7 @@ impl Swim {
         let Some(held) = self.held.get_mut(&about.member.id) else {
             return;
         };
-        let is_same =
-            (held.about.member, held.about.incarnation) == (about.member, about.incarnation);
+        let is_same = held.is_about(&about.member, about.incarnation);
         if is_same && held.confirmed.len() < CONFIRMATIONS && !held.confirmed.contains(&by) {
             held.confirmed.push(by);
             self.confirmations += 1;
@@ -176,11 +179,10 @@ impl Swim {
             return true;
         };
         let held = self.held.get(&member_id.id);
-        if held.is_some_and(|held| held.timer == *timer) {
+        if held.is_some_and(|held| held.is_about(member_id, *incarnation)) {
             return false;
         }
         let held = Held {
-            timer: timer.clone(),
             about: Standing {
                 member: *member_id,
                 incarnation: *incarnation,

@@ -29,6 +29,10 @@ pub enum Scenario {
     OneWay,
     /// One node hears no datagram, then nothing at all.
     Deaf,
+    /// One node hears all and is heard by nobody.
+    Mute,
+    /// Three zones 40 ms apart, one of which dies at once.
+    ZoneLost,
     /// Four nodes stand still for 16 s at a time.
     Stall,
     /// Nodes die and come back with their disk.
@@ -55,7 +59,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All stories, in the order they are listed.
-    pub const ALL: [Scenario; 20] = [
+    pub const ALL: [Scenario; 22] = [
         Scenario::Idle,
         Scenario::Hour,
         Scenario::Crash,
@@ -65,6 +69,8 @@ impl Scenario {
         Scenario::Noise,
         Scenario::OneWay,
         Scenario::Deaf,
+        Scenario::Mute,
+        Scenario::ZoneLost,
         Scenario::Stall,
         Scenario::Restart,
         Scenario::Fresh,
@@ -90,6 +96,8 @@ impl Scenario {
             Scenario::Noise => "noise",
             Scenario::OneWay => "one-way",
             Scenario::Deaf => "deaf",
+            Scenario::Mute => "mute",
+            Scenario::ZoneLost => "zone-lost",
             Scenario::Stall => "stall",
             Scenario::Restart => "restart",
             Scenario::Fresh => "fresh",
@@ -124,6 +132,8 @@ impl Scenario {
             Scenario::Noise => "5 % lost, 5 % doubled, all overtaking each other by up to 50 ms",
             Scenario::OneWay => "every fourth node is not heard by its neighbour for a minute",
             Scenario::Deaf => "one node hears no datagram for a minute, then nothing at all",
+            Scenario::Mute => "one node hears all the others and is heard by none for a minute",
+            Scenario::ZoneLost => "three zones 40 ms apart, and one of them dies at once",
             Scenario::Stall => "four nodes stand still for 16 s, three times",
             Scenario::Restart => "nodes die and come back with their disk",
             Scenario::Fresh => {

@@ -28,7 +28,10 @@ pub fn run(
     seed: u64,
     progress: &mut dyn FnMut(Moment),
 ) -> Report {
-    let zones = if scenario == Scenario::Zones { 3 } else { 1 };
+    let zones = match scenario {
+        Scenario::Zones | Scenario::ZoneLost => 3,
+        _ => 1,
+    };
     let records = nodes <= NODES_WITH_RECORDS_MAX;
     let mut story = Story {
         sim: Sim::handed(seed, nodes, zones, records),
@@ -78,6 +81,8 @@ impl Story<'_> {
                 self.sim.network.cut = |_, _| false;
             }
             Scenario::Deaf => self.deaf(),
+            Scenario::Mute => self.mute(),
+            Scenario::ZoneLost => self.zone_lost(),
             Scenario::Stall => self.stall(),
             Scenario::Restart => self.restart(true),
             Scenario::Fresh => self.restart(false),

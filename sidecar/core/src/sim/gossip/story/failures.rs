@@ -164,6 +164,47 @@ impl Story<'_> {
         self.figure("hearing again → whole, s", whole, 12.0);
     }
 
+    pub(super) fn mute(&mut self) {
+        // Others may take it for dead; it must take nobody for dead.
+        self.sim.nodes[1].excused = true;
+        self.sim.network.cut = |from, _| from == 1;
+        self.pass(SECOND * 60);
+        let wronged = self.taken_by(1);
+        self.figure(
+            "healthy nodes the mute one took for dead",
+            wronged as f64,
+            0.0,
+        );
+        self.sim.network.cut = |_, _| false;
+        let whole = self.wait(SECOND * 30, Sim::is_whole);
+        self.figure("heard again → whole, s", whole, 12.0);
+    }
+
+    pub(super) fn zone_lost(&mut self) {
+        self.sim.network.across = Duration::from_millis(40);
+        self.idle(SECOND * 12);
+        self.sim.network.refuses = false;
+        let died = self.sim.now;
+        let ends: Vec<usize> = (0..self.count()).filter(|index| index % 3 == 1).collect();
+        for index in &ends {
+            self.sim.kill(*index);
+        }
+        self.wait(SECOND * 60, Sim::is_whole);
+        let survivors = self.sim.alive().count();
+        let known_by_all = |index: &usize| {
+            let told = self.sim.downs.get(&self.sim.nodes[*index].member.id)?;
+            let last = told.last().filter(|_| told.len() >= survivors)?;
+            Some(last.since(died).as_secs_f64())
+        };
+        let mut took: Vec<f64> = (ends.iter())
+            .map(|index| known_by_all(index).unwrap_or(f64::INFINITY))
+            .collect();
+        let (median, last) = spread(&mut took);
+        self.plain("one of its members → last survivor, median s", median);
+        let most = if self.count() < 200 { 7.0 } else { 12.0 };
+        self.figure("all of its members → last survivor, s", last, most);
+    }
+
     pub(super) fn taken_by(&self, index: usize) -> usize {
         let told = self.sim.nodes[index].told.iter();
         told.filter(|(_, _, state)| *state == NodeState::Down)
