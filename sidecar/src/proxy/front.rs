@@ -266,13 +266,25 @@ async fn run(
         _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
         () = old_age(worker, ends) => {}
         ran_out = patience.run_out() => if ran_out != RanOut::Idle {
-            counter!("starling_client_faults_total").increment(1);
-            tracing::debug!(?ran_out, "a client dawdled too long");
+            dawdled(ran_out);
             return Ok(());
         },
     }
     connection.as_mut().end();
-    poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)).await
+    tokio::select! {
+        biased;
+        ended = poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)) => ended,
+        // One that neither reads nor hangs up would be waited for to the end of time.
+        ran_out = patience.run_out_of_farewell() => {
+            dawdled(ran_out);
+            Ok(())
+        }
+    }
+}
+
+fn dawdled(ran_out: RanOut) {
+    counter!("starling_client_faults_total").increment(1);
+    tracing::debug!(?ran_out, "a client dawdled too long");
 }
 
 /// Ready when a connection is too old for more requests.

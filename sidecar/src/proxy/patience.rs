@@ -23,6 +23,8 @@ use crate::clock::Clock;
 pub const HEAD_READ: Duration = Duration::from_secs(10);
 /// How long a client connection may rest between requests and before the first, and leave an answer unread.
 pub const CLIENT_IDLE: Duration = Duration::from_secs(300);
+/// How long a client that was told to go, and waits for nothing, may take to hang up.
+pub const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What one client connection is doing. Shared by its writes, its requests and its watch.
 #[derive(Debug)]
@@ -83,9 +85,21 @@ impl Patience {
 
     /// Ready when the client has dawdled too long.
     pub async fn run_out(&self) -> RanOut {
+        self.over(Moment::START, CLIENT_IDLE).await
+    }
+
+    /// The same from now on for a client that is told to go: what is being answered has its time, and then rest is
+    /// soon over.
+    pub async fn run_out_of_farewell(&self) -> RanOut {
+        self.over(self.clock.now(), FAREWELL).await
+    }
+
+    /// Ready when the client has rested for `rest`, not counting what was before `from`, or left an answer unread for
+    /// too long.
+    async fn over(&self, from: Moment, rest: Duration) -> RanOut {
         loop {
             let now = self.clock.now();
-            let (due, what) = self.due(now);
+            let (due, what) = self.due(from, rest, now);
             if due <= now {
                 return what;
             }
@@ -95,20 +109,18 @@ impl Patience {
         }
     }
 
-    fn due(&self, now: Moment) -> (Moment, RanOut) {
+    fn due(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
+        let is_answering = self.answering.load(Relaxed) > 0;
         let blocked_since = self.blocked_since.load(Relaxed);
         if blocked_since > 0 {
-            (
-                Moment::from_nanos(blocked_since) + CLIENT_IDLE,
-                RanOut::Blocked,
-            )
-        } else if self.answering.load(Relaxed) > 0 {
+            let patience = if is_answering { CLIENT_IDLE } else { rest };
+            let since = Moment::from_nanos(blocked_since).max(from);
+            (since + patience, RanOut::Blocked)
+        } else if is_answering {
             (now + HEAD_READ, RanOut::Idle)
         } else {
-            (
-                Moment::from_nanos(self.idle_since.load(Relaxed)) + CLIENT_IDLE,
-                RanOut::Idle,
-            )
+            let since = Moment::from_nanos(self.idle_since.load(Relaxed)).max(from);
+            (since + rest, RanOut::Idle)
         }
     }
 }
@@ -156,6 +168,30 @@ mod tests {
         let began = Instant::now();
         assert_eq!(patience.run_out().await, RanOut::Blocked);
         assert_eq!(began.elapsed().as_secs(), CLIENT_IDLE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_told_to_go_has_its_answer_and_then_ten_seconds() {
+        let patience = Patience::new(Clock::new());
+        advance(CLIENT_IDLE / 2).await;
+        let began = Instant::now();
+        assert_eq!(patience.run_out_of_farewell().await, RanOut::Idle);
+        assert_eq!(began.elapsed(), FAREWELL, "rest before it does not count");
+
+        let answering = patience.answer(listed());
+        let watch = tokio::spawn({
+            let patience = Arc::clone(&patience);
+            async move { patience.run_out_of_farewell().await }
+        });
+        advance(Duration::from_secs(3600)).await;
+        tokio::task::yield_now().await;
+        assert!(!watch.is_finished());
+        // The last of it goes out, and the goodbye behind it finds no room.
+        drop(answering);
+        patience.wrote(false);
+        let ended = Instant::now();
+        assert_eq!(watch.await.unwrap(), RanOut::Blocked);
+        assert!(ended.elapsed() <= FAREWELL + HEAD_READ);
     }
 
     #[tokio::test(start_paused = true)]

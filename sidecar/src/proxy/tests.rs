@@ -33,6 +33,7 @@ use super::{
     front,
     headers::Via,
     listen::Place,
+    patience::FAREWELL,
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
@@ -199,6 +200,13 @@ fn script<F: Future<Output = ()> + 'static>(
 }
 
 impl World {
+    /// Changes what the configuration says of all connections.
+    fn set(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = Settings::clone(&self.worker.settings());
+        change(&mut settings);
+        self.worker.common.settings.store(Arc::new(settings));
+    }
+
     fn client(&self) -> DuplexStream {
         let (client, server) = duplex(64 * 1024);
         let caller = Caller {
@@ -711,6 +719,34 @@ fn a_caller_that_has_connected_is_heard_though_the_sidecar_ends() {
         let mut nothing = String::new();
         silent.read_to_string(&mut nothing).await.unwrap();
         assert_eq!(nothing, "");
+    });
+}
+
+/// What a client of HTTP/2 says first: its preface, and settings that change nothing.
+const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[test]
+fn an_old_connection_of_http2_whose_client_says_nothing_more_is_closed() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let age = Duration::from_secs(60);
+        world.set(|settings| settings.connection_age = Some(age));
+        let began = tokio::time::Instant::now();
+        let mut client = world.client();
+        client.write_all(HTTP2_BEGIN).await.unwrap();
+        // It is told to go and asked whether it has heard (PING), and neither answers nor hangs up.
+        let mut told = Vec::new();
+        let read = tokio::time::timeout(age * 10, client.read_to_end(&mut told)).await;
+        read.expect("it is not waited for for ever").unwrap();
+        let lasted = began.elapsed();
+        assert!(
+            lasted > age * 9 / 10 && lasted <= age * 11 / 10 + FAREWELL + Duration::from_secs(1),
+            "{lasted:?}"
+        );
+        let goaway = told
+            .windows(5)
+            .any(|frame| frame == b"\0\0\x08\x07\0");
+        assert!(goaway, "{told:?}");
     });
 }
 
