@@ -21,6 +21,8 @@ pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
 /// HTTP/2 connections per endpoint and worker: another one is opened where the streams of all are used up, and with
 /// this many requests wait. Four times the usual 100 streams are more than one worker keeps one endpoint busy with.
 pub const H2_PER_ENDPOINT_MAX: usize = 4;
+/// After another HTTP/2 connection was not to be had, none is tried for so long while there are others.
+const H2_GROWS_AGAIN: Duration = Duration::from_secs(1);
 /// How long an idle connection is kept while nothing is known of the server: short, because a server that closes
 /// first turns the next request into an error.
 pub const IDLE_UNKNOWN: Duration = Duration::from_secs(3);
@@ -112,6 +114,8 @@ pub struct SharedH2 {
     open: RefCell<Vec<Multiplexed>>,
     /// Held while one is opened.
     pub dialling: Mutex<()>,
+    /// Before then nobody tries to open another one beside those that are open.
+    grows_from: Cell<Moment>,
 }
 
 impl SharedH2 {
@@ -132,8 +136,13 @@ impl SharedH2 {
     }
 
     /// Whether there may be another one.
-    pub fn may_grow(&self) -> bool {
-        self.open.borrow().len() < H2_PER_ENDPOINT_MAX
+    pub fn may_grow(&self, now: Moment) -> bool {
+        self.open.borrow().len() < H2_PER_ENDPOINT_MAX && self.grows_from.get() <= now
+    }
+
+    /// Another one was not to be had: whoever finds those that are open used up waits for a stream, for a while.
+    pub fn cannot_grow(&self, now: Moment) {
+        self.grows_from.set(now + H2_GROWS_AGAIN);
     }
 
     /// Takes one in that was just opened.

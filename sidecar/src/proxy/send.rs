@@ -27,7 +27,7 @@ use super::{
         client::{Trouble, exchange},
         wire::Wire,
     },
-    pool::{IDLE_MAX, Idle, Multiplexed},
+    pool::{IDLE_MAX, Idle, Multiplexed, SharedH2},
     transport::Transport,
     worker::{Admission, Worker},
 };
@@ -258,34 +258,54 @@ async fn over_http2(
     let (shared, reused) = match open {
         Some(shared) => (shared, true),
         None => {
-            // Whoever holds the lock dials for all; the others wait no longer than they would dial themselves.
             let opening = async {
-                let _dialling = place.dialling.lock().await;
-                if let Some(shared) = place.with_room(worker.clock.now()) {
-                    return Ok((shared, true));
+                let another = another(&worker, upstream, &endpoint, &place);
+                if place.least_used().is_none() {
+                    return another.await;
                 }
-                if let Some(shared) = place.least_used().filter(|_| !place.may_grow()) {
-                    return Ok((shared, true));
-                }
-                let transport = match dialled(&worker, upstream, &endpoint, false, None).await {
-                    Ok(transport) => transport,
-                    // An endpoint may take no other connection: then a stream has to be waited for.
-                    Err(why) => return place.least_used().map(|shared| (shared, true)).ok_or(why),
+                // An endpoint may take no other connection: then a stream has to be waited for, and there must be time.
+                let left = terms.deadline.since(worker.clock.now());
+                let patience = upstream.policy.timeouts.connect.min(left) / 2;
+                let why = match timeout(patience, another).await {
+                    Ok(Ok(opened)) => return Ok(opened),
+                    Ok(Err(why)) => why,
+                    Err(_) => Unreachable::ConnectTimedOut,
                 };
-                let agreed = transport.agreed_http2();
-                if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
-                    // It spoke HTTP/2 before; the next try finds out anew.
-                    worker.pool.borrow_mut().disagree_http2(endpoint.id);
-                    return Err(Unreachable::ConnectFailed);
-                }
-                let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
-                place.add(shared.clone());
-                Ok((shared, false))
+                place.cannot_grow(worker.clock.now());
+                place.least_used().map(|shared| (shared, true)).ok_or(why)
             };
             connect(upstream, opening).await?
         }
     };
     ask(attempt, shared, call, terms, reused).await
+}
+
+/// Opens another HTTP/2 connection, unless one has room by now or there may be no more; and whether others had it
+/// before. Whoever holds the lock dials for all.
+async fn another(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: &Arc<Endpoint>,
+    place: &SharedH2,
+) -> Result<(Multiplexed, bool), Unreachable> {
+    let _dialling = place.dialling.lock().await;
+    let now = worker.clock.now();
+    if let Some(shared) = place.with_room(now) {
+        return Ok((shared, true));
+    }
+    if let Some(shared) = place.least_used().filter(|_| !place.may_grow(now)) {
+        return Ok((shared, true));
+    }
+    let transport = dialled(worker, upstream, endpoint, false, None).await?;
+    let agreed = transport.agreed_http2();
+    if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
+        // It spoke HTTP/2 before; the next try finds out anew.
+        worker.pool.borrow_mut().disagree_http2(endpoint.id);
+        return Err(Unreachable::ConnectFailed);
+    }
+    let shared = multiplexed(worker, upstream, endpoint, transport).await?;
+    place.add(shared.clone());
+    Ok((shared, false))
 }
 
 /// Enters a connection just opened into the table.

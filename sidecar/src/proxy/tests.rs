@@ -13,11 +13,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::Response;
 use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, Place as At, Policy, Weight},
+    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, Weight},
     snapshot::{Inputs, Snapshot},
 };
 use tokio::{
@@ -858,6 +860,48 @@ fn connect_opens_a_tunnel_to_a_name_of_the_mesh() {
         let mut rest = String::new();
         client.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "HELLO");
+    });
+}
+
+/// Speaks HTTP/2, allows one stream at a time, and answers each after so long.
+fn one_at_a_time(after: Duration) -> Script {
+    script(move |_, stream| async move {
+        let mut server = h2::server::Builder::new();
+        let server = server.max_concurrent_streams(1);
+        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(after).await;
+                let _ = respond.send_response(Response::new(()), true);
+            });
+        }
+    })
+}
+
+#[test]
+fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_has() {
+    run(async {
+        let answers_after = Duration::from_millis(50);
+        let world = world(vec![(1, one_at_a_time(answers_after))], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.retry.retries = 0;
+            policy.timeouts.connect = Duration::from_secs(1);
+        });
+        // From the first answer on it is known that there is one stream.
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        world.silent.borrow_mut().push(address(1));
+        let began = tokio::time::Instant::now();
+        let answers = tokio::join!(world.ask(GET), world.ask(GET), world.ask(GET));
+        for answer in [answers.0, answers.1, answers.2] {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(world.dialled.borrow().len(), 2, "both that waited, by one dial");
+        // For a while nobody tries in vain again.
+        let began = tokio::time::Instant::now();
+        let _ = tokio::join!(world.ask(GET), world.ask(GET));
+        assert!(began.elapsed() < answers_after * 3, "{:?}", began.elapsed());
+        assert_eq!(world.dialled.borrow().len(), 2);
     });
 }
 
