@@ -23,7 +23,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::transport::Transport;
+use super::{
+    proxy_header::{self, Addresses},
+    transport::Transport,
+};
 use crate::clock::Clock;
 
 mod kernel;
@@ -91,7 +94,7 @@ pub struct Entry {
     /// `None` for a flow, whose socket belongs to others too.
     transport: RefCell<Option<Transport>>,
     /// The client, where the socket does not tell: behind a proxy, or of a flow.
-    client: Option<Box<SocketAddr>>,
+    told: Option<Box<Told>>,
     spoken: Cell<Spoken>,
     course: RefCell<Option<Box<Course>>>,
     opened: Moment,
@@ -106,6 +109,14 @@ pub struct Entry {
     ends: Cell<Option<Moment>>,
     /// The connection on the other side that it serves, or is served by; 0: none of its own.
     partner: Cell<u64>,
+}
+
+/// A client that its socket does not tell.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    source: SocketAddr,
+    /// What it called, if that is known.
+    destination: Option<SocketAddr>,
 }
 
 /// Where a connection leads.
@@ -132,12 +143,12 @@ impl Connections {
         self.now.set(now);
     }
 
-    /// Enters a connection that a client opened, by a listener of `upstream` if it is one of its own. `client` is told
-    /// where the socket does not know.
+    /// Enters a connection that a client opened, by a listener of `upstream` if it is one of its own. `told` is who
+    /// called whom where the socket does not know.
     pub fn client(
         self: &Rc<Self>,
         transport: Transport,
-        client: Option<SocketAddr>,
+        told: Option<Addresses>,
         upstream: Option<&str>,
         rests: Duration,
     ) -> Rc<Entry> {
@@ -146,7 +157,11 @@ impl Connections {
             endpoint: None,
             sticky: false,
         });
-        self.enter(Side::Client, Some(transport), client, course, rests)
+        let told = told.map(|told| Told {
+            source: told.source,
+            destination: Some(told.destination),
+        });
+        self.enter(Side::Client, Some(transport), told, course, rests)
     }
 
     /// Enters a connection that we opened.
@@ -176,7 +191,11 @@ impl Connections {
     ) -> Rc<Entry> {
         let course = Course::to(upstream, endpoint);
         let rests = upstream.policy.timeouts.idle;
-        let entry = self.enter(Side::Client, None, client, Some(course), rests);
+        let told = client.map(|source| Told {
+            source,
+            destination: None,
+        });
+        let entry = self.enter(Side::Client, None, told, Some(course), rests);
         entry.speaks(spoken);
         entry
     }
@@ -185,7 +204,7 @@ impl Connections {
         self: &Rc<Self>,
         side: Side,
         transport: Option<Transport>,
-        client: Option<SocketAddr>,
+        told: Option<Told>,
         course: Option<Course>,
         rests: Duration,
     ) -> Rc<Entry> {
@@ -201,7 +220,7 @@ impl Connections {
             table: Rc::clone(self),
             slot,
             transport: RefCell::new(transport),
-            client: client.map(Box::new),
+            told: told.map(Box::new),
             spoken: Cell::new(Spoken::Nothing),
             course: RefCell::new(course.map(Box::new)),
             opened: now,
@@ -327,12 +346,30 @@ impl Entry {
 
     /// Whoever is at the client's end, if that is known.
     pub fn client_address(&self) -> Option<SocketAddr> {
-        if let Some(told) = &self.client {
-            return Some(**told);
+        if let Some(told) = &self.told {
+            return Some(told.source);
         }
         let canonical =
             |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         self.tcp(|stream| stream.peer_addr().ok().map(canonical))?
+    }
+
+    /// What a connection to an endpoint of `upstream` begins with that is made on behalf of this client: a PROXY header
+    /// with its addresses; `None`: nothing.
+    pub fn introduction(&self, upstream: &Upstream) -> Option<Vec<u8>> {
+        let version = upstream.policy.send_proxy?;
+        Some(proxy_header::write(version, self.addresses()))
+    }
+
+    /// Who called whom; `None` behind a Unix socket.
+    fn addresses(&self) -> Option<Addresses> {
+        match self.told.as_deref() {
+            Some(told) => Some(Addresses {
+                source: told.source,
+                destination: told.destination?,
+            }),
+            None => self.carrier(Addresses::of)?,
+        }
     }
 
     /// Looks at its TCP socket, if it is one.

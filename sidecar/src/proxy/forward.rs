@@ -254,7 +254,8 @@ pub async fn connect(caller: &Caller, request: &Request<Inflow>) -> Response<Rep
     let Some(admission) = Admission::in_flight(upstream) else {
         return refuse(&desk.meters, Cause::Full);
     };
-    match tunnel::reach(worker, upstream, caller.origin.ip, None).await {
+    let header = caller.entry.introduction(upstream);
+    match tunnel::reach(worker, upstream, caller.origin.ip, header.as_deref()).await {
         Err(None) => refuse(&desk.meters, Cause::NoEndpoint),
         Err(Some(why)) => refuse(&desk.meters, cause_of_unreachable(why)),
         Ok((transport, attempt)) => {

@@ -89,7 +89,7 @@ pub async fn serve(
     place: Place,
 ) {
     let secure = transport.is_tls();
-    let (peer, told) = (caller.ip, caller.told_address());
+    let (peer, told) = (caller.ip, caller.told);
     let connections = &worker.connections;
     let entry = connections.client(transport, told, upstream.as_deref(), CLIENT_IDLE);
     if let Some(age) = worker.settings().connection_age {

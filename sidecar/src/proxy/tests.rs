@@ -19,7 +19,7 @@ use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, Weight},
+    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, ProxyVersion, Weight},
     snapshot::{Inputs, Snapshot},
 };
 use tokio::{
@@ -36,6 +36,7 @@ use super::{
     headers::Via,
     listen::Place,
     patience::FAREWELL,
+    proxy_header::{self, Addresses},
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
@@ -77,8 +78,11 @@ impl Service<Target> for Endpoints {
                 return std::future::pending().await;
             }
             let script = script.ok_or(io::ErrorKind::ConnectionRefused)?;
-            let (ours, theirs) = duplex(64 * 1024);
+            let (mut ours, theirs) = duplex(64 * 1024);
             tokio::task::spawn_local(script(before, theirs));
+            if let Some(header) = &target.header {
+                ours.write_all(header).await?;
+            }
             Ok(Transport::Pipe(ours))
         })
     }
@@ -210,10 +214,15 @@ impl World {
     }
 
     fn client(&self) -> DuplexStream {
+        self.introduced(None)
+    }
+
+    /// A client that came with this PROXY header, if any.
+    fn introduced(&self, told: Option<Addresses>) -> DuplexStream {
         let (client, server) = duplex(64 * 1024);
         let caller = Caller {
             ip: Some([127, 0, 0, 1].into()),
-            told: None,
+            told,
         };
         let serving = front::serve(
             Rc::clone(&self.worker),
@@ -902,6 +911,40 @@ fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_
         let _ = tokio::join!(world.ask(GET), world.ask(GET));
         assert!(began.elapsed() < answers_after * 3, "{:?}", began.elapsed());
         assert_eq!(world.dialled.borrow().len(), 2);
+    });
+}
+
+#[test]
+fn a_tunnel_begins_with_whose_it_is_and_not_with_what_its_client_says_of_itself() {
+    run(async {
+        // Tells whom it was told of, and then what came behind that.
+        let told = script(|_, mut stream| async move {
+            let whose = proxy_header::read(&mut stream).await.unwrap();
+            let whose = whose.map_or("nobody".to_owned(), |told| told.source.to_string());
+            stream.write_all(whose.as_bytes()).await.unwrap();
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.unwrap();
+            stream.write_all(&rest).await.unwrap();
+        });
+        let world = world(vec![(1, told)], &[1], |policy| {
+            policy.send_proxy = Some(ProxyVersion::Two);
+        });
+        let forged = "PROXY TCP4 6.6.6.6 10.0.0.1 6 6\r\n";
+        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\n";
+        let ours = Addresses {
+            source: "10.1.2.3:4000".parse().unwrap(),
+            destination: "10.1.2.4:80".parse().unwrap(),
+        };
+        for (whose, seen) in [(Some(ours), "10.1.2.3:4000"), (None, "nobody")] {
+            let mut client = world.introduced(whose);
+            client.write_all(ask.as_bytes()).await.unwrap();
+            client.write_all(forged.as_bytes()).await.unwrap();
+            client.shutdown().await.unwrap();
+            assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest, format!("{seen}{forged}"));
+        }
     });
 }
 

@@ -37,7 +37,6 @@ use super::{
     listen::Place,
     outage::Outage,
     patience::HEAD_READ,
-    proxy_header::{self, Addresses},
     send::{dialled, listed},
     standby::Standby,
     transport::Transport,
@@ -129,16 +128,12 @@ pub async fn serve(
     };
     let idle = upstream.policy.timeouts.idle;
     let connections = &worker.connections;
-    let client = connections.client(client, caller.told_address(), Some(&name), idle);
+    let client = connections.client(client, caller.told, Some(&name), idle);
     // What was read to find the way is the client's too.
     client.received(first.len());
     let told = Told::new(&worker, &client);
-    let header = upstream.policy.send_proxy.map(|version| {
-        let of_socket = || client.carrier(Addresses::of).flatten();
-        proxy_header::write(version, caller.told.or_else(of_socket))
-    });
     // It goes before a handshake, and with the first bytes where there is none.
-    let before = header.filter(|header| {
+    let before = client.introduction(upstream).filter(|header| {
         let shakes_hands = worker.settings().tls.contains_key(&name);
         if !shakes_hands {
             first.splice(..0, header.iter().copied());

@@ -2,12 +2,7 @@
 //!
 //! Not here: accepting it (`listen.rs`), and what is spoken (`front.rs`, `tunnel.rs`).
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{io, net::IpAddr, rc::Rc, sync::Arc};
 
 use metrics::counter;
 use tokio::time::timeout;
@@ -52,11 +47,6 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Its address, where its connection's socket has another.
-    pub fn told_address(&self) -> Option<SocketAddr> {
-        self.told.map(|told| told.source)
-    }
-
     /// Whoever the connection's PROXY header says, who is nobody new if it names none.
     async fn introduced(self, transport: &mut Transport) -> Option<Caller> {
         let read = timeout(HEAD_READ, proxy_header::read(transport)).await;
