@@ -62,8 +62,14 @@ pub async fn close(mut sidecar: Sidecar, mut hasty: bool, cut: impl Future<Outpu
         }
         () = cut.as_mut(), if !hasty => {}
     }
+    let log = sidecar.access_log();
     if left == 0 {
         sidecar.join();
+    }
+    if let Some(log) = log
+        && !log.written().await
+    {
+        tracing::warn!("the access log takes no more; its last lines are lost");
     }
     tracing::info!("gone");
 }

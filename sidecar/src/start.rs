@@ -273,6 +273,11 @@ impl Sidecar {
         self.phase.send_replace(Phase::Ending);
     }
 
+    /// Where relayed connections that have ended are told of, if anywhere.
+    pub fn access_log(&self) -> Option<AccessLog> {
+        self.settings.load().access_log.clone()
+    }
+
     /// Says goodbye to the mesh.
     pub async fn leave(&mut self) {
         let (done, left) = oneshot::channel();
