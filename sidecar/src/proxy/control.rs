@@ -5,10 +5,16 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{FORWARDED, VIA},
+};
 use mesh_core::explain::Account;
 
-use super::{headers::Origin, worker::Settings};
+use super::{
+    headers::{Origin, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
+    worker::Settings,
+};
 use crate::config::duration;
 
 /// Asks for an account of the decision, in a header of the same name of the answer.
@@ -18,10 +24,14 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-starling-timeout");
 const ZONE: HeaderName = HeaderName::from_static("x-starling-zone");
 const INSTANCE: HeaderName = HeaderName::from_static("x-starling-instance");
 
-/// Headers that say that somebody else stands behind the caller.
-const FORWARDING: [HeaderName; 2] = [
-    HeaderName::from_static("forwarded"),
-    HeaderName::from_static("x-forwarded-for"),
+/// Headers that say that somebody else stands behind the caller: what a reverse proxy adds in its usual set-up.
+const FORWARDING: [HeaderName; 6] = [
+    FORWARDED,
+    VIA,
+    X_FORWARDED_FOR,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PROTO,
+    HeaderName::from_static("x-real-ip"),
 ];
 
 /// Longest account: HTTP servers and clients that read 8 KiB of head in all are still in use.
@@ -154,11 +164,20 @@ mod tests {
             assert_eq!(take(&settings(true), &from(ip), &mut headers), Ok(want));
             assert!(headers.is_empty(), "{headers:?}");
         }
-        let mut headers = request(&fields);
-        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9"));
-        let wishes = take(&settings(true), &from(Some("127.0.0.1")), &mut headers);
-        assert_eq!(wishes, Ok(Wishes::default()));
-        assert_eq!(headers.len(), 1);
+        for (name, value) in [
+            ("forwarded", "for=203.0.113.9"),
+            ("via", "1.1 nginx"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-proto", "https"),
+            ("x-real-ip", "203.0.113.9"),
+        ] {
+            let mut headers = request(&fields);
+            headers.extend(request(&[(name, value)]));
+            let wishes = take(&settings(true), &from(Some("127.0.0.1")), &mut headers);
+            assert_eq!(wishes, Ok(Wishes::default()), "{name}");
+            assert_eq!(headers.len(), 1, "{name} alone goes on");
+        }
     }
 
     #[test]
