@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use mesh_core::policy::{Limits, Protocol};
 use mesh_core::snapshot::Snapshot;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -125,6 +125,7 @@ impl Sidecar {
             snapshot: Arc::clone(&snapshot),
             settings: Arc::clone(&settings),
             phase: phases,
+            verdicts: Notify::new(),
         });
         let (workers, threads) =
             worker::start(config.node.workers, &common).map_err(|error| StartError {

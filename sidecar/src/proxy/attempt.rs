@@ -140,10 +140,14 @@ impl Attempt {
             latency,
             connection: self.connection,
         };
+        let was_out = self.endpoint.is_ejected();
         let ejected = {
             let rng = &mut *self.worker.rng.borrow_mut();
             self.upstream.report(&self.endpoint, &report, now, rng)
         };
+        if was_out {
+            self.worker.common.verdicts.notify_waiters();
+        }
         if let Some(ejected) = ejected {
             self.worker
                 .ejected(&self.upstream, &self.endpoint, &ejected);
@@ -162,6 +166,9 @@ impl Drop for Attempt {
                 self.endpoint.gave_up(now);
                 self.upstream
                     .cancelled(&self.endpoint, now.since(self.began), now);
+                if self.endpoint.is_ejected() {
+                    self.worker.common.verdicts.notify_waiters();
+                }
             }
             // Its answer had begun: a stream that its client ends is no doubt about the endpoint.
             Stage::Headed { .. } => self.judge(Outcome::ClientFault, now),

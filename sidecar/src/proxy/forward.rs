@@ -127,7 +127,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
         let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
             if !matches!(last, Some(Ok(_)))
                 && standby
-                    .a_moment(worker, &upstream, tries.tried(), tries.deadline())
+                    .a_verdict(worker, &upstream, tries.tried(), tries.deadline())
                     .await
             {
                 continue;

@@ -5,15 +5,12 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::{moment::Moment, snapshot::Upstream};
-use tokio::time::sleep;
+use tokio::time::timeout_at;
 
 use super::worker::{Admission, Worker};
 
 /// Longest wait for the verdict on others: as long as a canary is given at least for its answer.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-
-/// How often it is looked for: any worker may come to it, and it is waited for seldom.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The wait of one request, or one connection; ends with it.
 #[derive(Default)]
@@ -25,15 +22,17 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// Waits a moment for the verdict on somebody who is not in `tried`, at most until `deadline`. False when there is
-    /// none to wait for, too many wait already, or it took too long.
-    pub async fn a_moment(
+    /// Waits for a verdict, which may be on somebody who is not in `tried`, at most until `deadline`. False when there
+    /// is none to wait for, too many wait already, or it took too long.
+    pub async fn a_verdict(
         &mut self,
         worker: &Worker,
         upstream: &Arc<Upstream>,
         tried: &[u64],
         deadline: Moment,
     ) -> bool {
+        // Any worker may come to it; told of before looking, so that nothing is missed between the two.
+        let told = worker.common.verdicts.notified();
         let now = worker.clock.now();
         if !upstream.awaits_verdict(tried, now) {
             return false;
@@ -45,11 +44,7 @@ impl Standby {
         if self.place.is_none() {
             return false;
         }
-        if now + LOOK_EVERY > until {
-            return false;
-        }
-        sleep(LOOK_EVERY).await;
-        true
+        timeout_at(worker.clock.instant(until), told).await.is_ok()
     }
 
     /// Somebody was found: its place is free for who waits for a connection.

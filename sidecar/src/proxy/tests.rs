@@ -24,7 +24,7 @@ use mesh_core::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-    sync::watch,
+    sync::{Notify, watch},
     task::LocalSet,
 };
 use tower::Service;
@@ -174,6 +174,7 @@ pub(super) fn common(
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         settings: Arc::new(ArcSwap::from_pointee(settings)),
         phase: phases,
+        verdicts: Notify::new(),
     };
     (common, phase)
 }
@@ -754,9 +755,7 @@ fn an_old_connection_of_http2_whose_client_says_nothing_more_is_closed() {
             lasted > age * 9 / 10 && lasted <= age * 11 / 10 + FAREWELL + Duration::from_secs(1),
             "{lasted:?}"
         );
-        let goaway = told
-            .windows(5)
-            .any(|frame| frame == b"\0\0\x08\x07\0");
+        let goaway = told.windows(5).any(|frame| frame == b"\0\0\x08\x07\0");
         assert!(goaway, "{told:?}");
     });
 }
@@ -905,7 +904,11 @@ fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
         assert!(began.elapsed() < Duration::from_secs(1));
-        assert_eq!(world.dialled.borrow().len(), 2, "both that waited, by one dial");
+        assert_eq!(
+            world.dialled.borrow().len(),
+            2,
+            "both that waited, by one dial"
+        );
         // For a while nobody tries in vain again.
         let began = tokio::time::Instant::now();
         let _ = tokio::join!(world.ask(GET), world.ask(GET));
@@ -971,6 +974,44 @@ fn a_client_that_goes_takes_its_request_with_it() {
         drop(client);
         let told = tokio::time::timeout(Duration::from_secs(1), ended).await;
         told.expect("in time").expect("the endpoint saw the end");
+    });
+}
+
+#[test]
+fn whoever_stands_by_goes_on_with_the_verdict() {
+    run(async {
+        // As long as no multiple of a few milliseconds, so that a look now and then would come late.
+        let answers_after = Duration::from_millis(107);
+        let slow = script(move |_, mut stream| async move {
+            while !head(&mut stream).await.is_empty() {
+                tokio::time::sleep(answers_after).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        let world = world(vec![(1, slow)], &[1, 2], |_| {});
+        let worker = &world.worker;
+        let snapshot = worker.snapshot();
+        let upstream = snapshot.upstream("web").unwrap();
+        let endpoint = &upstream.tiers[0].members[0].endpoint;
+        assert_eq!(endpoint.key.address, address(1));
+        for _ in 0..5 {
+            let refused = Outcome::Unreachable(Unreachable::Refused);
+            Attempt::begin(worker, upstream, endpoint).failed(refused);
+        }
+        assert!(endpoint.is_ejected());
+        // The one that is in refuses; one request asks the one that is out, and the other waits for what comes of it.
+        let began = tokio::time::Instant::now();
+        let answers = tokio::join!(world.ask(GET), world.ask(GET));
+        for answer in [answers.0, answers.1] {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        let lasted = began.elapsed();
+        let both = answers_after * 2;
+        assert!(
+            lasted >= both && lasted < both + Duration::from_millis(3),
+            "{lasted:?}"
+        );
     });
 }
 

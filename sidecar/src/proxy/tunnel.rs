@@ -202,7 +202,7 @@ pub async fn reach(
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
             if standby
-                .a_moment(worker, upstream, tries.tried(), tries.deadline())
+                .a_verdict(worker, upstream, tries.tried(), tries.deadline())
                 .await
             {
                 continue;

@@ -28,7 +28,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::{Builder, LocalOptions},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 
@@ -60,6 +60,8 @@ pub struct Common {
     pub settings: Arc<ArcSwap<Settings>>,
     /// Where this sidecar is in its life.
     pub phase: watch::Receiver<Phase>,
+    /// Told when it is known of one that was sent out, on any worker, whether it is well again.
+    pub verdicts: Notify,
 }
 
 /// What the configuration says of all connections.
