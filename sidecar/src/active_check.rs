@@ -9,9 +9,17 @@ use ::http::StatusCode;
 use mesh_core::check::Verdict;
 use mesh_proto::record::Health;
 use rand::RngExt;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::TlsConnector;
 
-use crate::config::{Check, CheckKind};
+use crate::{
+    config::{Check, CheckKind},
+    tls::{self, ClientTls},
+};
 
 mod exec;
 mod grpc;
@@ -26,6 +34,54 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(250);
 const FIRST_INTERVAL_UNTIL: Duration = Duration::from_secs(60);
 /// Share of the interval by which a pause is longer or shorter, so that checks of many hosts spread.
 const JITTER: f64 = 0.1;
+
+/// Who is checked, and how whoever asks anything there has to begin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subject {
+    /// Where.
+    pub address: SocketAddr,
+    /// What the `Host` header says.
+    pub host: Box<str>,
+    /// TLS to be begun there.
+    pub tls: Option<ClientTls>,
+    /// What goes before anything else, if it expects a PROXY header.
+    pub introduction: Vec<u8>,
+}
+
+impl Subject {
+    /// Whoever speaks in the clear, and to everybody.
+    pub fn in_the_clear(address: SocketAddr, host: &str) -> Subject {
+        Subject {
+            address,
+            host: host.into(),
+            tls: None,
+            introduction: Vec::new(),
+        }
+    }
+
+    async fn connected(&self) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        stream.write_all(&self.introduction).await?;
+        Ok(stream)
+    }
+
+    /// A connection on which `inside` is spoken next.
+    async fn opened(&self, inside: fn(ClientTls) -> ClientTls) -> Result<Box<dyn Stream>, Fault> {
+        let stream = self.connected().await.map_err(Fault::Connect)?;
+        let Some(tls) = self.tls.clone().map(inside) else {
+            return Ok(Box::new(stream));
+        };
+        let name = tls.server_name;
+        let name = name.unwrap_or_else(|| tls::name_of(self.address.ip()));
+        let shaken = TlsConnector::from(tls.config).connect(name, stream).await;
+        Ok(Box::new(shaken.map_err(Fault::Tls)?))
+    }
+}
+
+/// What a check asks over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// What a check found out about an application that does not fail.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +99,8 @@ pub enum Fault {
     TimedOut,
     /// The connection was not accepted.
     Connect(io::Error),
+    /// Connected, but no hands were shaken.
+    Tls(io::Error),
     /// Connected, but what came was no HTTP answer.
     Http(hyper::Error),
     /// Answered with a status that is not expected.
@@ -80,6 +138,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::TimedOut => f.write_str("no answer in time"),
             Fault::Connect(error) => write!(f, "not connected: {error}"),
+            Fault::Tls(error) => write!(f, "no TLS: {error}"),
             Fault::Http(error) => write!(f, "no HTTP answer: {error}"),
             Fault::Status(status) => write!(f, "answered {status}"),
             Fault::Body(pattern) => write!(f, "answered a body without {pattern:?}"),
@@ -109,28 +168,42 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Runs `check` once against `address`; `host` is what the `Host` header says.
+/// Runs `check` once.
 ///
 /// # Errors
 /// The first thing that went wrong; [`Fault::TimedOut`] when `check.timeout` is over.
-pub async fn once(check: &Check, address: SocketAddr, host: &str) -> Result<Finding, Fault> {
+pub async fn once(check: &Check, subject: &Subject) -> Result<Finding, Fault> {
     let _turn = match check.kind {
         CheckKind::Exec { .. } => exec::turn().await,
         _ => None,
     };
-    let attempt = attempt(&check.kind, address, host);
-    tokio::time::timeout(check.timeout, attempt)
+    tokio::time::timeout(check.timeout, attempt(&check.kind, subject))
         .await
         .unwrap_or(Err(Fault::TimedOut))
 }
 
-async fn attempt(kind: &CheckKind, address: SocketAddr, host: &str) -> Result<Finding, Fault> {
-    let connect = || async { TcpStream::connect(address).await.map_err(Fault::Connect) };
+async fn attempt(kind: &CheckKind, subject: &Subject) -> Result<Finding, Fault> {
+    let host = &*subject.host;
     match kind {
-        CheckKind::Tcp => connect().await.map(drop)?,
-        CheckKind::Http(check) => http::ask(connect().await?, check, host).await?,
-        CheckKind::Grpc { service } => grpc::ask(connect().await?, service, host).await?,
-        CheckKind::Exec { command } => return exec::run(command, address, host).await,
+        CheckKind::Tcp => subject
+            .connected()
+            .await
+            .map(drop)
+            .map_err(Fault::Connect)?,
+        CheckKind::Http(check) => {
+            let stream = subject.opened(ClientTls::speaking_http1).await?;
+            http::ask(stream, check, host).await?;
+        }
+        CheckKind::Grpc { service } => {
+            let stream = subject.opened(ClientTls::speaking_http2).await?;
+            let scheme = if subject.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            grpc::ask(stream, service, (scheme, host)).await?;
+        }
+        CheckKind::Exec { command } => return exec::run(command, subject.address, host).await,
         // Nobody asks for it: whoever holds the check listens instead.
         CheckKind::Ttl { .. } => return Err(Fault::TimedOut),
     }
@@ -142,8 +215,7 @@ async fn attempt(kind: &CheckKind, address: SocketAddr, host: &str) -> Result<Fi
 /// `tell` hears each change of the verdict; it is called before the next check starts.
 pub async fn repeat<F: Future<Output = ()>>(
     check: &Check,
-    address: SocketAddr,
-    host: &str,
+    subject: &Subject,
     mut verdict: Verdict,
     mut tell: impl FnMut(Verdict) -> F,
 ) {
@@ -151,7 +223,7 @@ pub async fn repeat<F: Future<Output = ()>>(
     let mut last_said = None;
     loop {
         let due = Instant::now() + pause(check, &verdict, began.elapsed());
-        let (health, said) = match once(check, address, host).await {
+        let (health, said) = match once(check, subject).await {
             Ok(Finding::Well) => (Health::Passing, None),
             Ok(Finding::Warning(said)) => (Health::Warning, Some(said)),
             Err(fault) => (Health::Failing, Some(fault.to_string())),
@@ -164,7 +236,7 @@ pub async fn repeat<F: Future<Output = ()>>(
                 Health::Warning => "check warns",
                 _ => "check failed",
             };
-            tracing::info!(%address, said, "{result}");
+            tracing::info!(address = %subject.address, said, "{result}");
         }
         last_said = said;
         if verdict.record(health) {

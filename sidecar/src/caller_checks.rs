@@ -13,8 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    active_check,
+    active_check::{self, Subject},
     config::{Check, Upstream},
+    proxy::proxy_header,
     resolve::Resolved,
 };
 
@@ -110,11 +111,11 @@ struct Checked {
     running: AbortHandle,
 }
 
-/// What is checked, and under which name it is spoken to.
+/// Who is checked, and how.
 #[derive(Clone, PartialEq)]
 struct Target {
     check: Check,
-    host: String,
+    subject: Subject,
 }
 
 struct Told {
@@ -183,6 +184,10 @@ impl Task {
             let Some(check) = &upstream.check else {
                 continue;
             };
+            let version = upstream.policy.send_proxy;
+            // A check calls for nobody but itself.
+            let introduction = version.map(|version| proxy_header::write(version, None));
+            let introduction = introduction.unwrap_or_default();
             for endpoint in &upstream.policy.endpoints {
                 let (addresses, host) = match &endpoint.place {
                     Place::Address(address) => (vec![*address], address.to_string()),
@@ -196,10 +201,17 @@ impl Task {
                         tracing::warn!(CHECKED_MAX, "too many endpoints: the rest is not checked");
                         return targets;
                     }
-                    let (check, host) = (check.clone(), host.clone());
+                    let target = || Target {
+                        check: check.clone(),
+                        subject: Subject {
+                            tls: upstream.tls.clone(),
+                            introduction: introduction.clone(),
+                            ..Subject::in_the_clear(address, &host)
+                        },
+                    };
                     targets
                         .entry((upstream.policy.name.clone(), address))
-                        .or_insert(Target { check, host });
+                        .or_insert_with(target);
                 }
             }
         }
@@ -211,8 +223,7 @@ impl Task {
         let generation = self.generation;
         let (verdicts, run, first) = (self.verdicts.clone(), target.clone(), verdict.clone());
         let running = self.checks.spawn(async move {
-            let address = key.1;
-            active_check::repeat(&run.check, address, &run.host, first, |verdict| {
+            active_check::repeat(&run.check, &run.subject, first, |verdict| {
                 let told = Told {
                     key: key.clone(),
                     generation,

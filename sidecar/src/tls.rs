@@ -131,6 +131,8 @@ pub struct ClientTls {
     pub config: Arc<ClientConfig>,
     /// The same, but offering HTTP/1.1 alone: only there a connection can be upgraded.
     http1: Arc<ClientConfig>,
+    /// The same, but offering HTTP/2 alone.
+    http2: Arc<ClientConfig>,
     /// The name the endpoints' certificates must have; `None`: each one's own address.
     pub server_name: Option<ServerName<'static>>,
     made_of: [u8; 32],
@@ -224,12 +226,17 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = inside.alpn();
-        let mut http1 = config.clone();
-        http1.alpn_protocols = Inside::Http1.alpn();
+        let offering = |inside: Inside| {
+            let mut config = config.clone();
+            config.alpn_protocols = inside.alpn();
+            Arc::new(config)
+        };
+        let (http1, http2) = (offering(Inside::Http1), offering(Inside::Http2));
         read.mark(&[inside as u8, files.oldest as u8]);
         Ok(ClientTls {
             config: Arc::new(config),
-            http1: Arc::new(http1),
+            http1,
+            http2,
             server_name: files.server_name.clone(),
             made_of: read.digest(),
         })
@@ -240,6 +247,12 @@ impl ClientTls {
     /// The same, but speaking HTTP/1.1 inside whatever the endpoint would rather.
     pub fn speaking_http1(mut self) -> ClientTls {
         self.config = Arc::clone(&self.http1);
+        self
+    }
+
+    /// The same, but speaking HTTP/2 inside.
+    pub fn speaking_http2(mut self) -> ClientTls {
+        self.config = Arc::clone(&self.http2);
         self
     }
 }
@@ -383,4 +396,4 @@ pub fn name_of(address: std::net::IpAddr) -> ServerName<'static> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

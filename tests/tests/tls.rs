@@ -328,6 +328,45 @@ async fn a_call_is_encrypted_again_towards_its_endpoint() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_check_shakes_hands_as_requests_do() {
+    let Some(office) = Office::open("checks over TLS") else {
+        return;
+    };
+    let more = format!(", {}", office.files(&[("client_ca", "ca.pem")]));
+    let (door, _backend) = terminating(&office, &more).await;
+    office.sign("me", "web", 8);
+    let me = office.files(&[("ca", "ca.pem"), ("cert", "me.pem"), ("key", "me.key")]);
+    let ca = office.files(&[("ca", "ca.pem")]);
+    let endpoint = door.port(TLS_PORT);
+    let table = |name: &str, check: &str, tls: &str| {
+        format!(
+            "[upstream.{name}]\nendpoints = [\"{endpoint}\"]\ntls = {{ {tls}, server_name = \"{NAME}\" }}\n\
+             check = {{ http = \"/healthz\", interval = \"100ms\"{check} }}\n"
+        )
+    };
+    let setup = Setup::new("caller", "eu-1a")
+        .with(&table("known", "", &me))
+        .with(&table("ill", ", status = 503", &me))
+        .with(&table("unknown", "", &ca));
+    let caller = Sidecar::ready(setup).await;
+    let checked = async || {
+        let rows = caller.endpoints("known").await?;
+        let log = caller.process.log();
+        let failed = ["answered 200 OK", "no HTTP answer"].map(|why| log.contains(why));
+        if rows[0].usable && failed == [true; 2] {
+            Ok(())
+        } else {
+            Err(format!("{rows:?} {failed:?}"))
+        }
+    };
+    until(PATIENCE, "one passes and the others fail", checked).await;
+    for name in ["ill", "unknown"] {
+        let rows = caller.endpoints(name).await.expect("a listing");
+        assert!(!rows[0].usable, "{name}: {rows:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_certificate_is_taken_while_connections_live_on() {
     let Some(office) = Office::open("certificates swapped hot") else {
         return;

@@ -1,13 +1,13 @@
-//! A gRPC check: `grpc.health.v1.Health/Check` over HTTP/2 by prior knowledge.
+//! A gRPC check: `grpc.health.v1.Health/Check` over HTTP/2.
 //!
 //! Not here: the connection and the time limit (`active_check.rs`). The two messages are a string and a number, so
 //! their protobuf is written and read by hand (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode, header};
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::task::JoinSet;
 
-use super::{Fault, HEAD_BYTES_MAX};
+use super::{Fault, HEAD_BYTES_MAX, Stream};
 
 /// A health answer has two bytes; one with more than this is something else.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -16,12 +16,16 @@ const PREFIX_BYTES: usize = 5;
 /// `HealthCheckResponse.ServingStatus.SERVING`.
 const SERVING: u64 = 1;
 
-/// Asks over `stream` how `service` is; `host` is the authority.
+/// Asks over `stream` how `service` is, by this scheme and authority.
 ///
 /// # Errors
 /// What came is no gRPC answer, or one that does not say SERVING.
-pub async fn ask(stream: TcpStream, service: &str, host: &str) -> Result<(), Fault> {
-    let request = Request::post(format!("http://{host}/grpc.health.v1.Health/Check"))
+pub async fn ask(
+    stream: Box<dyn Stream>,
+    service: &str,
+    (scheme, host): (&str, &str),
+) -> Result<(), Fault> {
+    let request = Request::post(format!("{scheme}://{host}/grpc.health.v1.Health/Check"))
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
         .header(header::USER_AGENT, "starling-check")

@@ -7,9 +7,9 @@ use http::{Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::task::JoinSet;
 
-use super::{Fault, HEAD_BYTES_MAX};
+use super::{Fault, HEAD_BYTES_MAX, Stream};
 use crate::config::HttpCheck;
 
 /// Most bytes of an answer's body that are read, so that the application sees a polite reader; what a pattern looks
@@ -20,7 +20,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 ///
 /// # Errors
 /// What came is no HTTP answer, or not the one expected.
-pub async fn ask(stream: TcpStream, check: &HttpCheck, host: &str) -> Result<(), Fault> {
+pub async fn ask(stream: Box<dyn Stream>, check: &HttpCheck, host: &str) -> Result<(), Fault> {
     let request = Request::builder()
         .method(&check.method)
         .uri(&*check.path)

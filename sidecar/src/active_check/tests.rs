@@ -1,10 +1,18 @@
+use std::sync::Arc;
+
+use mesh_core::policy::ProxyVersion;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{http::BODY_BYTES_MAX, *};
-use crate::config::{HttpCheck, Pattern, Statuses};
+use crate::{
+    config::{HttpCheck, Pattern, Statuses},
+    proxy::proxy_header,
+    tls::{Inside, ServerTls, tests::Office},
+};
 
 fn http(path: &str, timeout_ms: u64) -> Check {
     Check {
@@ -14,6 +22,10 @@ fn http(path: &str, timeout_ms: u64) -> Check {
         fall: 1,
         rise: 1,
     }
+}
+
+async fn asked(check: &Check, address: SocketAddr, host: &str) -> Result<Finding, Fault> {
+    once(check, &Subject::in_the_clear(address, host)).await
 }
 
 /// Answers every connection with `answer` once it has read a request's head; gives what it read.
@@ -50,7 +62,7 @@ async fn only_200_to_399_passes() {
     ] {
         let (address, mut heads) =
             server(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into()).await;
-        let result = once(&http("/healthz", 5_000), address, "app:80").await;
+        let result = asked(&http("/healthz", 5_000), address, "app:80").await;
         assert_eq!(result.is_ok(), passes, "{status}: {result:?}");
         let head = heads.recv().await.unwrap();
         assert!(head.starts_with("GET /healthz HTTP/1.1\r\n"), "{head}");
@@ -78,10 +90,36 @@ async fn method_status_and_body_are_as_the_check_says() {
             kind,
             ..http("", 5_000)
         };
-        let result = once(&check, address, "app").await;
+        let result = asked(&check, address, "app").await;
         assert_eq!(result.is_ok(), passes, "{pattern:?}: {result:?}");
         let head = heads.recv().await.unwrap();
         assert!(head.starts_with("POST /role?of=me HTTP/1.1\r\n"), "{head}");
+    }
+}
+
+/// Answers gRPC calls with `message` and, in the trailers, `code`.
+async fn answer_grpc(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    message: &'static [u8],
+    code: &'static str,
+) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        let mut asked = request.into_body();
+        let head = ::http::Response::builder().header("content-type", "application/grpc");
+        let mut body = respond
+            .send_response(head.body(()).unwrap(), false)
+            .unwrap();
+        tokio::spawn(async move {
+            let question = asked.data().await.unwrap().unwrap();
+            assert_eq!(&question[..], b"\0\0\0\0\x05\x0a\x03a.B");
+            body.send_data(bytes::Bytes::from_static(message), false)
+                .unwrap();
+            let mut trailers = ::http::HeaderMap::new();
+            trailers.insert("grpc-status", code.parse().unwrap());
+            body.send_trailers(trailers).unwrap();
+        });
     }
 }
 
@@ -91,24 +129,7 @@ async fn grpc_server(message: &'static [u8], code: &'static str) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut connection = h2::server::handshake(stream).await.unwrap();
-        while let Some(Ok((request, mut respond))) = connection.accept().await {
-            assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-            let mut asked = request.into_body();
-            let head = ::http::Response::builder().header("content-type", "application/grpc");
-            let mut body = respond
-                .send_response(head.body(()).unwrap(), false)
-                .unwrap();
-            tokio::spawn(async move {
-                let question = asked.data().await.unwrap().unwrap();
-                assert_eq!(&question[..], b"\0\0\0\0\x05\x0a\x03a.B");
-                body.send_data(bytes::Bytes::from_static(message), false)
-                    .unwrap();
-                let mut trailers = ::http::HeaderMap::new();
-                trailers.insert("grpc-status", code.parse().unwrap());
-                body.send_trailers(trailers).unwrap();
-            });
-        }
+        answer_grpc(stream, message, code).await;
     });
     address
 }
@@ -131,7 +152,7 @@ async fn only_a_server_that_says_serving_passes_a_grpc_check() {
         (b"\0\0\0\0\x09\x08", "0", "no health answer"),
     ] {
         let address = grpc_server(message, code).await;
-        let said = match once(&check, address, "app:80").await {
+        let said = match asked(&check, address, "app:80").await {
             Ok(finding) => {
                 assert_eq!(finding, Finding::Well);
                 String::new()
@@ -142,7 +163,7 @@ async fn only_a_server_that_says_serving_passes_a_grpc_check() {
         assert!(fits, "{message:?} {code}: {said}");
     }
     let (http1, _heads) = server(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()).await;
-    let fault = once(&check, http1, "app").await.unwrap_err();
+    let fault = asked(&check, http1, "app").await.unwrap_err();
     assert!(matches!(fault, Fault::Grpc(_)), "{fault:?}");
 }
 
@@ -155,24 +176,24 @@ async fn a_program_that_hangs_is_out_of_time() {
         ..http("", 50)
     };
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
-    let fault = once(&check, address, "app").await.unwrap_err();
+    let fault = asked(&check, address, "app").await.unwrap_err();
     assert!(matches!(fault, Fault::TimedOut), "{fault:?}");
 }
 
 #[tokio::test]
 async fn garbage_silence_and_endless_heads_fail() {
     let (garbage, _heads) = server(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()).await;
-    let fault = once(&http("/", 5_000), garbage, "app").await.unwrap_err();
+    let fault = asked(&http("/", 5_000), garbage, "app").await.unwrap_err();
     assert!(matches!(fault, Fault::Http(_)), "{fault:?}");
 
     let (silent, _heads) = server(Vec::new()).await;
-    let fault = once(&http("/", 30), silent, "app").await.unwrap_err();
+    let fault = asked(&http("/", 30), silent, "app").await.unwrap_err();
     assert!(matches!(fault, Fault::TimedOut), "{fault:?}");
 
     let mut long = b"HTTP/1.1 200 OK\r\nx: ".to_vec();
     long.resize(HEAD_BYTES_MAX * 4, b'a');
     let (endless, _heads) = server(long).await;
-    let fault = once(&http("/", 5_000), endless, "app").await.unwrap_err();
+    let fault = asked(&http("/", 5_000), endless, "app").await.unwrap_err();
     assert!(matches!(fault, Fault::Http(_)), "{fault:?}");
 }
 
@@ -181,7 +202,7 @@ async fn a_body_without_end_is_read_to_a_bound() {
     let mut endless = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
     endless.resize(BODY_BYTES_MAX * 8, b'a');
     let (address, _heads) = server(endless).await;
-    once(&http("/", 5_000), address, "app").await.unwrap();
+    asked(&http("/", 5_000), address, "app").await.unwrap();
 }
 
 #[tokio::test]
@@ -192,9 +213,9 @@ async fn a_tcp_check_needs_a_listener_only() {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    once(&check, address, "").await.unwrap();
+    asked(&check, address, "").await.unwrap();
     drop(listener);
-    let fault = once(&check, address, "").await.unwrap_err();
+    let fault = asked(&check, address, "").await.unwrap_err();
     assert!(matches!(fault, Fault::Connect(_)), "{fault:?}");
 }
 
@@ -212,5 +233,64 @@ fn checks_are_quick_until_the_first_verdict_and_never_for_ever() {
         assert!((1800..=2200).contains(&late), "{late}");
         let usual = pause(&check, &well, Duration::ZERO).as_millis();
         assert!((1800..=2200).contains(&usual), "{usual}");
+    }
+}
+
+/// A server behind TLS that speaks `inside` and answers one request of either HTTP with success.
+async fn behind_tls(office: &Office, inside: Inside) -> SocketAddr {
+    let files = office.server(office.sign("shop.internal", 7));
+    let tls = ServerTls::load(&files, inside).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+            tokio::spawn(async move {
+                let mut header = [0; 15];
+                stream.read_exact(&mut header).await.unwrap();
+                assert_eq!(&header, b"PROXY UNKNOWN\r\n");
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    return answer_grpc(stream, b"\0\0\0\0\x02\x08\x01", "0").await;
+                }
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn checks_shake_hands_where_requests_do() {
+    let office = Office::open("checks");
+    let address = behind_tls(&office, Inside::EitherHttp).await;
+    let tls = |name: &str| ClientTls::load(&office.client(name), Inside::EitherHttp).unwrap();
+    let subject = |tls| Subject {
+        tls,
+        introduction: proxy_header::write(ProxyVersion::One, None),
+        ..Subject::in_the_clear(address, "shop")
+    };
+    let grpc = Check {
+        kind: CheckKind::Grpc {
+            service: "a.B".into(),
+        },
+        ..http("", 5_000)
+    };
+    for check in [&http("/healthz", 5_000), &grpc] {
+        // The same server speaks both, and each check what it asks by.
+        let finding = once(check, &subject(Some(tls("shop.internal")))).await;
+        assert_eq!(finding.unwrap(), Finding::Well);
+        let fault = once(check, &subject(Some(tls("other.internal")))).await;
+        assert!(matches!(fault, Err(Fault::Tls(_))), "{fault:?}");
+        let fault = once(check, &subject(None)).await;
+        assert!(
+            matches!(fault, Err(Fault::Http(_) | Fault::Grpc(_))),
+            "{fault:?}"
+        );
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{Gossip, Order};
 use crate::{
-    active_check::{self, ttl::Word},
+    active_check::{self, Subject, ttl::Word},
     clock::Clock,
     config::{CheckKind, Lease, Service},
 };
@@ -552,8 +552,8 @@ impl Task {
                     active_check::ttl::listen(within, words, verdict, tell).await;
                 }
                 _ => {
-                    let host = address.to_string();
-                    active_check::repeat(&check, address, &host, verdict, tell).await;
+                    let subject = Subject::in_the_clear(address, &address.to_string());
+                    active_check::repeat(&check, &subject, verdict, tell).await;
                 }
             }
         });

@@ -9,7 +9,7 @@ use rustls::{ClientConnection, ServerConnection};
 use super::*;
 
 /// A directory of its own with what an authority signs, removed when dropped.
-struct Office {
+pub(crate) struct Office {
     directory: PathBuf,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
@@ -21,7 +21,7 @@ impl Drop for Office {
 }
 
 impl Office {
-    fn open(name: &str) -> Office {
+    pub(crate) fn open(name: &str) -> Office {
         let directory =
             std::env::temp_dir().join(format!("starling-tls-{}-{name}", std::process::id()));
         fs::create_dir_all(&directory).expect("a temporary directory");
@@ -49,7 +49,7 @@ impl Office {
     }
 
     /// A certificate of this name, with a serial number to revoke it by.
-    fn sign(&self, name: &str, serial: u64) -> Identity {
+    pub(crate) fn sign(&self, name: &str, serial: u64) -> Identity {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.serial_number = Some(SerialNumber::from(serial));
         let key = KeyPair::generate().expect("a key");
@@ -80,7 +80,7 @@ impl Office {
         self.write("crl.pem", &list.pem().expect("as text"))
     }
 
-    fn server(&self, identity: Identity) -> ServerFiles {
+    pub(crate) fn server(&self, identity: Identity) -> ServerFiles {
         ServerFiles {
             identity,
             client_ca: None,
@@ -89,7 +89,7 @@ impl Office {
         }
     }
 
-    fn client(&self, name: &str) -> ClientFiles {
+    pub(crate) fn client(&self, name: &str) -> ClientFiles {
         ClientFiles {
             ca: self.ca(),
             server_name: Some(ServerName::try_from(name.to_owned()).expect("a name")),

@@ -16,7 +16,7 @@ use super::{
     words::{Budget, Class, OnClass},
 };
 use crate::config::{
-    Check, CheckKind, ListenAddress, ServerNames, Upstream,
+    ListenAddress, ServerNames, Upstream,
     read::Keys,
     value::{Bytes, Count, Label, Lasting, Retries, ServiceName, Setting, Share},
 };
@@ -95,15 +95,6 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
     per_try_fits(keys, &policy);
     let listen_tls = super::tls::listen_tls(keys, protocol, &listen);
     let tls = super::tls::tls(keys, &policy);
-    let asks_in_the_clear =
-        |check: &Check| matches!(check.kind, CheckKind::Http(_) | CheckKind::Grpc { .. });
-    if keys.has("tls") && check.as_ref().is_some_and(asks_in_the_clear) {
-        keys.wrong(
-            "check",
-            "checks run from here do not speak TLS, and these endpoints do",
-            "write check = { tcp = true }",
-        );
-    }
     Upstream {
         policy: Arc::new(policy),
         listen,
