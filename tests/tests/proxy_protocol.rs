@@ -102,3 +102,49 @@ async fn the_first_callers_address_arrives_through_haproxy_and_the_sidecar() {
     }
     assert_eq!(sidecar.metric("starling_client_faults_total").await, 2.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_is_told_of_every_client_though_requests_share_connections() {
+    for program in ["haproxy", "curl"] {
+        if !installed(program) {
+            let why = format!("{program} is not installed");
+            return skipped("the PROXY protocol before HTTP", &why);
+        }
+    }
+    let setup = Setup::new("host", "eu-1a");
+    let at = |port: u16| SocketAddr::new(setup.address, port);
+    let _backend = backend_at(&setup, 9001, "behind").await;
+    let scratch = Scratch::new();
+    let listen = |name: &str, port: u16, spoken: &str| {
+        format!(
+            "listen {name}\n  mode http\n  bind {} accept-proxy {spoken}\n  http-request set-header x-told %[src]\n  server s {}\n",
+            at(port),
+            at(9001),
+        )
+    };
+    let proxies = listen("one", 8001, "") + &listen("two", 8002, "proto h2");
+    let _haproxy = haproxy(&scratch, &proxies);
+    let table = |name: &str, version: &str, port: u16| {
+        format!(
+            "[upstream.{name}]\nlisten = \"{}\"\nendpoints = [\"{}\"]\nhttp = \"{version}\"\nsend_proxy_protocol = \"v{version}\"\n",
+            at(port),
+            at(port + 1000),
+        )
+    };
+    // HTTP/1 behind version 1 of the header, and checked; HTTP/2 behind version 2.
+    let checked = "check = { http = \"/healthz\", interval = \"100ms\" }\n";
+    let tables = table("one", "1", 7001) + checked + &table("two", "2", 7002);
+    let _sidecar = Sidecar::ready(setup.clone().with(&tables)).await;
+    let clients = [own_address(), own_address()].map(IpAddr::V4);
+    for listener in [at(7001), at(7002)] {
+        until(PATIENCE, &format!("{listener} leads somewhere"), || async {
+            headers_seen(clients[0], listener).map(drop)
+        })
+        .await;
+        for client in clients.repeat(3) {
+            let seen = headers_seen(client, listener).expect("an answer");
+            let told = format!("[\"x-told\",\"{client}\"]");
+            assert!(seen.contains(&told), "{told} is not in {seen}");
+        }
+    }
+}

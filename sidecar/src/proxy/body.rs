@@ -525,10 +525,8 @@ impl Settle {
         attempt.over(trailers.and_then(grpc_outcome));
         if let Some(connection) = connection {
             let worker = Rc::clone(attempt.worker());
-            worker
-                .pool
-                .borrow_mut()
-                .put(attempt.endpoint().id, connection, worker.clock.now());
+            let now = worker.clock.now();
+            worker.pool.borrow_mut().put(connection, now);
         }
         drop(admission);
     }

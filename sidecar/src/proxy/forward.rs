@@ -154,7 +154,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
         let terms = Terms {
             deadline: tries.attempt_deadline(now),
             fresh,
-            client: caller.entry.id,
+            client: &caller.entry,
         };
         let tried = send::once(worker, &upstream, &pick.endpoint, &call, terms).await;
 

@@ -106,6 +106,7 @@ pub async fn serve(
     let settings = worker.settings();
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
+    let (id, home) = (entry.id, Rc::clone(&worker));
     let mut caller = Caller {
         origin: Rc::new(Origin::new(peer, trusted, secure)),
         upstream: upstream.map(Rc::from),
@@ -125,6 +126,7 @@ pub async fn serve(
             server::serve(caller, wire).await;
         }
     }
+    home.pool.borrow_mut().forget_client(id);
     drop(place);
 }
 

@@ -1,4 +1,5 @@
-//! This worker's open connections per endpoint: a stack of idle HTTP/1, a few shared HTTP/2.
+//! This worker's open connections per endpoint: a stack of idle HTTP/1, a few shared HTTP/2. Those that began with a
+//! client's address are its connection's own, and go with it.
 //!
 //! Not here: opening them (`dial.rs`). Nothing is shared between workers, so nothing is locked.
 
@@ -37,6 +38,15 @@ const LEARNED_MIN: Duration = Duration::from_millis(500);
 /// What was learned is forgotten after this time: the server may have been set up anew.
 const LEARNED_FOR: Duration = Duration::from_secs(600);
 
+/// Between whom a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Between {
+    /// The number of the client's connection that it is made for; 0: anybody's requests may go over it.
+    pub client: u64,
+    /// The endpoint.
+    pub endpoint: u64,
+}
+
 /// An HTTP/1 connection at rest.
 #[derive(Debug)]
 pub struct Idle {
@@ -46,6 +56,7 @@ pub struct Idle {
     pub entry: Rc<Entry>,
     /// How long it may rest, as far as the server has said.
     pub keeps: Duration,
+    between: Between,
     since: Moment,
     /// When it was last seen open while it rested.
     seen: Moment,
@@ -53,11 +64,12 @@ pub struct Idle {
 
 impl Idle {
     /// A connection just opened, as one that can be put back later.
-    pub fn fresh(wire: SharedWire, entry: Rc<Entry>) -> Idle {
+    pub fn fresh(between: Between, wire: SharedWire, entry: Rc<Entry>) -> Idle {
         Idle {
             wire,
             entry,
             keeps: IDLE_UNKNOWN,
+            between,
             since: Moment::START,
             seen: Moment::START,
         }
@@ -180,9 +192,21 @@ impl Shelf {
             .map_or(idle.keeps, |(learned, _)| idle.keeps.min(learned))
     }
 
+    /// Closes what rested too long or is too old. False if nothing is left.
+    fn sweep(&mut self, now: Moment) -> bool {
+        self.sweep_idle(now);
+        if let Some(place) = &self.h2
+            && place.rested(now) == 0
+            && Rc::strong_count(place) == 1
+        {
+            self.h2 = None;
+        }
+        !self.idle.is_empty() || self.h2.is_some()
+    }
+
     /// Lets go of idle connections that are closed, too old or have rested enough, and learns from those that the
     /// server closed.
-    fn sweep(&mut self, now: Moment) {
+    fn sweep_idle(&mut self, now: Moment) {
         if self
             .learned
             .is_some_and(|(_, at)| now.since(at) >= LEARNED_FOR)
@@ -223,16 +247,37 @@ impl Shelf {
     }
 }
 
+/// Shelves by endpoint.
+type Shelves = HashMap<u64, Shelf>;
+
 /// Every open connection of one worker that no request owns.
 #[derive(Debug, Default)]
 pub struct Pool {
-    shelves: HashMap<u64, Shelf>,
+    shelves: Shelves,
+    /// Those of single clients' connections, by their number.
+    own: HashMap<u64, Shelves>,
 }
 
 impl Pool {
-    /// The newest idle connection to `endpoint` that is still open and may be used now.
-    pub fn take(&mut self, endpoint: u64, now: Moment) -> Option<Idle> {
-        let shelf = self.shelves.get_mut(&endpoint)?;
+    fn shelf(&mut self, between: Between) -> Option<&mut Shelf> {
+        let shelves = match between.client {
+            0 => &mut self.shelves,
+            client => self.own.get_mut(&client)?,
+        };
+        shelves.get_mut(&between.endpoint)
+    }
+
+    fn shelf_or_new(&mut self, between: Between) -> &mut Shelf {
+        let shelves = match between.client {
+            0 => &mut self.shelves,
+            client => self.own.entry(client).or_default(),
+        };
+        shelves.entry(between.endpoint).or_default()
+    }
+
+    /// The newest idle connection that is still open and may be used now.
+    pub fn take(&mut self, between: Between, now: Moment) -> Option<Idle> {
+        let shelf = self.shelf(between)?;
         while let Some(idle) = shelf.idle.pop() {
             if now.since(idle.since) < shelf.keeps(&idle) && idle.wire.borrow_mut().rests() {
                 return Some(idle);
@@ -242,13 +287,13 @@ impl Pool {
     }
 
     /// Puts a connection to rest after its answer's end, if another request may follow on it.
-    pub fn put(&mut self, endpoint: u64, mut idle: Idle, now: Moment) {
+    pub fn put(&mut self, mut idle: Idle, now: Moment) {
         idle.entry.ended();
         if !idle.wire.borrow().is_reusable() || idle.entry.is_over_age(now) {
             return;
         }
         (idle.since, idle.seen) = (now, now);
-        let shelf = self.shelves.entry(endpoint).or_default();
+        let shelf = self.shelf_or_new(idle.between);
         idle.entry.rests_for(shelf.keeps(&idle));
         if shelf.idle.len() >= IDLE_PER_ENDPOINT_MAX {
             shelf.idle.remove(0);
@@ -256,56 +301,57 @@ impl Pool {
         shelf.idle.push(idle);
     }
 
-    /// The place of `endpoint`'s HTTP/2 connections.
-    pub fn h2(&mut self, endpoint: u64) -> Rc<SharedH2> {
-        let shelf = self.shelves.entry(endpoint).or_default();
-        Rc::clone(shelf.h2.get_or_insert_default())
+    /// The place of the HTTP/2 connections.
+    pub fn h2(&mut self, between: Between) -> Rc<SharedH2> {
+        Rc::clone(self.shelf_or_new(between).h2.get_or_insert_default())
     }
 
-    /// Whether `endpoint` chose HTTP/2 when it had the choice.
-    pub fn agreed_http2(&self, endpoint: u64) -> bool {
-        (self.shelves.get(&endpoint)).is_some_and(|shelf| shelf.agreed_http2)
+    /// Whether the endpoint chose HTTP/2 when it had the choice.
+    pub fn agreed_http2(&mut self, between: Between) -> bool {
+        (self.shelf(between)).is_some_and(|shelf| shelf.agreed_http2)
     }
 
-    /// `endpoint` has chosen HTTP/2 on this connection: from now on it is shared.
-    pub fn agree_http2(&mut self, endpoint: u64, shared: Multiplexed) {
-        let shelf = self.shelves.entry(endpoint).or_default();
+    /// The endpoint has chosen HTTP/2 on this connection: from now on it is shared.
+    pub fn agree_http2(&mut self, between: Between, shared: Multiplexed) {
+        let shelf = self.shelf_or_new(between);
         shelf.agreed_http2 = true;
         shelf.h2.get_or_insert_default().add(shared);
     }
 
-    /// Takes `endpoint`'s HTTP/2 connections out of use; each closes when its last stream ends.
-    pub fn forget_h2(&mut self, endpoint: u64) {
-        if let Some(shelf) = self.shelves.get_mut(&endpoint) {
+    /// Takes the HTTP/2 connections out of use; each closes when its last stream ends.
+    pub fn forget_h2(&mut self, between: Between) {
+        if let Some(shelf) = self.shelf(between) {
             shelf.h2 = None;
         }
     }
 
-    /// `endpoint` chose HTTP/1 after all.
-    pub fn disagree_http2(&mut self, endpoint: u64) {
-        if let Some(shelf) = self.shelves.get_mut(&endpoint) {
+    /// The endpoint chose HTTP/1 after all.
+    pub fn disagree_http2(&mut self, between: Between) {
+        if let Some(shelf) = self.shelf(between) {
             shelf.h2 = None;
             shelf.agreed_http2 = false;
         }
     }
 
+    /// A client's connection is over, and with it those that were made for it alone.
+    pub fn forget_client(&mut self, client: u64) {
+        self.own.remove(&client);
+    }
+
     /// Closes what rested too long or is too old; called once a second.
     pub fn sweep(&mut self, now: Moment) {
-        self.shelves.retain(|_, shelf| {
-            shelf.sweep(now);
-            if let Some(place) = &shelf.h2
-                && place.rested(now) == 0
-                && Rc::strong_count(place) == 1
-            {
-                shelf.h2 = None;
-            }
-            !shelf.idle.is_empty() || shelf.h2.is_some() || shelf.learned.is_some()
+        (self.shelves).retain(|_, shelf| shelf.sweep(now) || shelf.learned.is_some());
+        self.own.retain(|_, shelves| {
+            shelves.retain(|_, shelf| shelf.sweep(now));
+            !shelves.is_empty()
         });
     }
 
     /// Idle HTTP/1 and open HTTP/2 connections.
     pub fn count(&self) -> (usize, usize) {
-        self.shelves.values().fold((0, 0), |(idle, h2), shelf| {
+        let own = self.own.values().flat_map(Shelves::values);
+        let all = self.shelves.values().chain(own);
+        all.fold((0, 0), |(idle, h2), shelf| {
             let shared = shelf.h2.as_ref();
             let open = shared.map_or(0, |shared| shared.open.borrow().len());
             (idle + shelf.idle.len(), h2 + open)
@@ -328,6 +374,12 @@ mod tests {
         },
     };
 
+    /// What anybody may use to endpoint 1.
+    const ANYBODYS: Between = Between {
+        client: 0,
+        endpoint: 1,
+    };
+
     /// A pool of connections to endpoint 1, and the servers' ends.
     #[derive(Default)]
     struct Servers {
@@ -336,17 +388,23 @@ mod tests {
     }
 
     impl Servers {
-        /// A connection comes to rest.
+        /// A connection that anybody may use comes to rest.
         fn rest(&mut self, now: Moment) {
+            self.rest_for(0, now);
+        }
+
+        /// One that is a client's own, if that is not 0.
+        fn rest_for(&mut self, client: u64, now: Moment) {
+            let between = Between { client, ..ANYBODYS };
             let (near, far) = duplex(64);
             self.ends.push(far);
             let connections = Connections::new(Clock::new());
             let entry = connections.client(Transport::Pipe(near), None, None, IDLE_MAX);
             let transport = Transport::Listed(Rc::clone(&entry));
             let wire = Wire::new(transport, &Rc::<Buffers>::default());
-            let mut idle = Idle::fresh(wire, entry);
+            let mut idle = Idle::fresh(between, wire, entry);
             idle.keeps = IDLE_MAX;
-            self.pool.put(1, idle, now);
+            self.pool.put(idle, now);
         }
 
         fn learned(&self) -> Option<Duration> {
@@ -374,10 +432,13 @@ mod tests {
         drop(servers.ends.remove(0));
         servers.pool.sweep(second(11));
         assert_eq!(servers.learned(), Some(Duration::from_millis(7200)));
-        assert!(servers.pool.take(1, second(12)).is_some(), "it rested 7 s");
+        assert!(
+            servers.pool.take(ANYBODYS, second(12)).is_some(),
+            "it rested 7 s"
+        );
         servers.rest(second(20));
         assert!(
-            servers.pool.take(1, second(28)).is_none(),
+            servers.pool.take(ANYBODYS, second(28)).is_none(),
             "8 s are too long now"
         );
         servers.pool.sweep(second(11 + 600));
@@ -406,10 +467,31 @@ mod tests {
     fn a_connection_that_is_too_old_takes_no_other_request() {
         let mut servers = Servers::default();
         servers.rest(second(1));
-        let idle = servers.pool.take(1, second(2)).expect("it is young");
+        let idle = servers.pool.take(ANYBODYS, second(2)).expect("it is young");
         idle.entry.ends_by(second(10));
-        servers.pool.put(1, idle, second(10));
+        servers.pool.put(idle, second(10));
         assert_eq!(servers.pool.count(), (0, 0));
         assert!(Policy::of_service("web").timeouts.connection_age.is_some());
+    }
+
+    #[test]
+    fn what_was_made_for_one_client_serves_no_other_and_goes_with_it() {
+        let mut servers = Servers::default();
+        for client in [7, 0, 8] {
+            servers.rest_for(client, second(1));
+        }
+        let of = |client| Between { client, ..ANYBODYS };
+        assert!(servers.pool.take(of(9), second(2)).is_none());
+        let own = servers.pool.take(of(7), second(2)).expect("its own");
+        assert!(servers.pool.take(of(7), second(2)).is_none());
+        assert!(servers.pool.take(ANYBODYS, second(2)).is_some());
+        servers.pool.put(own, second(3));
+        assert_eq!(servers.pool.count(), (2, 0));
+        servers.pool.forget_client(8);
+        assert_eq!(servers.pool.count(), (1, 0));
+        // One whose request ends after its client has gone rests no longer than any.
+        servers.pool.sweep(second(3) + IDLE_MAX);
+        assert_eq!(servers.pool.count(), (0, 0));
+        assert!(servers.pool.own.is_empty());
     }
 }

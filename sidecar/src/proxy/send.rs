@@ -27,7 +27,7 @@ use super::{
         client::{Trouble, exchange},
         wire::Wire,
     },
-    pool::{IDLE_MAX, Idle, Multiplexed, SharedH2},
+    pool::{Between, IDLE_MAX, Idle, Multiplexed, SharedH2},
     transport::Transport,
     worker::{Admission, Worker},
 };
@@ -79,13 +79,24 @@ impl Failure {
 
 /// What one try is made with.
 #[derive(Clone, Copy)]
-pub struct Terms {
+pub struct Terms<'a> {
     /// When it is given up.
     pub deadline: Moment,
     /// On a connection of its own: one that was kept has just been found dead.
     pub fresh: bool,
-    /// The number of the client's connection.
-    pub client: u64,
+    /// The client's connection.
+    pub client: &'a Entry,
+}
+
+impl Terms<'_> {
+    /// Whose connections it may go over: where they begin with the client's address, its own.
+    fn between(self, upstream: &Upstream, endpoint: &Endpoint) -> Between {
+        let is_introduced = upstream.policy.send_proxy.is_some();
+        Between {
+            client: if is_introduced { self.client.id } else { 0 },
+            endpoint: endpoint.id,
+        }
+    }
 }
 
 /// Makes one try, and closes its account unless there is an answer.
@@ -94,12 +105,13 @@ pub async fn once(
     upstream: &Arc<Upstream>,
     endpoint: &Arc<Endpoint>,
     call: &Call,
-    terms: Terms,
+    terms: Terms<'_>,
 ) -> Result<Answer, Failure> {
     let mut attempt = Attempt::begin(worker, upstream, endpoint);
     let trying = async {
         // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
-        let rather_http2 = worker.pool.borrow().agreed_http2(endpoint.id) && !call.upgrade;
+        let between = terms.between(upstream, endpoint);
+        let rather_http2 = worker.pool.borrow_mut().agreed_http2(between) && !call.upgrade;
         if endpoint.http2 || rather_http2 {
             over_http2(&mut attempt, upstream, call, terms).await
         } else {
@@ -133,7 +145,8 @@ pub async fn once(
         }
         Err(_) => {
             let failure = if attempt.is_connected() {
-                forget_shared(worker, endpoint);
+                let between = terms.between(upstream, endpoint);
+                worker.pool.borrow_mut().forget_h2(between);
                 Failure::new(Unreachable::AnswerTimedOut, all_sent(call))
             } else {
                 Failure::new(Unreachable::ConnectTimedOut, Sent::Nothing)
@@ -163,30 +176,30 @@ async fn over_http1(
     attempt: &mut Attempt,
     upstream: &Upstream,
     call: &Call,
-    terms: Terms,
+    terms: Terms<'_>,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
     let endpoint = Arc::clone(attempt.endpoint());
+    let between = terms.between(upstream, &endpoint);
     let kept = if terms.fresh {
         None
     } else {
-        worker
-            .pool
-            .borrow_mut()
-            .take(endpoint.id, worker.clock.now())
+        worker.pool.borrow_mut().take(between, worker.clock.now())
     };
     let reused = kept.is_some();
     let idle = match kept {
         Some(idle) => idle,
         None => {
             let opening = async {
-                let transport = dialled(&worker, upstream, &endpoint, call.upgrade, None).await?;
+                let header = terms.client.introduction(upstream);
+                let header = header.as_deref();
+                let transport = dialled(&worker, upstream, &endpoint, call.upgrade, header).await?;
                 if transport.agreed_http2() != Some(true) {
                     return Ok(Opened::Http1(transport));
                 }
                 // The endpoint would rather speak HTTP/2: from now on so do we.
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
-                (worker.pool.borrow_mut()).agree_http2(endpoint.id, shared.clone());
+                (worker.pool.borrow_mut()).agree_http2(between, shared.clone());
                 Ok(Opened::Http2(shared))
             };
             let transport = match connect(upstream, opening).await? {
@@ -198,11 +211,11 @@ async fn over_http1(
             let entry = listed(&worker, upstream, &endpoint, transport);
             entry.speaks(Spoken::Http1);
             let transport = Transport::Listed(Rc::clone(&entry));
-            Idle::fresh(Wire::new(transport, &worker.buffers), entry)
+            Idle::fresh(between, Wire::new(transport, &worker.buffers), entry)
         }
     };
     attempt.on_connection(idle.entry.id);
-    idle.entry.begins(terms.client);
+    idle.entry.begins(terms.client.id);
     let sent_at = worker.clock.now();
     let left = terms.deadline.since(sent_at);
     let header_bytes = upstream.policy.limits.header_bytes;
@@ -245,21 +258,23 @@ async fn over_http2(
     attempt: &mut Attempt,
     upstream: &Upstream,
     call: &Call,
-    terms: Terms,
+    terms: Terms<'_>,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
     let endpoint = Arc::clone(attempt.endpoint());
+    let between = terms.between(upstream, &endpoint);
     if terms.fresh {
-        forget_shared(&worker, &endpoint);
+        // The next request opens another connection; what is in flight on this one goes on.
+        worker.pool.borrow_mut().forget_h2(between);
     }
-    let place = worker.pool.borrow_mut().h2(endpoint.id);
+    let place = worker.pool.borrow_mut().h2(between);
     let open = place.with_room(worker.clock.now());
     // Whether others had it before us: then its end says nothing about the endpoint.
     let (shared, reused) = match open {
         Some(shared) => (shared, true),
         None => {
             let opening = async {
-                let another = another(&worker, upstream, &endpoint, &place);
+                let another = another(&worker, upstream, &endpoint, &place, terms);
                 if place.least_used().is_none() {
                     return another.await;
                 }
@@ -287,6 +302,7 @@ async fn another(
     upstream: &Upstream,
     endpoint: &Arc<Endpoint>,
     place: &SharedH2,
+    terms: Terms<'_>,
 ) -> Result<(Multiplexed, bool), Unreachable> {
     let _dialling = place.dialling.lock().await;
     let now = worker.clock.now();
@@ -296,11 +312,13 @@ async fn another(
     if let Some(shared) = place.least_used().filter(|_| !place.may_grow(now)) {
         return Ok((shared, true));
     }
-    let transport = dialled(worker, upstream, endpoint, false, None).await?;
+    let header = terms.client.introduction(upstream);
+    let transport = dialled(worker, upstream, endpoint, false, header.as_deref()).await?;
     let agreed = transport.agreed_http2();
     if agreed == Some(false) || (agreed.is_none() && !endpoint.http2) {
         // It spoke HTTP/2 before; the next try finds out anew.
-        worker.pool.borrow_mut().disagree_http2(endpoint.id);
+        let between = terms.between(upstream, endpoint);
+        worker.pool.borrow_mut().disagree_http2(between);
         return Err(Unreachable::ConnectFailed);
     }
     let shared = multiplexed(worker, upstream, endpoint, transport).await?;
@@ -349,7 +367,7 @@ async fn ask(
     attempt: &mut Attempt,
     mut shared: Multiplexed,
     call: &Call,
-    terms: Terms,
+    terms: Terms<'_>,
     reused: bool,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
@@ -369,11 +387,6 @@ async fn ask(
         }
         Err(error) => Err(broken(&error, call, reused)),
     }
-}
-
-/// The next request opens another HTTP/2 connection; what is in flight on this one goes on.
-fn forget_shared(worker: &Worker, endpoint: &Endpoint) {
-    worker.pool.borrow_mut().forget_h2(endpoint.id);
 }
 
 /// Waits for a connection within the limits of time and of requests that wait.

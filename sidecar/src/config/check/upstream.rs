@@ -234,11 +234,11 @@ fn accept_proxy(keys: &Keys<'_>, protocol: Protocol) -> bool {
 
 fn send_proxy(keys: &Keys<'_>, protocol: Protocol) -> Option<ProxyVersion> {
     let version = keys.optional("send_proxy_protocol");
-    if version.is_some() && !matches!(protocol, Protocol::Tcp | Protocol::Tls) {
+    if version.is_some() && protocol == Protocol::Udp {
         keys.wrong(
             "send_proxy_protocol",
-            "only a tcp upstream has one connection to an endpoint for each of a client's",
-            "drop it (HTTP carries X-Forwarded-For), or write protocol = \"tcp\"",
+            "datagrams have no connection that could begin with it",
+            "drop it",
         );
     }
     version

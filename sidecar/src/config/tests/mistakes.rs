@@ -29,7 +29,7 @@ const MISTAKES: &[Mistake] = &[
     ("[upstream.p]\nprotocol = \"udp\"\nlisten = \"127.0.0.1:1\"\nudp = { max_flows = 2000000 }", 4, "upstream.p.udp.max_flows", "more than a host", "at most"),
     ("[upstream.p]\nprotocol = \"udp\"\nlisten = \"127.0.0.1:1\"\nudp = { repliez = 1 }", 4, "upstream.p.udp.repliez", "no such key", "\"replies\""),
     ("[upstream.p]\naccept_proxy_protocol = true", 2, "upstream.p.accept_proxy_protocol", "no listener of its own", "listen ="),
-    ("[upstream.p]\nsend_proxy_protocol = \"v2\"", 2, "upstream.p.send_proxy_protocol", "only a tcp upstream", "X-Forwarded-For"),
+    ("[upstream.p]\nprotocol = \"udp\"\nlisten = \"127.0.0.1:1\"\nsend_proxy_protocol = \"v2\"", 4, "upstream.p.send_proxy_protocol", "datagrams have no connection", "drop it"),
     ("[upstream.p]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nsend_proxy_protocol = \"v3\"", 4, "upstream.p.send_proxy_protocol", "unknown here", "did you mean \"v"),
     ("[upstream.p]\nudp = { replies = 1 }", 2, "upstream.p.udp", "only a udp upstream", "protocol = \"udp\""),
     ("[upstream.p]\n[[upstream.p.route]]\nname = \"x\"", 2, "upstream.p.route", "not in this version", "remove it"),
