@@ -27,8 +27,8 @@ Examples:
   starling sim gossip --scenario keys --seeds 20      the same story with twenty seeds, from --seed on
 
 Stories:
-  idle, hour, crash, change, zones, loss, noise, one-way, deaf, stall, restart, fresh, moved, rolling, mass, cloned,
-  clock, versions, keys, partition; --list tells what happens in each
+  idle, hour, crash, change, zones, loss, noise, one-way, deaf, mute, zone-lost, stall, restart, fresh, moved, rolling,
+  mass, cloned, clock, versions, keys, partition; --list tells what happens in each
 
 The same seed gives the same run: equal traces prove it. A story that misses a target prints the command that runs it
 again. In every story versions must never fall, nothing taken back may return, and no queue may pass its bound. Up to
