@@ -555,14 +555,16 @@ impl Membership {
         others.wrapping_add(member_hash(&self.me()))
     }
 
-    /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here.
+    /// Takes over how another sees the members. A remote Down about somebody we see alive is only a suspicion here,
+    /// and one of ours.
     pub(super) fn take_standings(&mut self, standings: &[Standing], spread: bool, now: Moment) {
         let mut updates = Vec::with_capacity(standings.len());
         let mut strangers = Vec::new();
+        let mut doubted = Vec::new();
         for standing in standings {
             // Asked anew each time: an earlier standing may have made us another.
             let me = self.me();
-            let mut state = standing.state;
+            let (mut state, mut incarnation) = (standing.state, standing.incarnation);
             if !self.believes(standing.member.bump, now) {
                 continue;
             }
@@ -576,10 +578,17 @@ impl Membership {
                 if standing.member.bump < me.bump {
                     continue;
                 }
-            } else if state == foca::State::Down && known.is_some_and(|peer| peer.is_active()) {
+            } else if state == foca::State::Down
+                && let Some(peer) = known.filter(|peer| peer.is_active())
+            {
                 state = foca::State::Suspect;
+                if peer.member == Some(standing.member) {
+                    // Down counts whatever the incarnation.
+                    incarnation = incarnation.max(peer.incarnation);
+                }
+                doubted.push((standing.member, incarnation));
             }
-            let update = foca::Member::new(standing.member, standing.incarnation, state);
+            let update = foca::Member::new(standing.member, incarnation, state);
             if known.is_none() {
                 strangers.push((standing.member.id, standing.down_for_s));
             }
@@ -589,6 +598,9 @@ impl Membership {
             }
         }
         self.swim.apply(updates, spread, now);
+        for (member, incarnation) in doubted {
+            self.swim.suspect_as_told(member, incarnation, now);
+        }
         self.settle(now);
         // Whom we meet as dead was dead before: that is how all forget it at about the same time.
         for (id, down_for_s) in strangers {

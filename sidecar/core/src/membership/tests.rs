@@ -72,6 +72,31 @@ fn a_crash_is_known_to_all_in_time() {
 }
 
 #[test]
+fn a_crash_that_one_did_not_hear_of_is_known_to_it_soon_after_all_the_same() {
+    let times = (0..9).map(|seed| {
+        let mut sim = Sim::settled(seed, 64);
+        sim.nodes[5].deaf = true;
+        sim.kill(1);
+        sim.until(SECOND * 20, "the others know", |sim| {
+            let others = sim.alive().filter(|(index, _)| *index != 5);
+            let mut views = others.map(|(index, _)| sim.view(1, index));
+            views.all(|view| view == Some(NodeState::Down))
+        });
+        // Until nobody tells it any more.
+        sim.run(SECOND * 3);
+        sim.nodes[5].deaf = false;
+        let took = sim.until(SECOND * 20, "the last one knows", |sim| {
+            sim.all_see(1, NodeState::Down)
+        });
+        assert_eq!(sim.wronged(), 0, "seed {seed}");
+        took
+    });
+    let (median, max) = spread(times.collect());
+    println!("who did not hear of it: median {median:?}, max {max:?}");
+    assert!(max <= ms(4_000));
+}
+
+#[test]
 fn a_zone_that_dies_at_once_is_known_in_time() {
     let times = (0..20).map(|seed| {
         let mut sim = Sim::settled(seed, 6);

@@ -115,6 +115,24 @@ impl Swim {
         self.settle(now);
     }
 
+    /// Others say that a member is down whom we had for alive, and who is a suspect of ours by now: if it does not refute,
+    /// somebody has to end that, and foca's own probe may come round to it much later.
+    pub fn suspect_as_told(&mut self, member: Member, incarnation: u16, now: Moment) {
+        let Some(token) = self
+            .token
+            .filter(|_| self.is_still_suspect(&member, incarnation))
+        else {
+            return;
+        };
+        let ends = Timer::ChangeSuspectToDown {
+            member_id: member,
+            incarnation,
+            token,
+        };
+        self.out.timers.push((ends, self.pace.suspicion));
+        self.settle(now);
+    }
+
     /// Suspicions of ours that fewer than `wanted` others confirmed.
     pub fn unconfirmed(&self, wanted: usize) -> impl Iterator<Item = Standing> + '_ {
         let open = self.held.values().filter(move |held| {
