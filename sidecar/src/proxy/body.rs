@@ -15,7 +15,6 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use mesh_core::{
     moment::Moment,
     outcome::{Outcome, Unreachable},
@@ -29,6 +28,7 @@ use super::{
         incoming::Received,
         wire::Raw,
     },
+    http2,
     patience::Answering,
     pool::Idle,
     tally::Tally,
@@ -41,8 +41,8 @@ pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Why a body ended early.
 #[derive(Debug)]
 pub enum BodyError {
-    /// hyper's word for it.
-    Hyper(hyper::Error),
+    /// The stream of HTTP/2 that it came by, or its connection, broke.
+    Http2(h2::Error),
     /// The connection broke.
     Io(io::Error),
     /// The connection ended before the body did.
@@ -62,7 +62,7 @@ pub enum BodyError {
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BodyError::Hyper(error) => error.fmt(f),
+            BodyError::Http2(error) => error.fmt(f),
             BodyError::Io(error) => error.fmt(f),
             BodyError::Cut => f.write_str("the connection ended before the body did"),
             BodyError::Malformed(fault) => fault.fmt(f),
@@ -77,7 +77,7 @@ impl fmt::Display for BodyError {
 impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            BodyError::Hyper(error) => Some(error),
+            BodyError::Http2(error) => Some(error),
             BodyError::Io(error) => Some(error),
             BodyError::Cut
             | BodyError::Malformed(_)
@@ -101,7 +101,7 @@ pub enum Inflow {
     /// HTTP/1.
     Http1(Received),
     /// HTTP/2.
-    Http2(Incoming),
+    Http2(http2::incoming::Received),
 }
 
 impl Inflow {
@@ -124,21 +124,21 @@ impl Body for Inflow {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Inflow::Http1(received) => received.poll_frame(cx),
-            Inflow::Http2(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Hyper),
+            Inflow::Http2(received) => received.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Inflow::Http1(received) => received.is_end_stream(),
-            Inflow::Http2(incoming) => incoming.is_end_stream(),
+            Inflow::Http2(received) => received.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Inflow::Http1(received) => received.size_hint(),
-            Inflow::Http2(incoming) => incoming.size_hint(),
+            Inflow::Http2(received) => received.size_hint(),
         }
     }
 }
@@ -589,7 +589,7 @@ impl Body for ReplyBody {
 
 impl Drop for ReplyBody {
     fn drop(&mut self) {
-        // hyper does not poll a body that says at once that it is over, nor one that answers HEAD.
+        // Nobody polls a body that says at once that it is over, nor one that answers HEAD.
         if self.is_end_stream() || matches!(self.kind, Kind::Full(_)) {
             self.ended();
         }

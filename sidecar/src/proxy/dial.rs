@@ -1,42 +1,21 @@
-//! To one connection: TCP, TLS where it is asked for, then the HTTP handshake, under one deadline.
+//! To one connection: TCP, and TLS where it is asked for.
 //!
-//! Not here: whether a kept one can be used instead (`pool.rs`).
+//! Not here: whether a kept one can be used instead (`pool.rs`), and what is spoken on it (`http1`, `http2`).
 
 use std::{
-    cell::{Cell, RefCell},
-    future::{Future, poll_fn},
+    future::Future,
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
-    rc::Rc,
+    pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use hyper::{client::conn::http2, rt::Executor};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use super::{
-    body::RequestBody,
-    gather::{Gathered, Turns},
-    http1::wire::{Buffers, Wire},
-    pool::Terms,
-    transport::Transport,
-};
+use super::transport::Transport;
 use crate::tls::{self, ClientTls};
-
-/// Flow-control window of one HTTP/2 stream towards an endpoint, in bytes; bounds what a slow reader makes us hold.
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-/// Flow-control window of one HTTP/2 connection towards an endpoint, in bytes.
-const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-
-/// A connection with streams that hears nothing for this long is asked whether it is still there ...
-const H2_PING_AFTER: Duration = Duration::from_secs(5);
-/// ... and given up after this: packets may vanish without a word.
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where to connect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,71 +72,4 @@ impl Service<Target> for Tcp {
             Ok(Transport::Tls(Box::new(stream.into())))
         })
     }
-}
-
-/// Runs hyper's connection tasks on the worker's own thread.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OnThisThread;
-
-impl<F> Executor<F> for OnThisThread
-where
-    F: Future + 'static,
-{
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
-    }
-}
-
-/// Speaks HTTP/2 by prior knowledge over `transport`.
-///
-/// # Errors
-/// The connection broke while the preface was written.
-pub async fn http2(
-    transport: Transport,
-    buffers: &Rc<Buffers>,
-    header_bytes: usize,
-) -> hyper::Result<(http2::SendRequest<RequestBody>, Rc<Terms>)> {
-    let io = Gathered::new(Wire::new(transport, buffers), None);
-    let (sender, connection) = http2::Builder::new(Turns(io.clone()))
-        .timer(TokioTimer::new())
-        .keep_alive_interval(H2_PING_AFTER)
-        .keep_alive_timeout(H2_PING_TIMEOUT)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-        .handshake(TokioIo::new(io))
-        .await?;
-    let assumed = connection.current_max_send_streams();
-    let terms = Rc::new(Terms {
-        streams: Cell::new(assumed),
-        connects: Cell::new(false),
-        driver: RefCell::default(),
-    });
-    let noted = Rc::clone(&terms);
-    tokio::task::spawn_local(async move {
-        let mut connection = pin!(connection);
-        let mut is_known = false;
-        let ended = poll_fn(|cx| {
-            if !is_known {
-                is_known = true;
-                noted.driver.replace(Some(cx.waker().clone()));
-            }
-            let polled = connection.as_mut().poll(cx);
-            // Settings come and change while it is driven.
-            let streams = connection.current_max_send_streams();
-            if streams != assumed || noted.driver.borrow().is_none() {
-                noted.streams.set(streams);
-            }
-            noted
-                .connects
-                .set(connection.is_extended_connect_protocol_enabled());
-            polled
-        });
-        if let Err(error) = ended.await {
-            tracing::trace!(%error, "upstream connection ended");
-        }
-    });
-    Ok((sender, terms))
 }

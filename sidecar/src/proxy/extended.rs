@@ -2,11 +2,11 @@
 //!
 //! Not here: plain CONNECT and where a request goes (`forward.rs`), and the bytes that follow (`tunnel.rs`).
 
+use h2::ext::Protocol;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
 };
-use hyper::ext::Protocol;
 use rand::Rng;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 

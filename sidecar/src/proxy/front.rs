@@ -8,19 +8,11 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response};
-use hyper::{
-    body::Incoming,
-    server::conn::http2,
-    service::service_fn,
-    upgrade::{self, OnUpgrade},
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderValue, Request, Response};
 use mesh_core::moment::Moment;
 use metrics::counter;
 use tokio::{
@@ -31,36 +23,25 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
     body::{Inflow, ReplyBody},
-    connections::{Entry, Spoken, UnderWay},
+    connections::{Entry, Spoken},
     detect::{Speaks, detect},
-    dial::OnThisThread,
-    gather::Gathered,
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
         server,
         wire::{SharedWire, Wire},
     },
+    http2,
     listen::Place,
-    patience::{self, CLIENT_IDLE, HEAD_READ, Patience, RanOut},
+    patience::{CLIENT_IDLE, HEAD_READ},
     porter::Carrying,
     reply::{Cause, reply},
     transport::Transport,
-    tunnel, welcome,
+    welcome,
     worker::{Phase, Worker},
 };
 
 /// Longest path and query, in bytes.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
-/// Streams of one HTTP/2 client connection at once.
-const H2_STREAMS_MAX: u32 = 100;
-/// Streams that a client has cancelled before we looked at them. h2's default of 20 takes a gRPC client that cancels
-/// its calls all at once for an attacker (h2 #856); as many as may be open at once can be cancelled at once.
-const H2_CANCELLED_MAX: usize = H2_STREAMS_MAX as usize;
-/// What one HTTP/2 stream of a client may send ahead of the endpoint reading it, in bytes.
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-/// What all streams of a client connection may send ahead, in bytes.
-const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-
 /// How long a connection that asked for nothing yet is listened to once the sidecar ends: its request may be on
 /// the way, and was promised an answer when the connection was accepted.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -118,7 +99,7 @@ pub async fn serve(
         // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
         Speaks::Http2 => {
             caller.entry.speaks(Spoken::Http2);
-            Box::pin(serve_http2(caller, wire, settings.header_bytes)).await;
+            Box::pin(http2::server::serve(caller, wire, settings.header_bytes)).await;
         }
         Speaks::Http1 | Speaks::Undecided => {
             caller.entry.speaks(Spoken::Http1);
@@ -128,68 +109,6 @@ pub async fn serve(
     }
     home.pool.borrow_mut().forget_client(id);
     drop(place);
-}
-
-/// Serves a client that speaks HTTP/2 by prior knowledge.
-async fn serve_http2(caller: Caller, wire: SharedWire, header_bytes: usize) {
-    let worker = Rc::clone(&caller.worker);
-    let patience = Patience::new(worker.clock);
-    let io = Gathered::new(wire, Some(Arc::clone(&patience)));
-    let entry = Rc::clone(&caller.entry);
-    let ends = entry.end();
-    let stack = stack(caller);
-    let busy = Arc::clone(&patience);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let answering = busy.answer(UnderWay::on(&entry));
-        let leaving = (request.method() == Method::CONNECT).then(|| upgrade::on(&mut request));
-        let client = Rc::clone(&entry);
-        let answer = stack.clone().call(request.map(Inflow::Http2));
-        async move {
-            let answer = answer.await?;
-            Ok::<_, Infallible>(match leaving {
-                Some(leaving) if answer.body().is_tunnel() => {
-                    left(answer, leaving, client, answering)
-                }
-                _ => answer.map(|body| body.served(answering)),
-            })
-        }
-    });
-    let connection = http2::Builder::new(OnThisThread)
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_pending_accept_reset_streams(H2_CANCELLED_MAX)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
-        .serve_connection(TokioIo::new(io.clone()), service);
-    if let Err(error) = run(&worker, &patience, (&io, ends), connection).await {
-        let h2 = std::error::Error::source(&error).is_some_and(|source| source.is::<h2::Error>());
-        if error.is_parse() || error.is_timeout() || h2 {
-            counter!("starling_client_faults_total").increment(1);
-        }
-        tracing::debug!(%error, "client connection ended early");
-    }
-}
-
-/// An answer behind which its stream is a tunnel.
-fn left(
-    answer: Response<ReplyBody>,
-    leaving: OnUpgrade,
-    client: Rc<Entry>,
-    answering: patience::Answering,
-) -> Response<ReplyBody> {
-    let (head, body) = answer.into_parts();
-    if let Some(tunnel) = body.into_tunnel() {
-        tokio::task::spawn_local(async move {
-            match leaving.await {
-                Ok(stream) => tunnel::streamed(TokioIo::new(stream), &client, tunnel).await,
-                Err(error) => tracing::debug!(%error, "a stream did not become a tunnel"),
-            }
-            drop(answering);
-        });
-    }
-    Response::from_parts(head, ReplyBody::empty())
 }
 
 /// The path and what stands before it.
@@ -234,63 +153,8 @@ async fn last_words(phase: &mut watch::Receiver<Phase>) {
     sleep(LAST_WORDS).await;
 }
 
-/// A hyper connection that can be asked to end after what is in flight.
-trait Graceful: Future<Output = hyper::Result<()>> {
-    fn end(self: Pin<&mut Self>);
-}
-
-impl<S, B> Graceful for http2::Connection<TokioIo<Gathered>, S, OnThisThread>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    S::Future: 'static,
-    B: http_body::Body<Data = bytes::Bytes> + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn end(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
-/// Drives a connection; when the sidecar ends or the client rests too long, it finishes what is in flight and closes.
-async fn run(
-    worker: &Worker,
-    patience: &Patience,
-    (io, ends): (&Gathered, Option<Moment>),
-    connection: impl Graceful,
-) -> hyper::Result<()> {
-    let mut connection = std::pin::pin!(connection);
-    let mut phase = worker.common.phase.clone();
-    tokio::select! {
-        // The connection first: hyper closes one that is told to end before it has read what is there already.
-        biased;
-        ended = poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)) => return ended,
-        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
-        () = old_age(worker, ends) => {}
-        ran_out = patience.run_out() => if ran_out != RanOut::Idle {
-            dawdled(ran_out);
-            return Ok(());
-        },
-    }
-    connection.as_mut().end();
-    tokio::select! {
-        biased;
-        ended = poll_fn(|cx| io.poll_turn(connection.as_mut(), cx)) => ended,
-        // One that neither reads nor hangs up would be waited for to the end of time.
-        ran_out = patience.run_out_of_farewell() => {
-            dawdled(ran_out);
-            Ok(())
-        }
-    }
-}
-
-fn dawdled(ran_out: RanOut) {
-    counter!("starling_client_faults_total").increment(1);
-    tracing::debug!(?ran_out, "a client dawdled too long");
-}
-
 /// Ready when a connection is too old for more requests.
-async fn old_age(worker: &Worker, ends: Option<Moment>) {
+pub async fn old_age(worker: &Worker, ends: Option<Moment>) {
     match ends {
         Some(ends) => sleep_until(worker.clock.instant(ends)).await,
         None => std::future::pending().await,

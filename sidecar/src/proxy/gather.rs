@@ -1,13 +1,12 @@
 //! What an HTTP/2 connection says, gathered until its task's turn ends.
 //!
-//! Not here: frames (hyper and h2). h2 hands over every frame of data by itself and flushes behind it: a hundred answers
+//! Not here: frames (the h2 crate). h2 hands over every frame of data by itself and flushes behind it: a hundred answers
 //! of a kilobyte that came together would leave in a hundred writes, and behind TLS in a hundred records. So a flush
 //! waits until the task that speaks for the connection has had its turn; what waits is bounded, and more than that is
 //! written at once.
 
 use std::{
     cell::Cell,
-    future::{Future, poll_fn},
     io,
     pin::Pin,
     rc::Rc,
@@ -15,22 +14,24 @@ use std::{
     task::{Context, Poll},
 };
 
-use hyper::rt::Executor;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     http1::wire::{Raw, SharedWire},
     patience::Patience,
 };
 
-/// One connection of HTTP/2, held by whoever polls it and by hyper.
+/// One connection of HTTP/2, held by the task that drives it and by the h2 crate.
 #[derive(Clone, Debug)]
 pub struct Gathered {
     wire: SharedWire,
     /// Told of the client's slowness.
     patience: Option<Arc<Patience>>,
-    /// Something was said since this was last looked at.
-    spoke: Rc<Cell<bool>>,
+    /// When anything came last.
+    heard: Rc<Cell<Instant>>,
 }
 
 impl Gathered {
@@ -39,22 +40,17 @@ impl Gathered {
         Gathered {
             wire,
             patience,
-            spoke: Rc::default(),
+            heard: Rc::new(Cell::new(Instant::now())),
         }
     }
 
-    /// One turn of the task that speaks for the connection, and then whatever it said goes out.
-    pub fn poll_turn<F: Future>(
-        &self,
-        speaker: Pin<&mut F>,
-        cx: &mut Context<'_>,
-    ) -> Poll<F::Output> {
-        let polled = speaker.poll(cx);
-        self.end_turn(cx);
-        polled
+    /// When anything came last, or it was opened.
+    pub fn heard(&self) -> Instant {
+        self.heard.get()
     }
 
-    fn end_turn(&self, cx: &mut Context<'_>) {
+    /// Whatever was said goes out.
+    pub fn end_turn(&self, cx: &mut Context<'_>) {
         let wire = &mut *self.wire.borrow_mut();
         let before = wire.written();
         let is_out = wire.poll_gathered(cx).is_ready();
@@ -64,7 +60,6 @@ impl Gathered {
     }
 
     fn taken(&self, taken: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.spoke.set(true);
         if let (Some(patience), Poll::Pending) = (&self.patience, &taken) {
             patience.wrote(false);
         }
@@ -78,7 +73,12 @@ impl AsyncRead for Gathered {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut Raw(Rc::clone(&self.wire))).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut Raw(Rc::clone(&self.wire))).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.set(Instant::now());
+        }
+        read
     }
 }
 
@@ -119,37 +119,9 @@ impl AsyncWrite for Gathered {
     }
 }
 
-/// Runs hyper's tasks for one connection to an endpoint on the worker's own thread. One of them, which is known by
-/// what it does, speaks for the connection.
-#[derive(Clone, Debug)]
-pub struct Turns(pub Gathered);
-
-impl<F> Executor<F> for Turns
-where
-    F: Future + 'static,
-{
-    fn execute(&self, task: F) {
-        let connection = self.0.clone();
-        tokio::task::spawn_local(async move {
-            let mut task = std::pin::pin!(task);
-            let mut speaks = false;
-            poll_fn(|cx| {
-                let polled = task.as_mut().poll(cx);
-                // Only the speaker may wait for the socket: another's waker would take the place of its own.
-                speaks |= connection.spoke.take();
-                if speaks {
-                    connection.end_turn(cx);
-                }
-                polled.map(drop)
-            })
-            .await;
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{future::poll_fn, task::Waker};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -186,17 +158,16 @@ mod tests {
     async fn what_is_said_in_one_turn_goes_out_at_its_end() {
         let (connection, mut theirs) = connection(1 << 20);
         let mut said = connection.clone();
-        let mut theirs_before = Vec::new();
-        {
-            let mut turn = std::pin::pin!(async {
-                for word in ["one ", "two ", "three"] {
-                    said.write_all(word.as_bytes()).await.expect("it is taken");
-                    said.flush().await.expect("it is believed");
-                }
-                theirs_before = arrived(&mut theirs).await;
-            });
-            poll_fn(|cx| connection.poll_turn(turn.as_mut(), cx)).await;
+        for word in ["one ", "two ", "three"] {
+            said.write_all(word.as_bytes()).await.expect("it is taken");
+            said.flush().await.expect("it is believed");
         }
+        let theirs_before = arrived(&mut theirs).await;
+        poll_fn(|cx| {
+            connection.end_turn(cx);
+            Poll::Ready(())
+        })
+        .await;
         assert!(theirs_before.is_empty());
         assert_eq!(arrived(&mut theirs).await, b"one two three");
     }

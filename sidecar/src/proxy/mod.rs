@@ -19,6 +19,7 @@ pub mod front;
 pub mod gather;
 pub mod headers;
 pub mod http1;
+pub mod http2;
 pub mod listen;
 pub mod look;
 pub mod outage;

@@ -7,15 +7,13 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    task::Waker,
     time::Duration,
 };
 
-use hyper::client::conn::http2;
 use mesh_core::moment::Moment;
 use tokio::sync::Mutex;
 
-use super::{body::RequestBody, connections::Entry, http1::wire::SharedWire};
+use super::{connections::Entry, http1::wire::SharedWire, http2::client::Line};
 
 /// Idle HTTP/1 connections kept per endpoint and worker; one more closes the oldest.
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
@@ -76,54 +74,10 @@ impl Idle {
     }
 }
 
-/// A shared HTTP/2 connection.
-#[derive(Clone, Debug)]
-pub struct Multiplexed {
-    /// Sends many requests at once.
-    pub sender: http2::SendRequest<RequestBody>,
-    /// Its place in the table, where its streams are counted.
-    pub entry: Rc<Entry>,
-    /// What the endpoint said of it.
-    pub terms: Rc<Terms>,
-    /// `https` if TLS protects it, else `http`: what its requests say in `:scheme`.
-    pub scheme: &'static str,
-}
-
-/// What an endpoint's settings allow on one HTTP/2 connection; noted by the task that drives it.
-#[derive(Debug)]
-pub struct Terms {
-    /// Streams at once; until it has said so itself, what is known of the endpoint's other connections.
-    pub streams: Cell<usize>,
-    /// Extended CONNECT is understood (RFC 8441).
-    pub connects: Cell<bool>,
-    /// The task that drives the connection, until the first answer has come: the settings came before it, and the
-    /// task would not see them before the next request.
-    pub driver: RefCell<Option<Waker>>,
-}
-
-impl Terms {
-    /// An answer has come, and with it the endpoint's settings.
-    pub fn are_told(&self) {
-        if let Some(driver) = self.driver.take() {
-            driver.wake();
-        }
-    }
-}
-
-impl Multiplexed {
-    fn is_open(&self) -> bool {
-        !self.sender.is_closed()
-    }
-
-    fn has_room(&self) -> bool {
-        (self.entry.under_way() as usize) < self.terms.streams.get()
-    }
-}
-
 /// An endpoint's HTTP/2 connections; whoever dials holds the lock, the others wait for the result.
 #[derive(Debug, Default)]
 pub struct SharedH2 {
-    open: RefCell<Vec<Multiplexed>>,
+    open: RefCell<Vec<Rc<Line>>>,
     /// Held while one is opened.
     pub dialling: Mutex<()>,
     /// Before then nobody tries to open another one beside those that are open.
@@ -132,18 +86,18 @@ pub struct SharedH2 {
 
 impl SharedH2 {
     /// The first connection with room for another stream, so that those opened for a peak fall idle after it.
-    pub fn with_room(&self, now: Moment) -> Option<Multiplexed> {
+    pub fn with_room(&self, now: Moment) -> Option<Rc<Line>> {
         let open = &mut *self.open.borrow_mut();
         // What is closed, or too old for anything new, is let go of; what is under way on it goes on.
-        open.retain(|shared| shared.is_open() && !shared.entry.is_over_age(now));
-        open.iter().find(|shared| shared.has_room()).cloned()
+        open.retain(|line| line.is_open() && !line.entry.is_over_age(now));
+        open.iter().find(|line| line.has_room()).cloned()
     }
 
     /// The one that a request waits on if there is to be no other.
-    pub fn least_used(&self) -> Option<Multiplexed> {
+    pub fn least_used(&self) -> Option<Rc<Line>> {
         let open = self.open.borrow();
         open.iter()
-            .min_by_key(|shared| shared.entry.under_way())
+            .min_by_key(|line| line.entry.under_way())
             .cloned()
     }
 
@@ -158,19 +112,19 @@ impl SharedH2 {
     }
 
     /// Takes one in that was just opened.
-    pub fn add(&self, shared: Multiplexed) {
+    pub fn add(&self, line: Rc<Line>) {
         let open = &mut *self.open.borrow_mut();
         if let Some(other) = open.first() {
-            shared.terms.streams.set(other.terms.streams.get());
+            line.terms.streams.set(other.terms.streams.get());
         }
-        open.push(shared);
+        open.push(line);
     }
 
     fn rested(&self, now: Moment) -> usize {
         let open = &mut *self.open.borrow_mut();
-        open.retain(|shared| {
-            let rests = shared.entry.under_way() == 0 && shared.entry.is_silent_for(IDLE_MAX, now);
-            shared.is_open() && !rests && !shared.entry.is_over_age(now)
+        open.retain(|line| {
+            let rests = line.entry.under_way() == 0 && line.entry.is_silent_for(IDLE_MAX, now);
+            line.is_open() && !rests && !line.entry.is_over_age(now)
         });
         open.len()
     }
@@ -312,10 +266,10 @@ impl Pool {
     }
 
     /// The endpoint has chosen HTTP/2 on this connection: from now on it is shared.
-    pub fn agree_http2(&mut self, between: Between, shared: Multiplexed) {
+    pub fn agree_http2(&mut self, between: Between, line: Rc<Line>) {
         let shelf = self.shelf_or_new(between);
         shelf.agreed_http2 = true;
-        shelf.h2.get_or_insert_default().add(shared);
+        shelf.h2.get_or_insert_default().add(line);
     }
 
     /// Takes the HTTP/2 connections out of use; each closes when its last stream ends.

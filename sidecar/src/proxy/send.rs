@@ -2,9 +2,9 @@
 //!
 //! Not here: what follows from how it went (`forward.rs`, `mesh_core::retry`).
 
-use std::{error::Error, io, rc::Rc, sync::Arc, time::Duration};
+use std::{io, rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Uri, Version, header, response};
+use http::{HeaderName, HeaderValue, Request, Version, header, response};
 use http_body::Body;
 use mesh_core::{
     endpoint::Endpoint,
@@ -20,14 +20,15 @@ use super::{
     attempt::Attempt,
     body::{Inflow, RequestBody},
     connections::{Entry, Spoken, UnderWay},
-    dial::{self, Target},
+    dial::Target,
     forward::{Call, judge},
     headers,
     http1::{
         client::{Trouble, exchange},
         wire::Wire,
     },
-    pool::{Between, IDLE_MAX, Idle, Multiplexed, SharedH2},
+    http2::{self, client::Line},
+    pool::{Between, IDLE_MAX, Idle, SharedH2},
     transport::Transport,
     worker::{Admission, Worker},
 };
@@ -36,6 +37,14 @@ use crate::tls::ClientTls;
 /// A kept connection that breaks within this time of being used again was dead before: a round trip across the world,
 /// and then some.
 const STALE_SOON: Duration = Duration::from_millis(500);
+
+/// Fields with another value in each request. In HPACK's table they would push out those that come again, and each would
+/// be compared with all that came before it; a value that is called sensitive stays out of it (RFC 7541, 6.2.3).
+const NEW_EACH_TIME: [HeaderName; 3] = [
+    headers::X_REQUEST_ID,
+    headers::GRPC_TIMEOUT,
+    HeaderName::from_static("traceparent"),
+];
 
 /// An answer's head, its body still to come.
 pub struct Answer {
@@ -110,9 +119,11 @@ pub async fn once(
     let mut attempt = Attempt::begin(worker, upstream, endpoint);
     let trying = async {
         // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
-        let between = terms.between(upstream, endpoint);
-        let rather_http2 = worker.pool.borrow_mut().agreed_http2(between) && !call.upgrade;
-        if endpoint.http2 || rather_http2 {
+        let agreed_http2 = || {
+            let between = terms.between(upstream, endpoint);
+            worker.pool.borrow_mut().agreed_http2(between)
+        };
+        if endpoint.http2 || (!call.upgrade && agreed_http2()) {
             over_http2(&mut attempt, upstream, call, terms).await
         } else {
             over_http1(&mut attempt, upstream, call, terms).await
@@ -199,7 +210,7 @@ async fn over_http1(
                 }
                 // The endpoint would rather speak HTTP/2: from now on so do we.
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
-                (worker.pool.borrow_mut()).agree_http2(between, shared.clone());
+                (worker.pool.borrow_mut()).agree_http2(between, Rc::clone(&shared));
                 Ok(Opened::Http2(shared))
             };
             let transport = match connect(upstream, opening).await? {
@@ -231,7 +242,7 @@ async fn over_http1(
 /// A connection just opened, by what is spoken on it.
 enum Opened {
     Http1(Transport),
-    Http2(Multiplexed),
+    Http2(Rc<Line>),
 }
 
 /// Reads what befell a request over HTTP/1. `died_idle`: it broke so soon after a kept connection was used again that
@@ -303,7 +314,7 @@ async fn another(
     endpoint: &Arc<Endpoint>,
     place: &SharedH2,
     terms: Terms<'_>,
-) -> Result<(Multiplexed, bool), Unreachable> {
+) -> Result<(Rc<Line>, bool), Unreachable> {
     let _dialling = place.dialling.lock().await;
     let now = worker.clock.now();
     if let Some(shared) = place.with_room(now) {
@@ -322,7 +333,7 @@ async fn another(
         return Err(Unreachable::ConnectFailed);
     }
     let shared = multiplexed(worker, upstream, endpoint, transport).await?;
-    place.add(shared.clone());
+    place.add(Rc::clone(&shared));
     Ok((shared, false))
 }
 
@@ -346,46 +357,39 @@ async fn multiplexed(
     upstream: &Upstream,
     endpoint: &Arc<Endpoint>,
     transport: Transport,
-) -> Result<Multiplexed, Unreachable> {
-    let scheme = if transport.is_tls() { "https" } else { "http" };
+) -> Result<Rc<Line>, Unreachable> {
     let entry = listed(worker, upstream, endpoint, transport);
     entry.speaks(Spoken::Http2);
-    let transport = Transport::Listed(Rc::clone(&entry));
     let header_bytes = upstream.policy.limits.header_bytes;
-    let opened = dial::http2(transport, &worker.buffers, header_bytes).await;
-    let (sender, terms) = opened.map_err(|error| handshake_failed(endpoint, &error))?;
-    Ok(Multiplexed {
-        sender,
-        entry,
-        terms,
-        scheme,
+    let opened = http2::client::open(entry, &worker.buffers, header_bytes).await;
+    opened.map_err(|error| {
+        tracing::debug!(address = %endpoint.key.address, %error, "handshake failed");
+        Unreachable::ConnectFailed
     })
 }
 
 /// Sends a request on a shared connection; `reused`: it was open before.
 async fn ask(
     attempt: &mut Attempt,
-    mut shared: Multiplexed,
+    line: Rc<Line>,
     call: &Call,
     terms: Terms<'_>,
     reused: bool,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
-    attempt.on_stream(shared.entry.id, UnderWay::on(&shared.entry));
-    let request = http2_request(
-        call,
-        shared.scheme,
-        terms.deadline.since(worker.clock.now()),
-    )?;
-    // hyper passes no interim answer of HTTP/2 on, so a client that waits for one is told here to go on.
+    attempt.on_stream(line.entry.id, UnderWay::on(&line.entry));
+    let left = terms.deadline.since(worker.clock.now());
+    let request = http2_request(call, &line, left)?;
+    let body = RequestBody::of(call.source.as_ref());
+    // No interim answer of HTTP/2 is passed on, so a client that waits for one is told here to go on.
     call.go_on();
-    match shared.sender.send_request(request).await {
-        Ok(response) => {
-            shared.terms.are_told();
-            let (head, body) = response.into_parts();
-            Ok((head, Inflow::Http2(body), None))
-        }
-        Err(error) => Err(broken(&error, call, reused)),
+    let answered = match http2::client::send(&line, request, body) {
+        Ok(exchange) => exchange.await,
+        Err(trouble) => Err(trouble),
+    };
+    match answered {
+        Ok((head, received)) => Ok((head, Inflow::Http2(received), None)),
+        Err(trouble) => Err(broken(&trouble, call, reused)),
     }
 }
 
@@ -405,11 +409,6 @@ async fn connect<S>(
         Ok(opened) => opened.map_err(failed),
         Err(_) => Err(failed(Unreachable::ConnectTimedOut)),
     }
-}
-
-fn handshake_failed(endpoint: &Endpoint, error: &hyper::Error) -> Unreachable {
-    tracing::debug!(address = %endpoint.key.address, %error, "handshake failed");
-    Unreachable::ConnectFailed
 }
 
 /// Opens a transport; the caller bounds the time. `only_http1`: nothing else is offered inside TLS. `header`: said
@@ -442,21 +441,11 @@ pub async fn dialled(
     })
 }
 
-fn http2_request(
-    call: &Call,
-    scheme: &str,
-    left: Duration,
-) -> Result<Request<RequestBody>, Failure> {
-    let mut request = Request::new(RequestBody::of(call.source.as_ref()));
+fn http2_request(call: &Call, line: &Line, left: Duration) -> Result<Request<()>, Failure> {
+    let mut request = Request::new(());
     *request.method_mut() = call.method.clone();
     *request.version_mut() = Version::HTTP_2;
-    let path = call.uri.path_and_query().map_or("/", |path| path.as_str());
-    let uri = Uri::builder()
-        .scheme(scheme)
-        .authority(call.authority.as_bytes())
-        .path_and_query(path)
-        .build();
-    // The authority was checked when the call was read; a path that fits HTTP/1 fits here.
+    let uri = line.uri(&call.authority, call.uri.path_and_query());
     *request.uri_mut() = uri.map_err(|error| {
         tracing::debug!(%error, "a request line that HTTP/2 cannot carry");
         Failure {
@@ -465,10 +454,16 @@ fn http2_request(
         }
     })?;
     *request.headers_mut() = call.headers.clone();
-    request.headers_mut().remove(header::UPGRADE);
-    request.headers_mut().remove(header::EXPECT);
+    let fields = request.headers_mut();
+    fields.remove(header::UPGRADE);
+    fields.remove(header::EXPECT);
     if let Some(left) = time_left(call, left) {
-        request.headers_mut().insert(headers::GRPC_TIMEOUT, left);
+        fields.insert(headers::GRPC_TIMEOUT, left);
+    }
+    for name in NEW_EACH_TIME {
+        if let Some(value) = fields.get_mut(name) {
+            value.set_sensitive(true);
+        }
     }
     Ok(request)
 }
@@ -481,29 +476,29 @@ pub fn time_left(call: &Call, left: Duration) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("{millis}m")).ok()
 }
 
-/// Reads hyper's error: what happened, and how much of the request the endpoint may have seen.
-fn broken(error: &hyper::Error, call: &Call, reused: bool) -> Failure {
+/// Reads what befell a request over HTTP/2, and how much of it the endpoint may have seen.
+fn broken(trouble: &http2::client::Trouble, call: &Call, reused: bool) -> Failure {
+    use http2::client::Trouble::{Broken, Unsent};
     let client_failed = call
         .source
         .as_ref()
         .is_some_and(|source| source.client_failed());
-    let h2 = error
-        .source()
-        .and_then(|source| source.downcast_ref::<h2::Error>());
+    let refused = |error: &h2::Error| error.reason() == Some(h2::Reason::REFUSED_STREAM);
     let gone_away =
-        h2.is_some_and(|error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR));
-    let refused = h2.is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM));
-    let (why, sent) = match all_sent(call) {
+        |error: &h2::Error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    let (why, sent) = match (trouble, all_sent(call)) {
         // Never written: the connection ended between two requests.
-        _ if error.is_canceled() && reused => (Unreachable::Broken, Sent::Stale { body: false }),
-        Sent::Replayable if gone_away && reused => {
+        (Unsent(_), _) if reused => (Unreachable::Broken, Sent::Stale { body: false }),
+        (Broken(error), Sent::Replayable) if gone_away(error) && reused => {
             (Unreachable::Broken, Sent::Stale { body: false })
         }
-        sent if refused || gone_away || error.is_canceled() => (Unreachable::NotProcessed, sent),
-        sent if error.is_parse() => (Unreachable::Garbled, sent),
-        sent => (Unreachable::Broken, sent),
+        (Unsent(_), sent) => (Unreachable::NotProcessed, sent),
+        (Broken(error), sent) if refused(error) || gone_away(error) => {
+            (Unreachable::NotProcessed, sent)
+        }
+        (Broken(_), sent) => (Unreachable::Broken, sent),
     };
-    tracing::debug!(%error, ?why, ?sent, "no answer");
+    tracing::debug!(?trouble, ?why, ?sent, "no answer");
     Failure {
         client_failed,
         ..Failure::new(why, sent)

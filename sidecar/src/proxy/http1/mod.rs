@@ -1,6 +1,6 @@
 //! HTTP/1 on both sides of the sidecar: strict about what it reads, exact about what it writes.
 //!
-//! Not here: HTTP/2 (hyper's), and where a request goes (`forward.rs`).
+//! Not here: HTTP/2 (`http2`), and where a request goes (`forward.rs`).
 //!
 //! Why its own: what hyper's parser forgives or hides (a length beside `chunked`, bare line feeds, interim answers,
 //! how names were spelled, when a body may be sent) is what a proxy has to see. [`head`] and [`decode`] are functions

@@ -1,0 +1,279 @@
+//! A connection to an endpoint that many requests share, driven by one task; and one request on it.
+//!
+//! Not here: which connection (`pool.rs`) and what follows from how it went (`send.rs`).
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use http::{
+    HeaderValue, Method, Request, Uri,
+    header::CONTENT_LENGTH,
+    response,
+    uri::{self, Authority, PathAndQuery, Scheme},
+};
+use http_body::Body;
+
+use super::{
+    CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW, incoming::Received, outflow::Outflow,
+    pulse::Pulse,
+};
+use crate::proxy::{
+    body::RequestBody,
+    connections::Entry,
+    gather::Gathered,
+    http1::wire::{Buffers, Wire},
+    transport::Transport,
+};
+
+/// Streams at once until the endpoint has said how many: the least that servers are advised to grant (RFC 9113, 6.5.2).
+const STREAMS_ASSUMED: usize = 100;
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Line {
+    /// Its place in the table, where its streams are counted.
+    pub entry: Rc<Entry>,
+    /// `https` if TLS protects it, else `http`: what its requests say in `:scheme`.
+    scheme: Scheme,
+    /// What the endpoint said of it.
+    pub terms: Rc<Terms>,
+    /// Sends nothing itself, so that nothing of it can wait; each request has one of its own.
+    sender: RefCell<SendRequest<Bytes>>,
+    /// The authority last asked for, as it came and as it goes: nearly always the next one's too.
+    last: RefCell<Option<(HeaderValue, Authority)>>,
+}
+
+/// What an endpoint's settings allow on one HTTP/2 connection; noted by the task that drives it.
+#[derive(Debug)]
+pub struct Terms {
+    /// Streams at once; until it has said so itself, what is known of the endpoint's other connections.
+    pub streams: Cell<usize>,
+    /// Extended CONNECT is understood (RFC 8441).
+    pub connects: Cell<bool>,
+}
+
+impl Line {
+    /// Whether it takes other requests.
+    pub fn is_open(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = self.sender.borrow_mut().poll_ready(&mut cx);
+        !matches!(ready, Poll::Ready(Err(_)))
+    }
+
+    /// Where a request on it goes. The authority was checked when the request was read; what fits HTTP/1 may not fit here.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn uri(&self, authority: &HeaderValue, path: Option<&PathAndQuery>) -> http::Result<Uri> {
+        let last = &mut *self.last.borrow_mut();
+        let known = last.as_ref().filter(|(known, _)| known == authority);
+        let authority = match known {
+            Some((_, read)) => read.clone(),
+            None => {
+                let read = Authority::try_from(authority.as_bytes())?;
+                *last = Some((authority.clone(), read.clone()));
+                read
+            }
+        };
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(match path {
+            Some(path) => path.clone(),
+            None => PathAndQuery::from_static("/"),
+        });
+        Ok(Uri::from_parts(parts)?)
+    }
+
+    /// Whether the endpoint takes another stream now.
+    pub fn has_room(&self) -> bool {
+        (self.entry.under_way() as usize) < self.terms.streams.get()
+    }
+}
+
+/// Speaks HTTP/2 by prior knowledge, or as was agreed, on a connection just opened and entered into the table.
+///
+/// # Errors
+/// The connection broke while the preface was written.
+pub async fn open(
+    entry: Rc<Entry>,
+    buffers: &Rc<Buffers>,
+    header_bytes: usize,
+) -> Result<Rc<Line>, h2::Error> {
+    let transport = Transport::Listed(Rc::clone(&entry));
+    let scheme = if transport.is_tls() {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    };
+    let io = Gathered::new(Wire::new(transport, buffers), None);
+    let (sender, mut connection) = Builder::new()
+        .initial_max_send_streams(STREAMS_ASSUMED)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+        .max_local_error_reset_streams(Some(FAULTY_STREAMS_MAX))
+        .enable_push(false)
+        .handshake(io.clone())
+        .await?;
+    let terms = Rc::new(Terms {
+        streams: Cell::new(STREAMS_ASSUMED),
+        connects: Cell::new(false),
+    });
+    tokio::task::spawn_local(Driver {
+        pulse: connection.ping_pong().map(Pulse::new),
+        connection,
+        io,
+        entry: Rc::clone(&entry),
+        terms: Rc::clone(&terms),
+    });
+    Ok(Rc::new(Line {
+        entry,
+        scheme,
+        terms,
+        sender: RefCell::new(sender),
+        last: RefCell::default(),
+    }))
+}
+
+/// Moves a connection's bytes until it ends: after its last stream, once nobody holds its [`Line`].
+struct Driver {
+    connection: Connection<Gathered, Bytes>,
+    io: Gathered,
+    pulse: Option<Pulse>,
+    entry: Rc<Entry>,
+    terms: Rc<Terms>,
+}
+
+impl Driver {
+    fn note_terms(&self) {
+        let streams = self.connection.max_concurrent_send_streams();
+        // Its settings come before anything else it says.
+        if streams != STREAMS_ASSUMED || self.entry.bytes().0 > 0 {
+            self.terms.streams.set(streams);
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let driver = &mut *self;
+        let waits = driver.entry.under_way() > 0;
+        let silence =
+            (driver.pulse.as_mut()).map(|pulse| pulse.poll_silence(driver.io.heard(), waits, cx));
+        if silence.is_some_and(|silence| silence.is_ready()) {
+            tracing::debug!("an endpoint's connection has gone silent");
+            return Poll::Ready(());
+        }
+        let polled = Pin::new(&mut driver.connection).poll(cx);
+        driver.note_terms();
+        driver.io.end_turn(cx);
+        polled.map(|ended| {
+            if let Err(error) = ended {
+                tracing::trace!(%error, "upstream connection ended");
+            }
+        })
+    }
+}
+
+/// What befell a request.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The connection had ended before anything of the request was written.
+    Unsent(h2::Error),
+    /// No answer came, or a bad one.
+    Broken(h2::Error),
+}
+
+/// Sends a request; what comes of it is awaited.
+///
+/// # Errors
+/// What befell it at once.
+pub fn send(line: &Line, mut request: Request<()>, body: RequestBody) -> Result<Exchange, Trouble> {
+    tell_length(&mut request, &body);
+    let mut sender = line.sender.borrow().clone();
+    let is_whole = body.is_end_stream();
+    let (answer, stream) = sender.send_request(request, is_whole).map_err(|error| {
+        let is_of_connection = error.is_io() || error.is_go_away();
+        let trouble = if is_of_connection {
+            Trouble::Unsent
+        } else {
+            Trouble::Broken
+        };
+        trouble(error)
+    })?;
+    Ok(Exchange {
+        unopened: Some(sender),
+        answer,
+        outflow: (!is_whole).then(|| Outflow::new(body, stream)),
+    })
+}
+
+/// A length that is known goes with the request, where the method gives a body a meaning or there is one.
+fn tell_length(request: &mut Request<()>, body: &RequestBody) {
+    let Some(length) = body.size_hint().exact() else {
+        return;
+    };
+    let needs_none = [Method::GET, Method::HEAD, Method::DELETE, Method::CONNECT];
+    if length > 0 || !needs_none.contains(request.method()) {
+        let headers = request.headers_mut();
+        headers
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+}
+
+/// A request on its way out and its answer on its way in, at once; yields the answer's head. Dropped before, the stream
+/// is given up.
+pub struct Exchange {
+    /// Knows when the stream is opened: at once, or when the endpoint takes one more.
+    unopened: Option<SendRequest<Bytes>>,
+    answer: ResponseFuture,
+    outflow: Option<Outflow<RequestBody>>,
+}
+
+impl Exchange {
+    fn poll_outflow(&mut self, cx: &mut Context<'_>) {
+        if let Some(outflow) = &mut self.outflow
+            && let Poll::Ready(sent) = outflow.poll(cx)
+        {
+            self.outflow = None;
+            if let Err(broken) = sent {
+                tracing::debug!(%broken, "a request was not sent whole");
+            }
+        }
+    }
+}
+
+impl Future for Exchange {
+    type Output = Result<(response::Parts, Received), Trouble>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(sender) = &mut self.unopened {
+            ready!(sender.poll_ready(cx)).map_err(Trouble::Unsent)?;
+            self.unopened = None;
+        }
+        self.poll_outflow(cx);
+        let answer = ready!(Pin::new(&mut self.answer).poll(cx)).map_err(Trouble::Broken)?;
+        if let Some(mut outflow) = self.outflow.take() {
+            // An answer may begin before its request has ended, as in a conversation.
+            tokio::task::spawn_local(async move {
+                if let Err(broken) = poll_fn(|cx| outflow.poll(cx)).await {
+                    tracing::debug!(%broken, "a request was not sent whole");
+                }
+            });
+        }
+        let (head, stream) = answer.into_parts();
+        let received = Received::new(stream, &head.headers);
+        Poll::Ready(Ok((head, received)))
+    }
+}

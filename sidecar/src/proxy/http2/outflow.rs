@@ -1,0 +1,140 @@
+//! A message's body on its way out by a stream of HTTP/2, as fast as the other side takes it.
+//!
+//! Not here: where the body comes from (`body.rs`).
+
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Body;
+
+use crate::proxy::body::BodyError;
+
+/// A body and the stream it leaves by.
+pub struct Outflow<B> {
+    body: B,
+    stream: SendStream<Bytes>,
+    /// Read, and waiting for room in the other side's window; `true`: nothing follows.
+    held: Option<(Bytes, bool)>,
+    has_begun: bool,
+}
+
+/// Why a body was not sent whole.
+#[derive(Debug)]
+pub enum Broken {
+    /// It broke off itself, which its stream was told.
+    Body(BodyError),
+    /// Its stream ended: the other side wants no more of it, or is gone.
+    Stream(h2::Error),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Broken::Body(error) => error.fmt(f),
+            Broken::Stream(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<h2::Error> for Broken {
+    fn from(error: h2::Error) -> Broken {
+        Broken::Stream(error)
+    }
+}
+
+impl<B> Outflow<B>
+where
+    B: Body<Data = Bytes, Error = BodyError> + Unpin,
+{
+    /// Sends `body` by `stream`, whose head was sent.
+    pub fn new(body: B, stream: SendStream<Bytes>) -> Outflow<B> {
+        Outflow {
+            body,
+            stream,
+            held: None,
+            has_begun: false,
+        }
+    }
+
+    /// Sends what there is and what there is room for; ready at the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        loop {
+            if self.held.is_some() {
+                ready!(self.poll_room(cx))?;
+                if let Some((data, is_last)) = self.held.take() {
+                    self.stream.send_data(data, is_last)?;
+                    if is_last {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                // Whoever wants no more of it must not have to wait for more of it to say so.
+                let reason = ready!(self.stream.poll_reset(cx))?;
+                return Poll::Ready(Err(Broken::Stream(reason.into())));
+            };
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        let is_last = self.body.is_end_stream();
+                        self.pass(data, is_last)?;
+                        if is_last && self.held.is_none() {
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                    Err(other) => {
+                        if let Ok(trailers) = other.into_trailers() {
+                            self.stream.reserve_capacity(0);
+                            self.stream.send_trailers(trailers)?;
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                },
+                Some(Err(error)) => {
+                    self.stream.send_reset(reason_of(&error));
+                    return Poll::Ready(Err(Broken::Body(error)));
+                }
+                None => {
+                    self.stream.send_data(Bytes::new(), true)?;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Sends a piece at once if it is the first, for most bodies have no other, and so one piece of each stream may wait
+    /// in it; a later one waits for room.
+    fn pass(&mut self, data: Bytes, is_last: bool) -> Result<(), h2::Error> {
+        if data.is_empty() || !self.has_begun {
+            self.has_begun |= !data.is_empty();
+            return self.stream.send_data(data, is_last);
+        }
+        // No more than a byte is asked for: what one stream has asked for is kept from the others until it is used.
+        self.stream.reserve_capacity(1);
+        self.held = Some((data, is_last));
+        Ok(())
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(room) => room?,
+                None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+            };
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the other side is told of a body that broke off: what we were told of it, if that was by HTTP/2.
+fn reason_of(error: &BodyError) -> Reason {
+    let told = error.source().and_then(|error| error.downcast_ref());
+    let told = told.and_then(h2::Error::reason);
+    told.unwrap_or(Reason::INTERNAL_ERROR)
+}

@@ -1,0 +1,79 @@
+//! Whether the other end of an HTTP/2 connection is still there: asked when streams wait and nothing is heard.
+//!
+//! Not here: driving the connection (`client.rs`).
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use h2::{Ping, PingPong};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// A connection with streams that hears nothing for this long is asked whether it is still there ...
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// ... and given up after this: packets may vanish without a word.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(3);
+
+/// Asks and waits, by one timer that is moved only when it goes off.
+pub struct Pulse {
+    pings: PingPong,
+    timer: Pin<Box<Sleep>>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// No stream waits for anything.
+    Rests,
+    /// The timer goes off when it may be time to ask.
+    Listens,
+    /// The timer goes off when it is given up.
+    Asked,
+}
+
+impl Pulse {
+    /// Of a connection just opened.
+    pub fn new(pings: PingPong) -> Pulse {
+        Pulse {
+            pings,
+            timer: Box::pin(sleep(ASK_AFTER)),
+            stage: Stage::Rests,
+        }
+    }
+
+    /// Ready when nobody is there. `heard`: when anything came last; `waits`: whether a stream waits for more.
+    pub fn poll_silence(&mut self, heard: Instant, waits: bool, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.stage {
+                Stage::Rests if !waits => return Poll::Pending,
+                Stage::Rests => {
+                    self.timer.as_mut().reset(heard + ASK_AFTER);
+                    self.stage = Stage::Listens;
+                }
+                Stage::Listens => {
+                    ready!(self.timer.as_mut().poll(cx));
+                    if !waits {
+                        self.stage = Stage::Rests;
+                    } else if heard.elapsed() < ASK_AFTER {
+                        self.timer.as_mut().reset(heard + ASK_AFTER);
+                    } else if self.pings.send_ping(Ping::opaque()).is_ok() {
+                        self.timer.as_mut().reset(Instant::now() + GIVE_UP_AFTER);
+                        self.stage = Stage::Asked;
+                    } else {
+                        // The connection is over, as its driver is about to see.
+                        return Poll::Pending;
+                    }
+                }
+                Stage::Asked => {
+                    if self.pings.poll_pong(cx).is_ready() {
+                        self.stage = Stage::Rests;
+                        continue;
+                    }
+                    ready!(self.timer.as_mut().poll(cx));
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A client's connection of HTTP/2: one task reads its frames, answers its streams and writes what they have to say.
+//!
+//! Not here: what stands before the path and where a request goes (`front.rs`, `forward.rs`), and how the streams are
+//! woken (`crew.rs`).
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, Connection, Handshake, SendResponse},
+};
+use http::{
+    Method, Request, Response,
+    header::{CONTENT_LENGTH, DATE},
+};
+use http_body::Body;
+use mesh_core::moment::Moment;
+use metrics::counter;
+use tower::Service;
+
+use super::{
+    CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW,
+    crew::Crew,
+    incoming::Received,
+    outflow::{Broken, Outflow},
+    stream::Stream,
+};
+use crate::proxy::{
+    body::{Inflow, ReplyBody},
+    connections::{Entry, UnderWay},
+    front::{self, Caller, Guarding, Stack, old_age},
+    gather::Gathered,
+    http1::wire::SharedWire,
+    patience::{Answering, Patience, RanOut},
+    porter::Carrying,
+    tunnel,
+    worker::{Phase, Worker},
+};
+
+/// Streams of one client connection at once.
+const STREAMS_MAX: u32 = 100;
+/// Streams that a client has cancelled before we looked at them. h2's default of 20 takes a gRPC client that cancels
+/// its calls all at once for an attacker (h2 #856); as many as may be open at once can be cancelled at once.
+const CANCELLED_MAX: usize = STREAMS_MAX as usize;
+/// Bytes of answers that one stream may hold for a client that does not read.
+const SEND_BYTES_MAX: usize = 400 * 1024;
+/// Rounds of one turn: a connection whose streams go on waking each other lets the others of its worker go first then.
+const ROUNDS_MAX: usize = 8;
+
+/// Serves a client that speaks HTTP/2, until it ends.
+pub async fn serve(caller: Caller, wire: SharedWire, header_bytes: usize) {
+    let worker = Rc::clone(&caller.worker);
+    let patience = Patience::new(worker.clock);
+    let ends = caller.entry.end();
+    let io = Gathered::new(wire, Some(Arc::clone(&patience)));
+    let mut serving = Serving {
+        stage: Stage::Greeting(
+            Builder::new()
+                .enable_connect_protocol()
+                .max_concurrent_streams(STREAMS_MAX)
+                .max_pending_accept_reset_streams(CANCELLED_MAX)
+                .max_local_error_reset_streams(Some(FAULTY_STREAMS_MAX))
+                .max_send_buffer_size(SEND_BYTES_MAX)
+                .initial_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+                .handshake(io.clone()),
+        ),
+        is_ending: false,
+        crew: Crew::default(),
+        io,
+        worker: Rc::clone(&worker),
+        entry: Rc::clone(&caller.entry),
+        stack: front::stack(caller),
+        patience: Arc::clone(&patience),
+    };
+    if let Err(error) = run(&worker, &patience, ends, &mut serving).await {
+        // A connection that breaks is nobody's fault.
+        if !error.is_io() {
+            counter!("starling_client_faults_total").increment(1);
+        }
+        tracing::debug!(%error, "client connection ended early");
+    }
+}
+
+/// Drives a connection; when the sidecar ends or the client rests too long, it finishes what is in flight and closes.
+async fn run(
+    worker: &Worker,
+    patience: &Patience,
+    ends: Option<Moment>,
+    serving: &mut Serving,
+) -> Result<(), h2::Error> {
+    let mut phase = worker.common.phase.clone();
+    tokio::select! {
+        // The connection first: what it has been sent already is still answered.
+        biased;
+        ended = poll_fn(|cx| serving.poll(cx)) => return ended,
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
+        () = old_age(worker, ends) => {}
+        ran_out = patience.run_out() => if ran_out != RanOut::Idle {
+            dawdled(ran_out);
+            return Ok(());
+        },
+    }
+    serving.end();
+    tokio::select! {
+        biased;
+        ended = poll_fn(|cx| serving.poll(cx)) => ended,
+        // One that neither reads nor hangs up would be waited for to the end of time.
+        ran_out = patience.run_out_of_farewell() => {
+            dawdled(ran_out);
+            Ok(())
+        }
+    }
+}
+
+fn dawdled(ran_out: RanOut) {
+    counter!("starling_client_faults_total").increment(1);
+    tracing::debug!(?ran_out, "a client dawdled too long");
+}
+
+/// A connection and its streams.
+struct Serving {
+    stage: Stage,
+    /// It takes no more streams than were on their way.
+    is_ending: bool,
+    crew: Crew<Exchange>,
+    io: Gathered,
+    worker: Rc<Worker>,
+    entry: Rc<Entry>,
+    stack: Stack,
+    patience: Arc<Patience>,
+}
+
+enum Stage {
+    /// The preface is exchanged.
+    Greeting(Handshake<Gathered, Bytes>),
+    /// Streams come and go.
+    Open(Connection<Gathered, Bytes>),
+}
+
+impl Serving {
+    /// Lets the client know that it should open no other stream; what is under way goes on.
+    fn end(&mut self) {
+        self.is_ending = true;
+        if let Stage::Open(connection) = &mut self.stage {
+            connection.graceful_shutdown();
+        }
+        self.crew.connection().wake();
+    }
+
+    /// One turn: the connection reads, the streams that were woken go on, the connection writes.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        self.crew.wakes(cx.waker());
+        let waker = self.crew.connection();
+        let mut of_connection = Context::from_waker(&waker);
+        let mut polled = Poll::Pending;
+        for _ in 0..ROUNDS_MAX {
+            if self.crew.begin_round() {
+                polled = self.poll_connection(&mut of_connection);
+                if polled.is_ready() {
+                    break;
+                }
+            }
+            self.crew.poll_round();
+            if self.crew.may_rest() {
+                break;
+            }
+        }
+        self.io.end_turn(&mut of_connection);
+        if polled.is_pending() && !self.crew.may_rest() {
+            cx.waker().wake_by_ref();
+        }
+        polled
+    }
+
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match &mut self.stage {
+                Stage::Greeting(handshake) => {
+                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+                    if self.is_ending {
+                        connection.graceful_shutdown();
+                    }
+                    self.stage = Stage::Open(connection);
+                }
+                Stage::Open(connection) => match ready!(connection.poll_accept(cx)) {
+                    Some(accepted) => {
+                        let (request, respond) = accepted?;
+                        self.begin(request, respond);
+                    }
+                    None => return Poll::Ready(Ok(())),
+                },
+            }
+        }
+    }
+
+    /// Sends a request on its way.
+    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let answering = self.patience.answer(UnderWay::on(&self.entry));
+        let (head, stream) = request.into_parts();
+        let (body, leaving) = if head.method == Method::CONNECT {
+            (Received::empty(), Some(stream))
+        } else {
+            (Received::new(stream, &head.headers), None)
+        };
+        let request = Request::from_parts(head, Inflow::Http2(body));
+        self.crew.add(Exchange {
+            answer: self.stack.call(request),
+            respond,
+            leaving,
+            answering: Some(answering),
+            outflow: None,
+            worker: Rc::clone(&self.worker),
+            client: Rc::clone(&self.entry),
+        });
+    }
+}
+
+/// One stream: its request is answered, then the answer's body follows.
+struct Exchange {
+    answer: Guarding<Carrying>,
+    respond: SendResponse<Bytes>,
+    /// What comes from a client that asks to leave HTTP.
+    leaving: Option<RecvStream>,
+    answering: Option<Answering>,
+    /// The answer's body, once its head is sent.
+    outflow: Option<Outflow<ReplyBody>>,
+    worker: Rc<Worker>,
+    client: Rc<Entry>,
+}
+
+impl Future for Exchange {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Err(broken) = ready!(self.poll_sent(cx)) {
+            tracing::debug!(%broken, "a stream ended early");
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Exchange {
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if let Some(outflow) = &mut self.outflow {
+            return outflow.poll(cx);
+        }
+        let Poll::Ready(Ok(answer)) = Pin::new(&mut self.answer).poll(cx) else {
+            // A client that gives its stream up takes its request with it.
+            let reason = ready!(self.respond.poll_reset(cx))?;
+            return Poll::Ready(Err(Broken::Stream(reason.into())));
+        };
+        match self.send(answer) {
+            Ok(Some(outflow)) => self.outflow.insert(outflow).poll(cx),
+            Ok(None) => Poll::Ready(Ok(())),
+            Err(error) => {
+                self.respond.send_reset(Reason::INTERNAL_ERROR);
+                Poll::Ready(Err(Broken::Stream(error)))
+            }
+        }
+    }
+
+    /// Sends an answer's head, and whatever is behind it on its way.
+    fn send(
+        &mut self,
+        answer: Response<ReplyBody>,
+    ) -> Result<Option<Outflow<ReplyBody>>, h2::Error> {
+        let (mut head, body) = answer.into_parts();
+        let date = head.headers.entry(DATE);
+        date.or_insert_with(|| self.worker.date());
+        if let (Some(stream), true) = (self.leaving.take(), body.is_tunnel()) {
+            head.headers.remove(CONTENT_LENGTH);
+            let send = self
+                .respond
+                .send_response(Response::from_parts(head, ()), false)?;
+            self.leave(Stream::new(send, stream), body);
+            return Ok(None);
+        }
+        let is_whole = body.is_end_stream();
+        if !is_whole && let Some(length) = body.size_hint().exact() {
+            let told = head.headers.entry(CONTENT_LENGTH);
+            told.or_insert_with(|| length.into());
+        }
+        let stream = self
+            .respond
+            .send_response(Response::from_parts(head, ()), is_whole)?;
+        let answering = self.answering.take();
+        Ok(answering
+            .filter(|_| !is_whole)
+            .map(|answering| Outflow::new(body.served(answering), stream)))
+    }
+
+    /// Leads a stream that has left HTTP to where the answer came from.
+    fn leave(&mut self, stream: Stream, body: ReplyBody) {
+        let (client, answering) = (Rc::clone(&self.client), self.answering.take());
+        if let Some(tunnel) = body.into_tunnel() {
+            tokio::task::spawn_local(async move {
+                tunnel::streamed(stream, &client, tunnel).await;
+                drop(answering);
+            });
+        }
+    }
+}
