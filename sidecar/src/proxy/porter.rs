@@ -22,11 +22,17 @@ use super::{
 };
 
 /// Porters that a worker keeps for the next requests; more are made when more requests are under way.
-const SPARE_MAX: usize = 64;
+const SPARE_MAX: usize = 1024;
+/// Those that it keeps though no request has needed them lately.
+const IDLE_MAX: usize = 16;
 
 /// A worker's porters that carry nothing now.
 #[derive(Default)]
-pub struct Porters(RefCell<Vec<Porter>>);
+pub struct Porters {
+    spare: RefCell<Vec<Porter>>,
+    /// The fewest there were since they were last looked through: so many were not needed.
+    fewest: Cell<usize>,
+}
 
 /// Carries one request after another down the path, and its answer back.
 struct Porter {
@@ -45,7 +51,13 @@ struct Hands {
 impl Porters {
     /// Sends a request on its way.
     pub fn send(&self, caller: Caller, request: Request<Inflow>) -> Carrying {
-        let porter = self.0.borrow_mut().pop().unwrap_or_else(Porter::new);
+        let kept = {
+            let spare = &mut *self.spare.borrow_mut();
+            let kept = spare.pop();
+            self.fewest.set(self.fewest.get().min(spare.len()));
+            kept
+        };
+        let porter = kept.unwrap_or_else(Porter::new);
         let home = Rc::clone(&caller.worker.porters);
         porter.hands.request.set(Some((caller, request)));
         Carrying {
@@ -55,10 +67,18 @@ impl Porters {
     }
 
     fn take(&self, porter: Porter) {
-        let mut spare = self.0.borrow_mut();
+        let mut spare = self.spare.borrow_mut();
         if spare.len() < SPARE_MAX {
             spare.push(porter);
         }
+    }
+
+    /// Lets go of porters that have carried nothing since the last time; called once a second.
+    pub fn sweep(&self) {
+        let spare = &mut *self.spare.borrow_mut();
+        let idle = self.fewest.get().saturating_sub(IDLE_MAX);
+        spare.truncate(spare.len().saturating_sub(idle));
+        self.fewest.set(spare.len());
     }
 }
 

@@ -282,6 +282,7 @@ impl Worker {
     fn sweep(&self) {
         let now = self.clock.now();
         self.connections.tick(now);
+        self.porters.sweep();
         let (idle, h2) = {
             let mut pool = self.pool.borrow_mut();
             pool.sweep(now);
