@@ -67,7 +67,7 @@ pub(crate) struct Trial {
     /// Whether it is out because nobody is there (it refuses connections, or its host is dead), which uses up no
     /// allowance.
     absent: AtomicBool,
-    /// Outcomes by second: second << 40 | good << 20 | bad.
+    /// Outcomes by second, packed.
     window: [AtomicU64; WINDOW_SECONDS],
     times: AtomicU32,
     file: Mutex<File>,
@@ -519,18 +519,22 @@ fn stamp(moment: Moment) -> u64 {
 
 /// Seconds since the start, from 1: an empty slot holds 0.
 fn second(now: Moment) -> u64 {
-    (now.as_nanos() / 1_000_000_000 + 1) & 0xff_ffff
+    now.as_nanos() / 1_000_000_000 + 1
 }
 
-const COUNT_MAX: u32 = (1 << 20) - 1;
+/// Bits of each count, which leaves 30 for the second: a process that runs for 34 years is not foreseen.
+const COUNT_BITS: u32 = 17;
+
+/// Outcomes of one kind that are told apart in a second; beyond it the share is a little off.
+const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
 
 fn pack(second: u64, good: u32, bad: u32) -> u64 {
-    second << 40 | u64::from(good) << 20 | u64::from(bad)
+    second << (2 * COUNT_BITS) | u64::from(good) << COUNT_BITS | u64::from(bad)
 }
 
 fn unpack(packed: u64) -> (u64, u32, u32) {
     let part = |shift: u32| (packed >> shift) as u32 & COUNT_MAX;
-    (packed >> 40, part(20), part(0))
+    (packed >> (2 * COUNT_BITS), part(COUNT_BITS), part(0))
 }
 
 #[cfg(test)]

@@ -388,6 +388,24 @@ fn a_full_endpoint_is_left_alone_for_as_long_as_it_asked() {
     assert!(back.into_iter().all(|pick| pick.endpoint.id == parked.id));
 }
 
+#[test]
+fn a_sidecar_that_has_run_for_years_judges_as_one_that_has_just_begun() {
+    for days in [0_u64, 194, 195, 3_650] {
+        let start = at(days * 86_400_000 + 15_000_000);
+        let upstream = Stage::new(&["a1"; 4]).build(start);
+        // Two of three go well: never five failures in a row, and a share below four fifths.
+        let told = |i: u64| {
+            let outcome = if i.is_multiple_of(3) { GATEWAY } else { Outcome::Success };
+            report(&upstream, 0, outcome, i, start + MS * 200 * i as u32)
+        };
+        let ejected = (0..30).find_map(told).expect("it is sent out");
+        assert_eq!(ejected.cause, Cause::SuccessShare, "after {days} days");
+        let sick = endpoint(&upstream, 0);
+        let later = start + Duration::from_secs(3_600);
+        assert_eq!(sick.trial.tally(later), (0, 0), "after {days} days");
+    }
+}
+
 proptest! {
     #[test]
     fn the_last_endpoint_is_never_sent_out(
