@@ -31,8 +31,9 @@ struct Entered {
 pub struct Course {
     own: usize,
     entered: Vec<Entered>,
-    /// As last handed in.
+    /// As last handed in; nothing was yet while `is_unread`.
     seen: Vec<Figures>,
+    is_unread: bool,
     /// As followed: the same, or others that come to nearly the same shares.
     followed: Vec<Figures>,
     declared: bool,
@@ -72,6 +73,7 @@ impl Course {
         Course {
             own,
             seen: vec![Figures::default(); zones],
+            is_unread: true,
             followed: vec![Figures::default(); zones],
             capacities: vec![Figures::default(); zones],
             limits: vec![1.0; zones],
@@ -114,7 +116,8 @@ impl Course {
 
     /// Shares of this sidecar's requests by zone after `elapsed`.
     pub fn follow(&mut self, figures: &[Figures], elapsed: Duration) -> &[f64] {
-        if self.seen != figures || self.is_fresh {
+        if self.is_unread || self.seen != figures {
+            self.is_unread = false;
             self.seen.copy_from_slice(figures);
             let fill = target(figures, self.declared);
             self.limits.fill(1.0);

@@ -156,3 +156,14 @@ fn where_nobody_had_anything_the_first_to_come_gets_all() {
         [1.0, 0.0, 0.0]
     );
 }
+
+#[test]
+fn nothing_at_all_is_believed_also_right_after_a_change_of_zones() {
+    let mut course = course();
+    let half = figures([100.0, 100.0, 0.0], [100.0, 0.0, 0.0]);
+    assert!(course.follow(&half, Duration::ZERO)[1] > 0.0);
+    // Of all that was there, the next snapshot has nothing.
+    let mut next = course.carried(["a", "b", "c"].into_iter(), 0, levels(), true);
+    let none = figures([0.0; 3], [0.0; 3]);
+    assert_eq!(next.follow(&none, TICK), [0.0; 3]);
+}
