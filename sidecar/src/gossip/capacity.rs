@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use arc_swap::ArcSwap;
 use mesh_core::{
     snapshot::{Snapshot, Upstream},
-    zone::capacity::{Learner, SAMPLE, Seen},
+    zone::capacity::{Learner, SAMPLE, Seen, Word},
 };
 use tokio::{
     sync::watch,
@@ -73,11 +73,13 @@ pub async fn run(
             let now = clock.now();
             let learner =
                 (learners.entry(key.clone())).or_insert_with(|| Learner::new(seen.answers, now));
-            let Some(capacity) = learner.sample(&seen, now) else {
-                continue;
+            let capacity = match learner.sample(&seen, now) {
+                Some(Word::Tell(capacity)) => Some(capacity),
+                Some(Word::Forget) => None,
+                None => continue,
             };
             tracing::info!(service = %key.0, instance = %key.1, capacity, "our instance's capacity is learned");
-            if probes.learn(key, Some(capacity)).await.is_err() {
+            if probes.learn(key, capacity).await.is_err() {
                 return;
             }
         }

@@ -395,7 +395,11 @@ fn a_sidecar_that_has_run_for_years_judges_as_one_that_has_just_begun() {
         let upstream = Stage::new(&["a1"; 4]).build(start);
         // Two of three go well: never five failures in a row, and a share below four fifths.
         let told = |i: u64| {
-            let outcome = if i.is_multiple_of(3) { GATEWAY } else { Outcome::Success };
+            let outcome = if i.is_multiple_of(3) {
+                GATEWAY
+            } else {
+                Outcome::Success
+            };
             report(&upstream, 0, outcome, i, start + MS * 200 * i as u32)
         };
         let ejected = (0..30).find_map(told).expect("it is sent out");

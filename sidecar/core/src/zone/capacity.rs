@@ -32,6 +32,14 @@ const RATE_MIN: f64 = 1.0;
 /// capacity of all, so a rough figure is better.
 const FIRST_MIN: f64 = 10.0;
 
+/// A figure that stands on fewer requests than this is weak: the applications had hardly begun, or somebody else kept the
+/// host busy.
+const FIRM_MIN: f64 = 200.0;
+
+/// A weak figure of which nothing more is learned for so long is taken back. One that is far too low keeps the requests
+/// away that would correct it; without it weights stand for the capacity of all, and bring requests.
+const WEAK_FOR: Duration = Duration::from_secs(300);
+
 /// Requests queue when they take this many times what they do at rest; less is the scatter of their kinds.
 const QUEUED_TIMES: f64 = 2.0;
 
@@ -54,6 +62,15 @@ const STEP_MAX: f64 = 1.25;
 
 /// The largest capacity that is believed, in requests per second.
 pub const CAPACITY_MAX: u32 = 10_000_000;
+
+/// News of an instance's capacity.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// So many requests per second.
+    Tell(u32),
+    /// It is as if nothing had been learned.
+    Forget,
+}
 
 /// What was seen since the last look.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +95,10 @@ pub struct Learner {
     /// Latency when nothing queues.
     rest: Option<f64>,
     told: Option<(u32, Moment)>,
+    /// What is told stands on at least [`FIRM_MIN`] requests.
+    is_firm: bool,
+    /// When something was last learned.
+    learned: Moment,
 }
 
 impl Learner {
@@ -91,11 +112,13 @@ impl Learner {
             watched: 0.0,
             rest: None,
             told: None,
+            is_firm: false,
+            learned: now,
         }
     }
 
-    /// Takes in one more look, and yields the capacity in requests per second where it is news.
-    pub fn sample(&mut self, seen: &Seen, now: Moment) -> Option<u32> {
+    /// Takes in one more look, and yields what is news.
+    pub fn sample(&mut self, seen: &Seen, now: Moment) -> Option<Word> {
         let elapsed = now.since(self.sampled);
         let seconds = elapsed.as_secs_f64();
         let answers = seen.answers.saturating_sub(self.answers) as f64;
@@ -106,13 +129,14 @@ impl Learner {
         let utilization = self.utilization(seen, elapsed);
         let is_asked = self.told.is_none() || answers >= RATE_MIN * seconds;
         if utilization < UTILIZATION_MIN || !is_asked {
-            return None;
+            return self.expired(now);
         }
+        self.learned = now;
         let kept = (-seconds / TAU.as_secs_f64()).exp();
         self.done = self.done * kept + answers;
         self.used = self.used * kept + utilization * seconds;
         self.watched = self.watched * kept + seconds;
-        self.news(now)
+        self.news(now).map(Word::Tell)
     }
 
     /// The capacity as last told.
@@ -138,10 +162,23 @@ impl Learner {
         busy.max(1.0 - rest / latency)
     }
 
+    fn expired(&mut self, now: Moment) -> Option<Word> {
+        let is_weak = self.told.is_some() && !self.is_firm;
+        if !is_weak || now.since(self.learned) < WEAK_FOR {
+            return None;
+        }
+        *self = Learner {
+            rest: self.rest,
+            ..Learner::new(self.answers, now)
+        };
+        Some(Word::Forget)
+    }
+
     fn news(&mut self, now: Moment) -> Option<u32> {
         if self.watched < WATCHED_MIN_S || (self.told.is_none() && self.done < FIRST_MIN) {
             return None;
         }
+        self.is_firm |= self.done >= FIRM_MIN;
         let capacity = self.done / self.used;
         let next = match self.told {
             None => capacity,
@@ -210,8 +247,11 @@ mod tests {
         for (second, rate) in rates.into_iter().enumerate() {
             answers += rate.min(served.real);
             let now = Moment::START + SAMPLE * (second as u32 + 1);
-            let word = learner.sample(&served.seen(answers, rate), now);
-            words.extend(word.map(|capacity| (second, capacity)));
+            match learner.sample(&served.seen(answers, rate), now) {
+                Some(Word::Tell(capacity)) => words.push((second, capacity)),
+                Some(Word::Forget) => panic!("taken back after {second} s: {words:?}"),
+                None => {}
+            }
         }
         words
     }
@@ -266,6 +306,39 @@ mod tests {
             ..served
         };
         assert!(!told(&busy, std::iter::repeat_n(0.4, 600)).is_empty());
+    }
+
+    #[test]
+    fn a_figure_that_a_slow_start_made_too_low_does_not_keep_requests_away_for_ever() {
+        let mut learner = Learner::new(0, Moment::START);
+        let (mut answers, mut words) = (0.0, Vec::new());
+        // Warming up keeps the host busy; then hardly anybody asks, as it is known to be able to do little; then all do.
+        let start = std::iter::repeat_n((1.0, 1.0), 60);
+        let shunned = std::iter::repeat_n((0.2, 0.02), 400);
+        let asked = std::iter::repeat_n((200.0, 0.5), 120);
+        for (second, (rate, busy)) in start.chain(shunned).chain(asked).enumerate() {
+            answers += rate;
+            let seen = Seen {
+                answers: answers as u64,
+                latency: Some(0.010),
+                busy,
+            };
+            let now = Moment::START + SAMPLE * (second as u32 + 1);
+            words.extend(learner.sample(&seen, now).map(|word| (second, word)));
+        }
+        let [
+            (_, Word::Tell(low)),
+            (forgotten, Word::Forget),
+            (_, Word::Tell(right)),
+            ..,
+        ] = words[..]
+        else {
+            panic!("{words:?}");
+        };
+        assert!(low <= 2, "{words:?}");
+        assert!((300..=361).contains(&forgotten), "{words:?}");
+        assert!((370..=430).contains(&right), "{words:?}");
+        assert_eq!(words.len(), 3, "{words:?}");
     }
 
     #[test]

@@ -351,14 +351,18 @@ impl Watched {
         self.answers += load.min(real) * elapsed;
         let used = (load / real).min(1.0);
         let queue = 1.0 / (1.0 - used.min(0.98));
-        self.learner.sample(
+        let word = self.learner.sample(
             &super::capacity::Seen {
                 answers: self.answers as u64,
                 latency: Some(Self::WORK_S * queue),
                 busy: used * self.processors,
             },
             now,
-        )
+        )?;
+        match word {
+            super::capacity::Word::Tell(capacity) => Some(capacity),
+            super::capacity::Word::Forget => panic!("{load} of {real} is no small load"),
+        }
     }
 }
 
