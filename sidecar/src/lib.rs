@@ -74,6 +74,7 @@ pub mod config;
 pub mod demo;
 pub mod drain;
 pub mod gossip;
+pub mod json_field;
 pub mod life;
 pub mod logs;
 pub mod metrics;

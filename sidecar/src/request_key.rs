@@ -4,7 +4,10 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderValue, Uri, header::COOKIE};
+use http::{
+    HeaderMap, HeaderValue, Uri,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, COOKIE},
+};
 use mesh_core::{
     hash::hash_of,
     policy::{HashKey, Sticky},
@@ -13,21 +16,63 @@ use mesh_core::{
 };
 use mesh_proto::session::Token;
 
-/// The hash of a request's key; `None` if the request has none, or an empty one.
+use crate::json_field;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Source<'a> {
+    /// The client's address; `None` for one of a Unix socket.
+    pub client: Option<IpAddr>,
+    /// The service that calls: the one that this host offers, for callers on it.
+    pub service: Option<&'a str>,
+}
+
+/// The hash of a request's key; `None` if the request has none, or an empty one, or if it is in the body.
 pub fn of_request(
     key: &HashKey,
     headers: &HeaderMap,
     uri: &Uri,
-    client: Option<IpAddr>,
+    source: Source<'_>,
 ) -> Option<u64> {
     let bytes = match key {
-        HashKey::SourceIp => return client.map(of_address),
+        HashKey::SourceIp | HashKey::SourceService => return of_source(key, source),
+        HashKey::Json(_) => return None,
         HashKey::Header(name) => headers.get(&**name)?.as_bytes(),
         HashKey::Cookie(name) => cookie(headers, name)?,
         HashKey::Query(name) => parameter(uri.query()?, name)?.as_bytes(),
         HashKey::Path => uri.path().as_bytes(),
     };
     (!bytes.is_empty()).then(|| hash_of(bytes))
+}
+
+/// The hash of the key of a connection or a flow, of which nothing is known but where it comes from.
+pub fn of_source(key: &HashKey, source: Source<'_>) -> Option<u64> {
+    match key {
+        HashKey::SourceService => source.service.map(|service| hash_of(service.as_bytes())),
+        _ => source.client.map(of_address),
+    }
+}
+
+/// The hash of the key that `pointer` leads to in a body that begins with `bytes`, which are all of it if it `is_whole`.
+pub fn of_body(pointer: &str, bytes: &[u8], is_whole: bool) -> Option<u64> {
+    let value = json_field::find(bytes, pointer, is_whole)?;
+    (!value.is_empty()).then(|| hash_of(value.as_bytes()))
+}
+
+/// Whether a head says that its body is JSON that can be read as it comes.
+pub fn brings_json(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let kind = kind
+        .and_then(|text| text.split(';').next())
+        .unwrap_or("")
+        .trim();
+    let (_, subtype) = kind.split_once('/').unwrap_or(("", ""));
+    let subtype = subtype.to_ascii_lowercase();
+    // gRPC has a frame around each of its documents.
+    let is_json = subtype == "json" || subtype.ends_with("+json") && !subtype.starts_with("grpc");
+    is_json && !headers.contains_key(CONTENT_ENCODING)
 }
 
 /// What a request says of its session; `None` if it has none yet, or nobody looks at it.
@@ -98,7 +143,10 @@ mod tests {
         headers.append(COOKIE, HeaderValue::from_static("a=1; uid=ann"));
         headers.append(COOKIE, HeaderValue::from_static("late=ann; uid=bob"));
         let uri = Uri::from_static("/ann?idx=2&id=ann&empty=");
-        let client = Some(IpAddr::from([10, 0, 0, 1]));
+        let source = Source {
+            client: Some(IpAddr::from([10, 0, 0, 1])),
+            service: Some("ann"),
+        };
         let ann = Some(hash_of(b"ann"));
         let header = |name: &str| HashKey::Header(name.into());
         let cookie = |name: &str| HashKey::Cookie(name.into());
@@ -115,14 +163,38 @@ mod tests {
             (query("d"), None),
             (HashKey::Path, Some(hash_of(b"/ann"))),
             (HashKey::SourceIp, Some(hash_of(&[10, 0, 0, 1]))),
+            (HashKey::SourceService, ann),
+            (HashKey::Json("/user".into()), None),
         ] {
-            assert_eq!(of_request(&key, &headers, &uri, client), want, "{key}");
+            assert_eq!(of_request(&key, &headers, &uri, source), want, "{key}");
         }
-        assert_eq!(
-            of_request(&HashKey::SourceIp, &headers, &uri, None),
-            None,
-            "a Unix socket has no address"
-        );
+        for key in [HashKey::SourceIp, HashKey::SourceService] {
+            let nobody = of_request(&key, &headers, &uri, Source::default());
+            assert_eq!(nobody, None, "a Unix socket has no address");
+        }
+    }
+
+    #[test]
+    fn a_key_in_a_body_is_the_same_as_in_a_header() {
+        let body = br#"{"user": "ann", "id": 7, "none": ""}"#;
+        assert_eq!(of_body("/user", body, true), Some(hash_of(b"ann")));
+        assert_eq!(of_body("/id", body, true), Some(hash_of(b"7")));
+        assert_eq!(of_body("/none", body, true), None);
+        for (kind, is_json) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/merge-patch+json", true),
+            ("application/x-ndjson", false),
+            ("application/grpc+json", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            assert_eq!(brings_json(&headers), is_json, "{kind}");
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            assert!(!brings_json(&headers));
+        }
     }
 
     #[test]

@@ -527,6 +527,7 @@ fn settings_of(config: &Config, access_log: Option<AccessLog>) -> Settings {
         access_log,
         connection_age: config.outbound.connection_age,
         node: config.node.id.clone(),
+        service: config.only_service().map(Box::from),
         via: Via::new(&config.node.id),
         domain: config.outbound.domain.clone(),
         clients: config.outbound.clients.clone(),

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use http::Method;
 use mesh_tests::{
     PATIENCE,
     http::{Answer, Call},
@@ -14,7 +15,8 @@ use mesh_tests::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
 };
 
 const ZONES: [&str; 4] = ["eu-1a", "eu-1b", "eu-1a", "us-1a"];
@@ -131,6 +133,92 @@ async fn a_killed_instance_moves_only_its_own_keys_and_gets_them_back() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_the_body_reaches_the_same_backend_as_often_as_it_is_sent() {
+    let tables = "[upstream.shop]\n\
+                  balance = { policy = \"consistent_hash\", key = \"json:/order/user\", body_max = \"2KiB\" }\n";
+    let hosts = mesh::shops(&ZONES[..3], tables).await;
+    let sent = async |host: usize, user: u32, rest: &str, http2: bool| {
+        let body = format!("{{\"order\": {{\"user\": \"{user}\"}}, \"rest\": \"{rest}\"}}");
+        let call = Call::get("shop.mesh", "/echo").with_body(Method::POST, body.clone());
+        let call = call.header("content-type", "application/json");
+        let call = if http2 { call.over_http2() } else { call };
+        let answer = call.to(hosts[host].sidecar.outbound()).await;
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, body));
+        answer.header("x-backend").to_owned()
+    };
+    // Some bodies are longer than what is looked at, and than what is kept for another try.
+    let rests = ["", &"x".repeat(10_000), &"y".repeat(200_000)];
+    let mut used = BTreeMap::new();
+    for user in 0..12 {
+        let home = sent(0, user, "", false).await;
+        for (host, rest) in rests.iter().enumerate() {
+            assert_eq!(sent(host, user, rest, host == 1).await, home, "user {user}");
+        }
+        *used.entry(home).or_insert(0) += 1;
+    }
+    assert_eq!(used.len(), 3, "{used:?}");
+    let told = hosts[1]
+        .sidecar
+        .listing("/v1/explain/shop?method=POST&body=%7B%22order%22%3A%7B%22user%22%3A%225%22%7D%7D")
+        .await
+        .expect("an explanation");
+    let owner = told["owners"][0]["instance"].as_str().unwrap_or_default();
+    assert!(owner.starts_with(&sent(2, 5, "", false).await), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_a_word_is_told_to_send_the_body_that_holds_its_key() {
+    let tables =
+        "[upstream.shop]\nbalance = { policy = \"consistent_hash\", key = \"json:/user\" }\n";
+    let hosts = mesh::shops(&ZONES[..2], tables).await;
+    let sidecar = &hosts[0].sidecar;
+    let mut client = TcpStream::connect(sidecar.outbound())
+        .await
+        .expect("it listens");
+    let body = "{\"user\": 7}";
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nhost: shop.mesh\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    client.write_all(head.as_bytes()).await.expect("it is open");
+    let mut word = [0; 25];
+    let heard = timeout(PATIENCE, client.read_exact(&mut word)).await;
+    heard.expect("in time").expect("it is open");
+    assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(body.as_bytes()).await.expect("it is open");
+    let mut answer = String::new();
+    client
+        .read_to_string(&mut answer)
+        .await
+        .expect("it is text");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with(body),
+        "{answer}"
+    );
+    let once = answer.matches("HTTP/1.1").count();
+    assert_eq!(once, 1, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_hosts_of_a_service_reach_the_same_backend_if_keys_are_who_calls() {
+    let tables =
+        "[upstream.shop]\nbalance = { policy = \"consistent_hash\", key = \"source_service\" }\n";
+    let hosts = mesh::shops(&ZONES, tables).await;
+    let mut used = BTreeMap::new();
+    for host in &hosts {
+        for _ in 0..4 {
+            let answer = host.sidecar.get("shop.mesh", "/").await.expect("an answer");
+            *used
+                .entry(answer.header("x-backend").to_owned())
+                .or_insert(0) += 1;
+        }
+    }
+    assert_eq!(used.values().collect::<Vec<_>>(), [&16], "{used:?}");
 }
 
 /// The value of the cookie that an answer sets, and the whole line.

@@ -54,6 +54,7 @@ fn upstream(kind: HashTable, endpoints: usize) -> Arc<Upstream> {
         policy.hash = Some(Hash {
             key: HashKey::Path,
             table: kind,
+            body_max: 0,
         });
     });
     if let Some(owners) = &upstream.owners {

@@ -116,6 +116,22 @@ pub struct Hash {
     pub key: HashKey,
     /// How keys are dealt out.
     pub table: HashTable,
+    /// Bytes of a request's body that are waited for and looked at, where the key is in it.
+    pub body_max: usize,
+}
+
+impl Hash {
+    /// Bytes of a body that are looked at unless told otherwise.
+    pub const BODY_MAX: usize = 16 * 1024;
+
+    /// By this key, with all else as it is unless told otherwise.
+    pub fn by(key: HashKey) -> Hash {
+        Hash {
+            key,
+            table: HashTable::Rendezvous,
+            body_max: Hash::BODY_MAX,
+        }
+    }
 }
 
 /// What of a request decides where it belongs.
@@ -123,6 +139,8 @@ pub struct Hash {
 pub enum HashKey {
     /// The client's address.
     SourceIp,
+    /// The service that calls.
+    SourceService,
     /// The value of a header, its name in lower case.
     Header(Box<str>),
     /// The value of a cookie.
@@ -131,16 +149,20 @@ pub enum HashKey {
     Query(Box<str>),
     /// The path, without the query.
     Path,
+    /// The string, number or truth value that a JSON pointer leads to in the body.
+    Json(Box<str>),
 }
 
 impl std::fmt::Display for HashKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             HashKey::SourceIp => f.write_str("source_ip"),
+            HashKey::SourceService => f.write_str("source_service"),
             HashKey::Header(name) => write!(f, "header:{name}"),
             HashKey::Cookie(name) => write!(f, "cookie:{name}"),
             HashKey::Query(name) => write!(f, "query:{name}"),
             HashKey::Path => f.write_str("path"),
+            HashKey::Json(pointer) => write!(f, "json:{pointer}"),
         }
     }
 }
@@ -334,6 +356,19 @@ impl Policy {
         match self.zones.mode {
             ZoneMode::Waterfill if self.service.is_none() => ZoneMode::Priority,
             mode => mode,
+        }
+    }
+
+    /// Whether the key of a request is in its body.
+    pub fn looks_into_bodies(&self) -> bool {
+        matches!(&self.hash, Some(hash) if matches!(hash.key, HashKey::Json(_)))
+    }
+
+    /// Most endpoints of one tier that are called from here, in effect: a key may belong to any of them.
+    pub fn subset_max(&self) -> usize {
+        match self.subset {
+            Some(most) if self.hash.is_none() => most as usize,
+            _ => usize::MAX,
         }
     }
 

@@ -2,12 +2,17 @@
 //!
 //! Not here: who may ask (`guard.rs`), and the rows (`listing.rs`).
 
-use std::{net::IpAddr, path::Path, sync::atomic::Ordering, time::Duration};
+use std::{
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 use http_body_util::Full;
-use mesh_core::explain;
+use mesh_core::{explain, policy::HashKey};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -271,13 +276,10 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
         return nobody_called(state, name);
     };
     let policy = &upstream.policy;
-    let declared = state
-        .config
-        .borrow()
-        .config
-        .upstreams
-        .iter()
-        .any(|u| u.policy.name == policy.name);
+    let loaded = Arc::clone(&state.config.borrow());
+    let config = &loaded.config;
+    let mut upstreams = config.upstreams.iter();
+    let declared = upstreams.any(|u| u.policy.name == policy.name);
     let repeatable = head.method.is_idempotent() || policy.retry.on.non_idempotent;
     let request = json!({
         "method": head.method.as_str(),
@@ -287,10 +289,25 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
         "retries": if repeatable { policy.retry.retries } else { 0 },
     });
     let now = state.clock.now();
-    let key = policy
-        .hash
-        .as_ref()
-        .and_then(|hash| request_key::of_request(&hash.key, &head.headers, &head.uri, head.client));
+    let are_on = config.outbound.control_headers;
+    let Ok(wishes) = control::take(are_on, head.client, &mut head.headers) else {
+        return fault(
+            StatusCode::BAD_REQUEST,
+            "an x-starling-* header cannot be obeyed",
+            "see `control_headers` in the documentation of the configuration",
+        );
+    };
+    let key = policy.hash.as_ref().and_then(|hash| match &hash.key {
+        HashKey::Json(pointer) => request_key::of_body(pointer, head.body.as_bytes(), true),
+        key => {
+            let service = config.only_service();
+            let source = request_key::Source {
+                client: head.client,
+                service: service.filter(|_| control::is_local(head.client)),
+            };
+            request_key::of_request(key, &head.headers, &head.uri, source)
+        }
+    });
     let sticky = policy.sticky.as_ref();
     let session =
         sticky.and_then(|sticky| request_key::session(sticky, &head.headers, head.client));
@@ -305,6 +322,7 @@ struct Head {
     uri: Uri,
     headers: HeaderMap,
     client: Option<IpAddr>,
+    body: String,
 }
 
 impl Head {
@@ -314,13 +332,14 @@ impl Head {
             uri: Uri::from_static("/"),
             headers: HeaderMap::new(),
             client: None,
+            body: String::new(),
         };
         for (key, value) in pairs(query) {
             if head.takes(&key, &value).is_none() {
                 return Err(Box::new(fault(
                     StatusCode::BAD_REQUEST,
                     &format!("{key}={value} cannot be explained"),
-                    "use method=, path=, header=name:value (as often as needed) and client=address",
+                    "use method=, path=, header=name:value (as often as needed), client=address and body=",
                 )));
             }
         }
@@ -333,6 +352,7 @@ impl Head {
             "method" => self.method = Method::from_bytes(value.as_bytes()).ok()?,
             "path" => self.uri = value.parse().ok()?,
             "client" => self.client = Some(value.parse().ok()?),
+            "body" => self.body = value.to_owned(),
             "header" => {
                 let (name, value) = value.split_once(':')?;
                 let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;

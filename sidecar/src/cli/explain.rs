@@ -22,7 +22,8 @@ The cost is what least_response_time compares within a tier: the smallest is cal
 Examples:
   starling explain payments
   starling explain payments POST /v1/charge
-  starling explain carts GET /cart -H 'x-user: ann'")]
+  starling explain carts GET /cart -H 'x-user: ann'
+  starling explain orders POST /orders --body '{\"customer\": 17}'")]
 pub struct Args {
     /// An upstream: a table of this host's configuration, or a service of the mesh
     upstream: String,
@@ -38,6 +39,9 @@ pub struct Args {
     /// The client's address
     #[arg(long, value_name = "ADDRESS")]
     client: Option<IpAddr>,
+    /// The request's body, where keys are in it
+    #[arg(long, value_name = "JSON")]
+    body: Option<String>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -134,6 +138,9 @@ pub(super) fn run(args: &Args) -> Ended {
     }
     if let Some(client) = args.client {
         path += &format!("&client={}", escaped(&client.to_string()));
+    }
+    if let Some(body) = &args.body {
+        path += &format!("&body={}", escaped(body));
     }
     args.listing.show(&path, told)?;
     Ok(ExitCode::SUCCESS)

@@ -143,6 +143,15 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
 }
 
+impl Config {
+    /// The service that this host offers; `None` if it is none or several.
+    pub fn only_service(&self) -> Option<&str> {
+        let first = &*self.services.first()?.service;
+        let same = |service: &Service| *service.service == *first;
+        self.services.iter().all(same).then_some(first)
+    }
+}
+
 /// Who this host is.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Node {

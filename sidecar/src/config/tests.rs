@@ -296,9 +296,11 @@ fn every_key_of_a_request_may_be_hashed_by() {
         ("cookie:uid", HashKey::Cookie("uid".into())),
         ("query:id", HashKey::Query("id".into())),
         ("path", HashKey::Path),
+        ("source_service", HashKey::SourceService),
+        ("json:/user/id", HashKey::Json("/user/id".into())),
     ] {
         let text = format!(
-            "[upstream.p]\nbalance = {{ policy = \"consistent_hash\", key = \"{written}\" }}"
+            "[service.web]\nport = 80\n[upstream.p]\nbalance = {{ policy = \"consistent_hash\", key = \"{written}\" }}"
         );
         let loaded = read(&text).unwrap();
         assert!(

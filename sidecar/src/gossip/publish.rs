@@ -171,6 +171,7 @@ mod tests {
         policy.hash = Some(Hash {
             key: HashKey::Header("x-user".into()),
             table: kind,
+            ..Hash::by(HashKey::Path)
         });
         let fixed = |last| FixedEndpoint {
             place: Place::Address(([127, 0, 0, last], 80).into()),

@@ -5,7 +5,9 @@
 use std::{
     cell::RefCell,
     error::Error,
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -162,6 +164,8 @@ struct SourceState {
     over: bool,
     lost: bool,
     client_failed: bool,
+    /// No try has begun, so whatever comes has to be kept.
+    awaits_beginning: bool,
 }
 
 impl Source {
@@ -182,6 +186,7 @@ impl Source {
             over: false,
             lost: false,
             client_failed: false,
+            awaits_beginning: false,
         };
         Some(Source {
             state: Rc::new(RefCell::new(state)),
@@ -191,6 +196,25 @@ impl Source {
     /// Whether another try can still send the whole body.
     pub fn is_replayable(&self) -> bool {
         !self.state.borrow().lost
+    }
+
+    /// Waits until so many bytes of the body have come, or all there are, and yields them and whether they are all. Every
+    /// try sends them too.
+    pub async fn beginning(&self, bytes_max: usize) -> (Vec<u8>, bool) {
+        poll_fn(|cx| {
+            let state = &mut *self.state.borrow_mut();
+            state.awaits_beginning = true;
+            while state.kept_bytes < bytes_max && !state.over {
+                // What failed is told to whoever sends the body.
+                let _ = ready!(state.poll_next(cx));
+            }
+            state.awaits_beginning = false;
+            let mut bytes = state.kept.concat();
+            let is_whole = state.over && !state.client_failed && bytes.len() <= bytes_max;
+            bytes.truncate(bytes_max);
+            Poll::Ready((bytes, is_whole))
+        })
+        .await
     }
 
     /// Takes the body away from every try so far: from now on only a new one reads it.
@@ -341,7 +365,7 @@ impl SourceState {
         if self.lost {
             return;
         }
-        if self.kept_bytes + bytes.len() <= REPLAY_BYTES_MAX {
+        if self.awaits_beginning || self.kept_bytes + bytes.len() <= REPLAY_BYTES_MAX {
             self.kept_bytes += bytes.len();
             self.kept.push(bytes.clone());
         } else {

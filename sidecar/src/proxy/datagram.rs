@@ -250,7 +250,7 @@ impl Hub {
         // Of a flow nothing is known but where it comes from, whatever the key.
         let source = request_key::of_address(client);
         let session = (upstream.policy.sticky.as_ref()).map(|_| Session::Source(source));
-        let key = upstream.policy.hash.as_ref().map(|_| source);
+        let key = self.worker.key_of_source(upstream, Some(client));
         while tried.len() < TRIES_MAX {
             let now = self.worker.clock.now();
             let ask = Ask {

@@ -30,6 +30,7 @@ use super::{
         head::Spelling,
         wire::{Raw, SharedWire, Wire},
     },
+    key_in_body,
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
     standby::Standby,
@@ -85,6 +86,15 @@ impl Call {
         }
     }
 
+    /// What decides where it goes.
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            session: self.session,
+            key: self.key,
+            wish: self.place.as_ref().map(control::Place::wish),
+        }
+    }
+
     /// Tells a client that waits for it to send its body.
     pub fn go_on(&self) {
         if self.headers.contains_key(header::EXPECT) {
@@ -112,6 +122,20 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
         return refuse(tally, Cause::Full, &mut call);
     };
     let mut tries = start(&upstream, &call, began);
+    if upstream.policy.looks_into_bodies() {
+        // Apart, so that calls without a body need no room for it.
+        let key = Box::pin(key_in_body::read(
+            worker,
+            &upstream,
+            &mut call,
+            tries.deadline(),
+        ));
+        call.key = key.await;
+        call.account = call.account.take().map(|_| {
+            let account = Account::new(&upstream, &call.asked(), worker.clock.now());
+            Box::new(account)
+        });
+    }
     let mut last: Option<Result<Answer, Failure>> = None;
     let mut fresh = false;
     let mut standby = Standby::default();
@@ -330,8 +354,13 @@ fn read(
     let sticky = found.policy.sticky.as_ref();
     let session = sticky.and_then(|sticky| request_key::session(sticky, &parts.headers, client()));
     let hash = found.policy.hash.as_ref();
-    let key = hash
-        .and_then(|hash| request_key::of_request(&hash.key, &parts.headers, &parts.uri, client()));
+    let key = hash.and_then(|hash| {
+        let source = request_key::Source {
+            client: client(),
+            service: settings.service_of(caller.origin.ip),
+        };
+        request_key::of_request(&hash.key, &parts.headers, &parts.uri, source)
+    });
     let spelling = body.take_spelling();
     let connection = caller
         .client

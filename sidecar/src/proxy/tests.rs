@@ -159,6 +159,7 @@ pub(super) fn common(
     let (phase, phases) = watch::channel(Phase::Open);
     let settings = Settings {
         node: "n".into(),
+        service: None,
         via: Via::new("n"),
         domain: "mesh".into(),
         clients: Vec::new(),

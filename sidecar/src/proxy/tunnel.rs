@@ -182,10 +182,9 @@ pub async fn reach(
 ) -> Result<(Transport, Attempt), Option<Unreachable>> {
     let desk = worker.desk(upstream);
     // Of a connection nothing is known but where it comes from, whatever the key.
-    let source = peer.map(request_key::of_address);
-    let session = source.map(Session::Source);
+    let session = peer.map(request_key::of_address).map(Session::Source);
     let session = session.filter(|_| upstream.policy.sticky.is_some());
-    let key = source.filter(|_| upstream.policy.hash.is_some());
+    let key = worker.key_of_source(upstream, peer);
     let began = worker.clock.now();
     upstream.shared.budget.request(began);
     let mut tries = Tries::start(&upstream.policy, true, false, began);

@@ -6,6 +6,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     io,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -34,6 +35,7 @@ use tokio::{
 
 use super::{
     connections::Connections,
+    control,
     dial::{Connector, Tcp},
     headers::Via,
     http1::wire::Buffers,
@@ -43,7 +45,7 @@ use super::{
     porter::Porters,
     tally::Meters,
 };
-use crate::{access_log::AccessLog, clock::Clock, config::Network, tls::ClientTls};
+use crate::{access_log::AccessLog, clock::Clock, config::Network, request_key, tls::ClientTls};
 
 /// Orders waiting for a worker; the control thread waits when it is full, an accept loop takes the connection itself.
 pub const ORDERS_MAX: usize = 1024;
@@ -69,6 +71,8 @@ pub struct Common {
 pub struct Settings {
     /// This node's name.
     pub node: Box<str>,
+    /// The service that this host offers, if it is one.
+    pub service: Option<Box<str>>,
     /// Its `Via` elements.
     pub via: Via,
     /// The suffix of mesh names.
@@ -87,6 +91,14 @@ pub struct Settings {
     pub access_log: Option<AccessLog>,
     /// TLS towards the endpoints of upstreams that have it, by the upstream's name.
     pub tls: BTreeMap<Box<str>, ClientTls>,
+}
+
+impl Settings {
+    /// The service that a caller from `ip` is, as far as anybody can tell: without identities that is known only of those
+    /// on this host, where one service is offered.
+    pub fn service_of(&self, ip: Option<IpAddr>) -> Option<&str> {
+        self.service.as_deref().filter(|_| control::is_local(ip))
+    }
 }
 
 /// Where the data plane is in its life.
@@ -239,6 +251,14 @@ impl Worker {
             }
         }
         date.1.clone()
+    }
+
+    /// The hash of the key of a connection or a flow from `client`, where keys decide.
+    pub fn key_of_source(&self, upstream: &Upstream, client: Option<IpAddr>) -> Option<u64> {
+        let hash = upstream.policy.hash.as_ref()?;
+        let settings = self.settings();
+        let service = settings.service_of(client);
+        request_key::of_source(&hash.key, request_key::Source { client, service })
     }
 
     /// A tenth more or less than `span`, so that what began together does not end together.

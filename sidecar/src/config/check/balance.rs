@@ -7,11 +7,14 @@ use std::time::Duration;
 use mesh_core::policy::{Balance, Hash, HashKey, HashTable, Protocol, Sticky};
 
 use super::{positive, words::BALANCES};
-use crate::config::{
-    ListenAddress,
-    raw::Value,
-    read::{Keys, table_of},
-    value::{self, Setting, Wrong},
+use crate::{
+    config::{
+        ListenAddress,
+        raw::Value,
+        read::{Keys, table_of},
+        value::{self, Bytes, Setting, Wrong},
+    },
+    json_field,
 };
 
 /// Longest name of a header, cookie or query parameter that is a key.
@@ -20,8 +23,11 @@ const KEY_NAME_BYTES_MAX: usize = 128;
 /// How long an address is remembered after its last request, unless told otherwise.
 const SOURCE_TTL: Duration = Duration::from_secs(3_600);
 
-const KEYS: &str =
-    "write \"source_ip\", \"header:NAME\", \"cookie:NAME\", \"query:NAME\" or \"path\"";
+const KEYS: &str = "write \"source_ip\", \"source_service\", \"header:NAME\", \"cookie:NAME\", \"query:NAME\", \"path\" \
+                    or \"json:/POINTER\"";
+
+/// How much of a body may be looked at: no more than is kept of it for another try anyway.
+const BODY_BYTES: std::ops::RangeInclusive<usize> = 1 << 10..=64 << 10;
 
 /// What `policy` may say.
 #[derive(Clone, Copy, PartialEq)]
@@ -67,7 +73,10 @@ pub fn balance(
         }
         match inner.or("policy", default) {
             Algorithm::Plain(balance) => {
-                for key in ["key", "table"].into_iter().filter(|key| inner.has(key)) {
+                for key in ["key", "table", "body_max"]
+                    .into_iter()
+                    .filter(|key| inner.has(key))
+                {
                     inner.wrong(
                         key,
                         "only consistent_hash has one",
@@ -107,7 +116,8 @@ fn hash(inner: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> Optio
         }
         return None;
     };
-    if protocol != Protocol::Http && key != HashKey::SourceIp {
+    let is_seen = matches!(key, HashKey::SourceIp | HashKey::SourceService);
+    if protocol != Protocol::Http && !is_seen {
         inner.wrong(
             "key",
             format!("a tcp upstream relays bytes and sees no {key}"),
@@ -117,7 +127,36 @@ fn hash(inner: &Keys<'_>, protocol: Protocol, listen: &[ListenAddress]) -> Optio
     if key == HashKey::SourceIp {
         one_address(inner, "key", protocol, listen);
     }
-    Some(Hash { key, table })
+    let body_max = body_max(inner, &key);
+    Some(Hash {
+        key,
+        table,
+        body_max,
+    })
+}
+
+/// How much of a body is waited for where the key is in it.
+fn body_max(inner: &Keys<'_>, key: &HashKey) -> usize {
+    if !matches!(key, HashKey::Json(_)) {
+        if inner.has("body_max") {
+            inner.wrong(
+                "body_max",
+                format!("{key} is not in the body"),
+                "drop it, or write key = \"json:/user/id\"",
+            );
+        }
+        return Hash::BODY_MAX;
+    }
+    let Bytes(most) = inner.or("body_max", Bytes(Hash::BODY_MAX));
+    if !BODY_BYTES.contains(&most) {
+        let (least, last) = (Bytes(*BODY_BYTES.start()), Bytes(*BODY_BYTES.end()));
+        inner.wrong(
+            "body_max",
+            format!("{} is out of range", Bytes(most).show()),
+            format!("use {} to {}", least.show(), last.show()),
+        );
+    }
+    most
 }
 
 /// Whether and by what clients stay with an endpoint.
@@ -236,7 +275,13 @@ impl Setting for HashKey {
             }
             ("cookie", _) => name_of(token()).map(HashKey::Cookie),
             ("query", _) => name_of(!name.contains(['=', '&', '#', ' '])).map(HashKey::Query),
-            ("source_service", false) | ("json", true) => Err(Wrong::later(&format!("{text:?}"))),
+            ("source_service", false) => Ok(HashKey::SourceService),
+            ("json", _) if json_field::is_pointer(name) => name_of(true).map(HashKey::Json),
+            ("json", _) => Err(Wrong::new(
+                format!("{text:?} points to nothing"),
+                "write \"json:/user/id\": a slash before each step, ~1 for a slash and ~0 for a ~ in one",
+            )),
+            ("none", false) => Err(Wrong::new("\"none\" leaves nothing to hash by", KEYS)),
             _ => Err(Wrong::new(format!("{text:?} is no key"), KEYS)),
         }
     }

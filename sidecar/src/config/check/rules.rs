@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::policy::{Place as EndpointPlace, Protocol};
+use mesh_core::policy::{HashKey, Place as EndpointPlace, Protocol};
 use mesh_proto::record::WireProtocol;
 
 use super::Tables;
@@ -20,6 +20,7 @@ pub fn judge(tables: &Tables<'_>, config: &Config) {
     let taken = listeners_are_apart(tables, config);
     nobody_calls_himself(tables, config, &taken);
     instances_are_apart(tables, config);
+    callers_are_known(tables, config);
 }
 
 /// Every service with its keys.
@@ -319,5 +320,28 @@ fn instances_are_apart(tables: &Tables<'_>, config: &Config) {
                 "give each instance its own name or port",
             ),
         }
+    }
+}
+
+/// Where keys are the services that call, this host is one service: nobody could tell the callers apart.
+fn callers_are_known(tables: &Tables<'_>, config: &Config) {
+    let by_caller = |upstream: &Upstream| {
+        let hash = upstream.policy.hash.as_ref();
+        hash.is_some_and(|hash| hash.key == HashKey::SourceService)
+    };
+    if config.only_service().is_some() {
+        return;
+    }
+    let many = if config.services.is_empty() {
+        "no service"
+    } else {
+        "several services"
+    };
+    for (keys, _) in upstreams(tables, config).filter(|(_, upstream)| by_caller(upstream)) {
+        keys.inner("balance", &[]).wrong(
+            "key",
+            format!("this host offers {many}, so nobody can tell which one calls"),
+            "offer one service in a [service.*] table of this host, or take another key",
+        );
     }
 }
