@@ -57,6 +57,8 @@ async fn a_caller_on_this_host_gets_an_account_of_the_decision_and_no_endpoint_s
         "stall",
         "ramp",
         "weight",
+        "evenness",
+        "quiet",
     ] {
         assert!(candidates[0][factor].is_number(), "{factor}: {account}");
     }
@@ -88,6 +90,38 @@ async fn a_caller_on_this_host_gets_an_account_of_the_decision_and_no_endpoint_s
     let off = off.expect("an answer");
     assert_eq!(off.header("x-starling-explain"), "");
     assert_eq!(seen(&off.json(), "x-starling-explain"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_on_this_host_may_name_the_zone_or_the_instance() {
+    let hosts = mesh::shops(&["eu-1a", "eu-1b", "eu-1b"], "").await;
+    let mut open = Setup::new("open", "eu-1a").joining(&hosts[0].sidecar.setup);
+    open.outbound = "control_headers = true".into();
+    let open = Sidecar::ready(open).await;
+    open.until_usable("shop", 3, PATIENCE).await;
+    let asked = async |name: &str, value: &str| {
+        let call = Call::get("shop.mesh", "/").header(name, value);
+        let call = call.header("x-starling-explain", "1");
+        call.to(open.outbound()).await.expect("an answer")
+    };
+    for _ in 0..6 {
+        let answer = asked("x-starling-zone", "eu-1b").await;
+        assert_eq!(answer.header("x-zone"), "eu-1b", "{answer:?}");
+        let instance = "host-2-9001";
+        let answer = asked("x-starling-instance", instance).await;
+        assert_eq!(answer.header("x-backend"), "host-2", "{answer:?}");
+        let account = answer.header("x-starling-explain");
+        let account: Value = serde_json::from_str(account).expect("an account");
+        assert_eq!(account["order"][0]["decides"], true, "{account}");
+    }
+    // Who is not there is nowhere, and what cannot be obeyed is not passed over.
+    let nobody = asked("x-starling-instance", "shop-of-nobody").await;
+    assert_eq!(nobody.status, 503, "{nobody:?}");
+    assert_eq!(asked("x-starling-zone", "us-1a").await.status, 503);
+    assert_eq!(asked("x-starling-zone", "").await.status, 400);
+    let told = open.listing("/v1/explain/shop?header=x-starling-zone:eu-1b");
+    let told = told.await.expect("an explanation").to_string();
+    assert!(told.contains("nowhere but in eu-1b"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,10 @@ use super::{
     keys::{self, Verb},
     listing, registry,
 };
-use crate::{proxy::connections::row::Query, request_key};
+use crate::{
+    proxy::{connections::row::Query, control},
+    request_key,
+};
 
 /// Longest time a command may take; draining for the whole host is answered as soon as it has begun.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -267,7 +270,7 @@ fn connections_asked(query: &str) -> Result<Query, String> {
 }
 
 fn explanation(state: &State, name: &str, query: &str) -> Reply {
-    let head = match Head::of(query) {
+    let mut head = match Head::of(query) {
         Ok(head) => head,
         Err(refused) => return *refused,
     };
@@ -311,7 +314,12 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
     let sticky = policy.sticky.as_ref();
     let session =
         sticky.and_then(|sticky| request_key::session(sticky, &head.headers, head.client));
-    let way = explain::request(upstream, &explain::Asked { session, key }, now);
+    let asked = explain::Asked {
+        session,
+        key,
+        wish: wishes.place.as_ref().map(control::Place::wish),
+    };
+    let way = explain::request(upstream, &asked, now);
     let view = explain::upstream(upstream, now);
     json(StatusCode::OK, &Explanation { request, way, view })
 }

@@ -9,19 +9,18 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{FORWARDED, VIA},
 };
-use mesh_core::explain::Account;
+use mesh_core::{balance::wish::Wish, explain::Account};
 
-use super::{
-    headers::{Origin, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO},
-    worker::Settings,
-};
+use super::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::config::duration;
 
 /// Asks for an account of the decision, in a header of the same name of the answer.
 pub const EXPLAIN: HeaderName = HeaderName::from_static("x-starling-explain");
 /// The request's time, as the configuration writes it; it can only be less than the upstream's.
 const TIMEOUT: HeaderName = HeaderName::from_static("x-starling-timeout");
+/// The zone that its endpoint is to stand in.
 const ZONE: HeaderName = HeaderName::from_static("x-starling-zone");
+/// The name of the one instance that it is for.
 const INSTANCE: HeaderName = HeaderName::from_static("x-starling-instance");
 
 /// Headers that say that somebody else stands behind the caller: what a reverse proxy adds in its usual set-up.
@@ -37,44 +36,68 @@ const FORWARDING: [HeaderName; 6] = [
 /// Longest account: HTTP servers and clients that read 8 KiB of head in all are still in use.
 const ACCOUNT_BYTES_MAX: usize = 6 * 1024;
 
+/// Where one request is to go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// To the instance of this name.
+    Instance(Box<str>),
+    /// Into this zone.
+    Zone(Box<str>),
+}
+
+impl Place {
+    /// The same as the balancer is told it.
+    pub fn wish(&self) -> Wish<'_> {
+        match self {
+            Place::Instance(name) => Wish::Instance(name),
+            Place::Zone(name) => Wish::Zone(name),
+        }
+    }
+}
+
 /// What one request asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wishes {
     /// It is to be over in so long.
     pub timeout: Option<Duration>,
     /// An account of the decision comes with the answer.
     pub explain: bool,
+    /// It goes nowhere else.
+    pub place: Option<Place>,
 }
 
 /// A control header that cannot be obeyed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Disobeyed;
 
-/// Takes the control headers out of a request and reads them, if they are on and it is a caller on this host that speaks
-/// for itself.
+/// Takes the control headers out of a request from `ip` and reads them, if they `are_on` and it is a caller on this host
+/// that speaks for itself.
 ///
 /// A local reverse proxy forwards whatever the Internet sends it, so a request that was forwarded asks for nothing.
 ///
 /// # Errors
-/// One that is obeyed cannot be read, or is not in this version.
+/// One that is obeyed cannot be read, or another contradicts it.
 pub fn take(
-    settings: &Settings,
-    origin: &Origin,
+    are_on: bool,
+    ip: Option<IpAddr>,
     headers: &mut HeaderMap,
 ) -> Result<Wishes, Disobeyed> {
     let mut wishes = Wishes::default();
-    if !settings.control_headers {
+    if !are_on {
         return Ok(wishes);
     }
     let is_forwarded = FORWARDING.iter().any(|name| headers.contains_key(name));
     let [explain, timeout, zone, instance] =
         [EXPLAIN, TIMEOUT, ZONE, INSTANCE].map(|name| headers.remove(name));
-    if !is_local(origin.ip) || is_forwarded {
+    if !is_local(ip) || is_forwarded {
         return Ok(wishes);
     }
-    if zone.is_some() || instance.is_some() {
-        return Err(Disobeyed);
-    }
+    wishes.place = match (zone, instance) {
+        (None, None) => None,
+        (None, Some(instance)) => Some(Place::Instance(name(&instance)?)),
+        (Some(zone), None) => Some(Place::Zone(name(&zone)?)),
+        (Some(_), Some(_)) => return Err(Disobeyed),
+    };
     wishes.explain = match explain.as_ref().map(HeaderValue::as_bytes) {
         None | Some(b"0") => false,
         Some(b"1") => true,
@@ -88,8 +111,15 @@ pub fn take(
     Ok(wishes)
 }
 
+fn name(value: &HeaderValue) -> Result<Box<str>, Disobeyed> {
+    match value.to_str() {
+        Ok(name) if !name.is_empty() => Ok(name.into()),
+        _ => Err(Disobeyed),
+    }
+}
+
 /// Whether a caller is on this host; one of a Unix socket has no address.
-fn is_local(ip: Option<IpAddr>) -> bool {
+pub fn is_local(ip: Option<IpAddr>) -> bool {
     ip.is_none_or(|ip| ip.to_canonical().is_loopback())
 }
 
@@ -112,25 +142,7 @@ pub fn tell(account: &mut Account, headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::proxy::headers::Via;
-
-    fn settings(control_headers: bool) -> Settings {
-        Settings {
-            connection_age: None,
-            node: "n".into(),
-            via: Via::new("n"),
-            domain: "mesh".into(),
-            clients: Vec::new(),
-            trusted_proxies: Vec::new(),
-            control_headers,
-            header_bytes: 0,
-            access_log: None,
-            tls: BTreeMap::new(),
-        }
-    }
 
     fn request(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let field = |(name, value): &(&'static str, &'static str)| {
@@ -142,26 +154,30 @@ mod tests {
         fields.iter().map(field).collect()
     }
 
-    fn from(ip: Option<&str>) -> Origin {
-        let ip = ip.map(|ip| ip.parse().expect("an address"));
-        Origin::new(ip, false, false)
+    fn from(ip: &str) -> Option<IpAddr> {
+        Some(ip.parse().expect("an address"))
     }
 
     #[test]
     fn only_callers_on_this_host_that_speak_for_themselves_are_obeyed() {
-        let fields = [("x-starling-explain", "1"), ("x-starling-timeout", "250ms")];
-        let obeyed = Wishes {
+        let fields = [
+            ("x-starling-explain", "1"),
+            ("x-starling-timeout", "250ms"),
+            ("x-starling-zone", "eu-1b"),
+        ];
+        let obeyed = || Wishes {
             timeout: Some(Duration::from_millis(250)),
             explain: true,
+            place: Some(Place::Zone("eu-1b".into())),
         };
         for (ip, want) in [
-            (Some("127.0.0.1"), obeyed),
-            (Some("::1"), obeyed),
-            (None, obeyed),
-            (Some("10.0.0.9"), Wishes::default()),
+            (from("127.0.0.1"), obeyed()),
+            (from("::1"), obeyed()),
+            (None, obeyed()),
+            (from("10.0.0.9"), Wishes::default()),
         ] {
             let mut headers = request(&fields);
-            assert_eq!(take(&settings(true), &from(ip), &mut headers), Ok(want));
+            assert_eq!(take(true, ip, &mut headers), Ok(want));
             assert!(headers.is_empty(), "{headers:?}");
         }
         for (name, value) in [
@@ -174,7 +190,7 @@ mod tests {
         ] {
             let mut headers = request(&fields);
             headers.extend(request(&[(name, value)]));
-            let wishes = take(&settings(true), &from(Some("127.0.0.1")), &mut headers);
+            let wishes = take(true, from("127.0.0.1"), &mut headers);
             assert_eq!(wishes, Ok(Wishes::default()), "{name}");
             assert_eq!(headers.len(), 1, "{name} alone goes on");
         }
@@ -183,7 +199,7 @@ mod tests {
     #[test]
     fn headers_that_are_off_are_like_any_other() {
         let mut headers = request(&[("x-starling-explain", "1")]);
-        let wishes = take(&settings(false), &from(Some("127.0.0.1")), &mut headers);
+        let wishes = take(false, from("127.0.0.1"), &mut headers);
         assert_eq!((wishes, headers.len()), (Ok(Wishes::default()), 1));
     }
 
@@ -193,12 +209,15 @@ mod tests {
             ("x-starling-explain", "yes"),
             ("x-starling-timeout", "250"),
             ("x-starling-timeout", "0s"),
-            ("x-starling-zone", "eu-1a"),
-            ("x-starling-instance", "pay-1"),
+            ("x-starling-zone", ""),
+            ("x-starling-instance", ""),
         ] {
             let mut headers = request(&[field]);
-            let wishes = take(&settings(true), &from(None), &mut headers);
+            let wishes = take(true, None, &mut headers);
             assert_eq!(wishes, Err(Disobeyed), "{field:?}");
         }
+        let two_places = [("x-starling-zone", "a"), ("x-starling-instance", "b")];
+        let wishes = take(true, None, &mut request(&two_places));
+        assert_eq!(wishes, Err(Disobeyed), "one may not be in the other");
     }
 }

@@ -259,6 +259,7 @@ impl Hub {
                 idempotent: true,
                 session,
                 key,
+                wish: None,
             };
             let pick = desk.pick(&self.worker, upstream, &ask, now)?;
             if !tried.is_empty() {

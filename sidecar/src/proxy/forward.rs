@@ -70,6 +70,8 @@ pub struct Call {
     key: Option<u64>,
     /// The client's own deadline, from `grpc-timeout` or a control header.
     pub timeout: Option<Duration>,
+    /// Where the caller wants it.
+    place: Option<control::Place>,
     /// The account of its decision that the caller asked for.
     account: Option<Box<Account>>,
 }
@@ -147,6 +149,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             idempotent: call.method.is_idempotent(),
             session: call.session,
             key: call.key,
+            wish: call.place.as_ref().map(control::Place::wish),
         };
         let Some(pick) = desk.pick(worker, &upstream, &ask, now) else {
             if !matches!(last, Some(Ok(_)))
@@ -348,7 +351,8 @@ fn read(
         return Err(refused(Cause::HeadersTooLarge));
     }
 
-    let wishes = control::take(&settings, &caller.origin, &mut parts.headers)
+    let are_on = settings.control_headers;
+    let wishes = control::take(are_on, caller.origin.ip, &mut parts.headers)
         .map_err(|control::Disobeyed| refused(Cause::BadRequest))?;
     let client = || headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
     let sticky = found.policy.sticky.as_ref();
@@ -374,7 +378,8 @@ fn read(
     };
     let timeout = [timeout, wishes.timeout].into_iter().flatten().min();
     let account = wishes.explain.then(|| {
-        let asked = Asked { session, key };
+        let wish = wishes.place.as_ref().map(control::Place::wish);
+        let asked = Asked { session, key, wish };
         Box::new(Account::new(&found, &asked, worker.clock.now()))
     });
     let waits =
@@ -400,6 +405,7 @@ fn read(
         session,
         key,
         timeout,
+        place: wishes.place,
         account,
     };
     Ok((found, call))

@@ -198,6 +198,7 @@ pub async fn reach(
             idempotent: true,
             session,
             key,
+            wish: None,
         };
         let Some(pick) = desk.pick(worker, upstream, &ask, now) else {
             if standby

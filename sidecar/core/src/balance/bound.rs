@@ -114,7 +114,7 @@ impl Picker {
     /// Where the request's session is, if it can stay there.
     pub(super) fn stayed(&mut self, session: Session, ask: &Ask<'_>, now: Moment) -> Option<Pick> {
         let upstream = Arc::clone(&self.upstream);
-        let host = host_of(&upstream, session, now)?;
+        let host = host_of(&upstream, session, now).filter(|host| ask.suits(&host.endpoint))?;
         let at_host = |host: &Host, kind: PickKind, patience: Option<Duration>| Pick {
             endpoint: Arc::clone(&host.endpoint),
             tier: host.tier,
@@ -126,7 +126,7 @@ impl Picker {
             return Some(at_host(host, PickKind::Canary, Some(patience)));
         }
         let takes = |host: &&Host| {
-            let is_untried = !ask.tried.contains(&host.endpoint.id);
+            let is_untried = !ask.tried.contains(&host.endpoint.id) && ask.suits(&host.endpoint);
             let is_lost = !host.draining && self.trips[host.tier].is_ill();
             is_untried && !is_lost && Hindrance::of(&upstream, &host.endpoint, now).is_none()
         };
@@ -146,7 +146,8 @@ impl Picker {
             let upstream = Arc::clone(&self.upstream);
             let owners = upstream.owners.as_ref()?;
             let seat = owners.seats[owners.table.owner(key)?];
-            if self.is_own_canary(&upstream.at(seat).endpoint, seat.tier, ask, now) {
+            let owner = &upstream.at(seat).endpoint;
+            if ask.suits(owner) && self.is_own_canary(owner, seat.tier, ask, now) {
                 let kind = PickKind::Canary;
                 return Some(Choice { seat, kind });
             }
@@ -155,7 +156,8 @@ impl Picker {
         let owners = upstream.owners.as_ref()?;
         let seat = |owner: usize| owners.seats[owner];
         let open = |owner: usize, busy_too: bool| {
-            let untried = !ask.tried.contains(&upstream.at(seat(owner)).endpoint.id);
+            let endpoint = &upstream.at(seat(owner)).endpoint;
+            let untried = !ask.tried.contains(&endpoint.id) && ask.suits(endpoint);
             let hindrance = Hindrance::of_owner(upstream, owners, owner, now);
             let fits = hindrance.is_none() || (busy_too && hindrance == Some(Hindrance::Busy));
             untried && fits && !self.trips[seat(owner).tier].is_ill()
@@ -209,7 +211,7 @@ fn host_of(upstream: &Upstream, session: Session, now: Moment) -> Option<&Host> 
 }
 
 /// Where a client without a cookie goes while whoever hosts it is away.
-fn lodging_of(upstream: &Upstream, session: Session) -> Option<&Host> {
+pub fn lodging_of(upstream: &Upstream, session: Session) -> Option<&Host> {
     let Session::Source(source) = session else {
         return None;
     };

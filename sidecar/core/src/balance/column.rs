@@ -2,12 +2,12 @@
 //!
 //! Not here: what the numbers mean for a policy (the file of that policy).
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use crate::{endpoint::Endpoint, moment::Moment, policy::Balance, upstream::Member};
 
 use super::{
-    costs::Costs, least_connections, least_response_time, power_of_two, random::Random,
+    Ask, costs::Costs, least_connections, least_response_time, power_of_two, random::Random,
     round_robin::RoundRobin,
 };
 
@@ -230,10 +230,15 @@ impl Column {
                 Policy::LeastResponseTime | Policy::LeastConnections => {}
             }
         }
-        self.pick_among(tried, rng)
+        let ask = Ask {
+            tried,
+            ..Ask::default()
+        };
+        self.pick_among(&ask, rng)
     }
 
-    fn pick_among(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
+    /// The same among those that suit the caller's wish.
+    pub fn pick_among(&mut self, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<usize> {
         if self.usable == 0 {
             return None;
         }
@@ -245,7 +250,7 @@ impl Column {
                 self.read_in_flight(false);
             }
         }
-        let index = self.choose(tried, rng)?;
+        let index = self.choose(ask, rng)?;
         self.own[index] += 1;
         if self.scans() {
             self.used[index] += 1.0;
@@ -275,10 +280,14 @@ impl Column {
         self.limited || self.scans()
     }
 
-    fn choose(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
+    fn choose(&mut self, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<usize> {
         let open = |i: usize| {
-            self.weight[i] > 0.0 && self.own[i] < self.most[i] && !tried.contains(&self.ids[i])
+            self.weight[i] > 0.0
+                && self.own[i] < self.most[i]
+                && !ask.tried.contains(&self.ids[i])
+                && ask.suits(&self.endpoints[i])
         };
+        let all = ask.tried.is_empty() && ask.wish.is_none();
         match &mut self.policy {
             Policy::RoundRobin(turns) => turns.next(open),
             Policy::Random(random) => random.draw(open, rng),
@@ -293,7 +302,9 @@ impl Column {
                 self.costs.cheapest(least_connections::BLOCK, rng)
             }
             Policy::LeastResponseTime | Policy::LeastConnections => {
-                let open = (0..self.ids.len()).filter(|i| open(*i));
+                // From a random place on, or the first would win every tie.
+                let (n, start) = (self.ids.len(), rng.random_range(0..self.ids.len()));
+                let open = (start..n).chain(0..start).filter(|i| open(*i));
                 open.min_by(|a, b| self.costs.of(*a).total_cmp(&self.costs.of(*b)))
             }
         }

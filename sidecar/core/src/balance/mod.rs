@@ -11,6 +11,7 @@ pub mod least_response_time;
 mod power_of_two;
 mod random;
 mod round_robin;
+pub mod wish;
 mod zones;
 
 use std::{sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use crate::{
 };
 
 use column::Column;
+use wish::Wish;
 use zones::{Current, State};
 
 /// How old a worker's numbers may be.
@@ -71,13 +73,23 @@ pub struct Ask<'a> {
     pub session: Option<Session>,
     /// What it belongs somewhere by, hashed ([`crate::hash::hash_of`]); `None` if it goes by the algorithm.
     pub key: Option<u64>,
+    /// Where its caller wants it, before all else.
+    pub wish: Option<Wish<'a>>,
 }
 
 impl Ask<'_> {
     /// Whether it is a first try and belongs nowhere, as nearly all are.
     #[inline]
     fn is_plain(&self) -> bool {
-        self.tried.is_empty() && self.key.is_none() && self.beyond_tier.is_none()
+        self.tried.is_empty()
+            && self.key.is_none()
+            && self.beyond_tier.is_none()
+            && self.wish.is_none()
+    }
+
+    /// Whether an endpoint is where its caller wants it.
+    fn suits(&self, endpoint: &Endpoint) -> bool {
+        wish::suits(self.wish, endpoint)
     }
 }
 
@@ -255,6 +267,9 @@ impl Picker {
 
     /// The endpoint for one more request; `None` if there is nobody that was not tried.
     pub fn pick(&mut self, ask: &Ask<'_>, now: Moment, rng: &mut impl Rng) -> Option<Pick> {
+        if let Some(Wish::Instance(name)) = ask.wish {
+            return self.forced(name, ask, now);
+        }
         let Some(session) = ask.session else {
             let choice = self.choose(ask, now, rng)?;
             return Some(self.picked(choice));
@@ -317,6 +332,9 @@ impl Picker {
         {
             return Some(choice);
         }
+        if ask.wish.is_some() {
+            return self.within(ask, rng).or_else(|| self.last_resort(ask, now));
+        }
         let first = match ask.beyond_tier {
             Some(tier) => self.beyond(tier, rng),
             None => self.draw_tier(),
@@ -378,6 +396,20 @@ impl Picker {
         Some(self.called(Seat { tier, place }))
     }
 
+    /// The endpoint for a request that is wanted in one zone, nearest tier first, ill tiers after well ones.
+    fn within(&mut self, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<Choice> {
+        for ill in [false, true] {
+            for tier in 0..self.columns.len() {
+                if self.trips[tier].is_ill() == ill
+                    && let Some(place) = self.columns[tier].pick_among(ask, rng)
+                {
+                    return Some(self.called(Seat { tier, place }));
+                }
+            }
+        }
+        None
+    }
+
     fn called(&self, seat: Seat) -> Choice {
         let kind = kind_of(&self.upstream.at(seat).endpoint);
         Choice { seat, kind }
@@ -388,7 +420,8 @@ impl Picker {
     fn last_resort(&mut self, ask: &Ask<'_>, now: Moment) -> Option<Choice> {
         let limit = self.upstream.policy.limits.endpoint_requests;
         let upstream = &*self.upstream;
-        let all = || upstream.seats().map(|seat| (seat, upstream.at(seat)));
+        let seats = || upstream.seats().map(|seat| (seat, upstream.at(seat)));
+        let all = || seats().filter(|(_, m)| ask.suits(&m.endpoint));
         let untried = |endpoint: &Endpoint| !ask.tried.contains(&endpoint.id);
         let below = |endpoint: &Endpoint| limit.is_none_or(|limit| endpoint.in_flight() < limit);
         let spared = all()
@@ -464,14 +497,17 @@ impl Picker {
         let columns = self.columns.iter().enumerate();
         let mut out = columns.flat_map(|(tier, c)| c.out.iter().map(move |at| seat(tier, *at)));
         let returning = out.find(|seat| {
-            let trial = &upstream.at(*seat).endpoint.trial;
-            trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now)
+            let endpoint = &upstream.at(*seat).endpoint;
+            let trial = &endpoint.trial;
+            ask.suits(endpoint)
+                && trial.awaits_canary(ask.idempotent, now)
+                && trial.claim_canary(now)
         });
         if let Some(seat) = returning {
             return Some(as_canary(seat));
         }
         if self.trip_canary_is_due(ask, now)
-            && let Some(seat) = self.trip_candidate(&upstream)
+            && let Some(seat) = self.trip_candidate(&upstream, ask)
         {
             self.trip_canary_goes(now);
             return Some(as_canary(seat));
@@ -483,7 +519,7 @@ impl Picker {
             let is_due = |seat: &Seat| {
                 let endpoint = &upstream.at(*seat).endpoint;
                 let due = now.since(endpoint.load().begun()) >= CANARY_AFTER;
-                due && !endpoint.is_waited_for()
+                due && !endpoint.is_waited_for() && ask.suits(endpoint)
             };
             let columns = self.columns.iter().enumerate();
             let mut blemished =
@@ -514,12 +550,12 @@ impl Picker {
     }
 
     /// The endpoint of a tripped tier that has been left alone for longest.
-    fn trip_candidate(&self, upstream: &Upstream) -> Option<Seat> {
+    fn trip_candidate(&self, upstream: &Upstream, ask: &Ask<'_>) -> Option<Seat> {
         let of_ill = upstream.seats().filter(|s| self.trips[s.tier].is_ill());
         let members = of_ill.map(|seat| (seat, &upstream.at(seat).endpoint));
         let longest = members
             .filter(|(seat, e)| !e.is_ejected() && !self.trips[seat.tier].is_proven(e))
-            .filter(|(_, e)| !e.is_waited_for())
+            .filter(|(_, e)| !e.is_waited_for() && ask.suits(e))
             .min_by_key(|(_, e)| e.load().begun());
         longest.map(|(seat, _)| seat)
     }

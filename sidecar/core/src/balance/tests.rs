@@ -31,6 +31,7 @@ const REPEATABLE: Ask<'_> = Ask {
     idempotent: true,
     session: None,
     key: None,
+    wish: None,
 };
 
 fn stage(balance: Balance, zones: &[&str]) -> Stage {

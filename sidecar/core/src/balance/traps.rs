@@ -13,6 +13,7 @@ const REPEATABLE: Ask<'_> = Ask {
     idempotent: true,
     session: None,
     key: None,
+    wish: None,
 };
 
 /// Endpoints of these weights, all in the own zone.

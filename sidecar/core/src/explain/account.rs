@@ -87,7 +87,7 @@ pub struct Picked {
 
 impl Account {
     /// What decides about a request at `now`; nobody is picked yet.
-    pub fn new(upstream: &Upstream, asked: &Asked, now: Moment) -> Account {
+    pub fn new(upstream: &Upstream, asked: &Asked<'_>, now: Moment) -> Account {
         let way = request(upstream, asked, now);
         let view = super::upstream(upstream, now);
         let (mut usable, out): (Vec<EndpointView>, Vec<EndpointView>) =

@@ -7,10 +7,13 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use crate::{
-    balance::bound::{Hindrance, busy_from, seen_host},
+    balance::{
+        bound::{Hindrance, busy_from, lodging_of, seen_host},
+        wish::{Wish, meant, suits},
+    },
     moment::Moment,
     policy::Sticky,
-    session::Session,
+    session::{Host, Session},
     upstream::{Owners, Upstream},
 };
 
@@ -62,36 +65,40 @@ pub struct OwnerView {
 
 /// What is known of a request.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Asked {
+pub struct Asked<'a> {
     /// Its session, if it has one.
     pub session: Option<Session>,
     /// Its key, hashed.
     pub key: Option<u64>,
+    /// Where its caller wants it.
+    pub wish: Option<Wish<'a>>,
 }
 
 /// The way of one request at `now`.
-pub fn request(upstream: &Upstream, asked: &Asked, now: Moment) -> RequestView {
+pub fn request(upstream: &Upstream, asked: &Asked<'_>, now: Moment) -> RequestView {
     let owners = match (&upstream.owners, asked.key) {
-        (Some(owners), Some(key)) => owners_of(upstream, owners, key, now),
+        (Some(owners), Some(key)) => owners_of(upstream, owners, key, asked.wish, now),
         _ => Vec::new(),
     };
+    let (is_forced, control) = control_says(upstream, asked.wish);
     let (stays, session) = session_says(upstream, asked, now);
+    let stays = stays && !is_forced;
     let owner = owners.iter().find(|owner| owner.called);
-    let owned = !stays && owner.is_some();
-    let is_free = !stays && !owned;
-    let zones = if is_free {
-        format!("{}: see the tiers' shares", zone_mode(&upstream.policy))
-    } else {
-        "not asked: a session or a key stays with its endpoint wherever that is".to_owned()
+    let owned = !is_forced && !stays && owner.is_some();
+    let is_free = !is_forced && !stays && !owned;
+    let zones = match asked.wish {
+        _ if is_forced => "not asked: the caller names its instance".to_owned(),
+        Some(Wish::Zone(zone)) => format!("x-starling-zone: nowhere but in {zone}"),
+        _ if is_free => format!("{}: see the tiers' shares", zone_mode(&upstream.policy)),
+        _ => "not asked: a session or a key stays with its endpoint wherever that is".to_owned(),
     };
     let step = |step, decides, says| Step {
         step,
         decides,
         says,
     };
-    let no_control = "x-starling-instance is not in this version".to_owned();
     let order = vec![
-        step("forced instance", false, no_control),
+        step("forced instance", is_forced, control),
         step("sticky session", stays, session),
         step("hash key", owned, hash_says(upstream, asked, owner)),
         step("zone", is_free, zones),
@@ -100,8 +107,27 @@ pub fn request(upstream: &Upstream, asked: &Asked, now: Moment) -> RequestView {
     RequestView { order, owners }
 }
 
+/// Whether the caller names the instance, and what is to be said of that.
+fn control_says(upstream: &Upstream, wish: Option<Wish<'_>>) -> (bool, String) {
+    let Some(Wish::Instance(name)) = wish else {
+        return (false, "no x-starling-instance".to_owned());
+    };
+    let says = match meant(upstream, name) {
+        Some((endpoint, _)) => {
+            let out = upstream
+                .out
+                .iter()
+                .find(|out| out.endpoint.id == endpoint.id);
+            let why = out.map(|out| format!(", although it is out ({})", out.why.as_str()));
+            format!("x-starling-instance: {name}{}", why.unwrap_or_default())
+        }
+        None => format!("x-starling-instance: {name}, which nobody knows: 503, flag UH"),
+    };
+    (true, says)
+}
+
 /// Whether the request stays where its session is, and what is to be said of that.
-fn session_says(upstream: &Upstream, asked: &Asked, now: Moment) -> (bool, String) {
+fn session_says(upstream: &Upstream, asked: &Asked<'_>, now: Moment) -> (bool, String) {
     let begins = match &upstream.policy.sticky {
         None => return (false, "none is set".to_owned()),
         Some(Sticky::Cookie { name, .. }) => {
@@ -118,16 +144,37 @@ fn session_says(upstream: &Upstream, asked: &Asked, now: Moment) -> (bool, Strin
         return (false, begins);
     };
     let instance = &host.endpoint.key.instance;
-    let is_tripped = !host.draining && upstream.tiers[host.tier].live.is_tripped();
-    let hindrance = Hindrance::of(upstream, &host.endpoint, now).map(Hindrance::as_str);
-    match is_tripped.then_some("zone tripped").or(hindrance) {
-        Some(why) => (false, format!("with {instance}, which is out ({why})")),
-        None if host.draining => (true, format!("with {instance}, which is draining")),
-        None => (true, format!("with {instance}")),
+    let is_tripped = |host: &Host| !host.draining && upstream.tiers[host.tier].live.is_tripped();
+    let why_not = |host: &Host| {
+        let hindrance = Hindrance::of(upstream, &host.endpoint, now).map(Hindrance::as_str);
+        let elsewhere = !suits(asked.wish, &host.endpoint);
+        let hindrance = elsewhere
+            .then_some("not in the zone asked for")
+            .or(hindrance);
+        is_tripped(host).then_some("zone tripped").or(hindrance)
+    };
+    let Some(why) = why_not(host) else {
+        let draining = if host.draining {
+            ", which is draining"
+        } else {
+            ""
+        };
+        return (true, format!("with {instance}{draining}"));
+    };
+    let is_away = !host.draining && (host.endpoint.is_ejected() || is_tripped(host));
+    let lodging = asked.session.filter(|_| is_away);
+    let lodging = lodging.and_then(|session| lodging_of(upstream, session));
+    match lodging.filter(|lodging| why_not(lodging).is_none()) {
+        Some(lodging) => {
+            let other = &lodging.endpoint.key.instance;
+            let says = format!("with {instance}, which is out ({why}); meanwhile with {other}");
+            (true, says)
+        }
+        None => (false, format!("with {instance}, which is out ({why})")),
     }
 }
 
-fn hash_says(upstream: &Upstream, asked: &Asked, owner: Option<&OwnerView>) -> String {
+fn hash_says(upstream: &Upstream, asked: &Asked<'_>, owner: Option<&OwnerView>) -> String {
     let Some(hash) = &upstream.policy.hash else {
         return "none is set".to_owned();
     };
@@ -144,13 +191,20 @@ fn hash_says(upstream: &Upstream, asked: &Asked, owner: Option<&OwnerView>) -> S
     }
 }
 
-fn owners_of(upstream: &Upstream, owners: &Owners, key: u64, now: Moment) -> Vec<OwnerView> {
+fn owners_of(
+    upstream: &Upstream,
+    owners: &Owners,
+    key: u64,
+    wish: Option<Wish<'_>>,
+    now: Moment,
+) -> Vec<OwnerView> {
     let hindrance = |owner: usize| Hindrance::of_owner(upstream, owners, owner, now);
+    let elsewhere = |owner: usize| !suits(wish, &upstream.at(owners.seats[owner]).endpoint);
     let is_tripped = |owner: usize| upstream.tiers[owners.seats[owner].tier].live.is_tripped();
-    let open = |owner: usize| hindrance(owner).is_none() && !is_tripped(owner);
-    let may = |owner: usize| {
-        matches!(hindrance(owner), None | Some(Hindrance::Busy)) && !is_tripped(owner)
-    };
+    let reached = |owner: usize| !is_tripped(owner) && !elsewhere(owner);
+    let open = |owner: usize| hindrance(owner).is_none() && reached(owner);
+    let may =
+        |owner: usize| matches!(hindrance(owner), None | Some(Hindrance::Busy)) && reached(owner);
     let called = owners.table.find(key, open);
     let called = called.or_else(|| owners.table.find(key, may));
     let mut told = owners.table.order(key, OWNERS_TOLD);
@@ -158,6 +212,7 @@ fn owners_of(upstream: &Upstream, owners: &Owners, key: u64, now: Moment) -> Vec
     let view = |owner: usize| {
         let endpoint = &upstream.at(owners.seats[owner]).endpoint;
         let hindrance = hindrance(owner).map(Hindrance::as_str);
+        let elsewhere = elsewhere(owner).then_some("not in the zone asked for");
         OwnerView {
             instance: endpoint.key.instance.clone(),
             address: endpoint.key.address,
@@ -166,8 +221,105 @@ fn owners_of(upstream: &Upstream, owners: &Owners, key: u64, now: Moment) -> Vec
             in_flight: endpoint.in_flight(),
             busy_from: busy_from(upstream, owners, owner),
             called: called == Some(owner),
-            why: is_tripped(owner).then_some("zone tripped").or(hindrance),
+            why: (elsewhere.or(is_tripped(owner).then_some("zone tripped"))).or(hindrance),
         }
     };
     told.into_iter().map(view).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        balance::{Ask, Picker},
+        outcome::{Outcome, Unreachable},
+        staging::{Stage, at, dice, report},
+    };
+
+    fn says<'a>(view: &'a RequestView, step: &str) -> (bool, &'a str) {
+        let step = view.order.iter().find(|told| told.step == step);
+        step.map(|told| (told.decides, &*told.says))
+            .expect("it is told")
+    }
+
+    #[test]
+    fn where_a_session_is_meanwhile_is_told() {
+        let ttl = Duration::from_secs(600);
+        let mut stage = Stage::with(&["a1"; 3], |policy| {
+            policy.sticky = Some(Sticky::SourceIp { ttl });
+        });
+        let upstream = stage.build(at(0));
+        let asked = Asked {
+            session: Some(Session::Source(7)),
+            ..Asked::default()
+        };
+        let mut rng = dice(1);
+        let mut picker = Picker::new(&upstream, &mut rng);
+        let ask = Ask {
+            session: asked.session,
+            ..Ask::default()
+        };
+        let mut home = |now| {
+            let pick = picker.pick(&ask, now, &mut rng).expect("somebody is in");
+            pick.endpoint.key.instance.clone()
+        };
+        let first = home(at(0));
+        let view = request(&upstream, &asked, at(1));
+        assert_eq!(
+            says(&view, "sticky session"),
+            (true, &*format!("with {first}"))
+        );
+        let mut members = upstream.members();
+        let place = members
+            .position(|m| m.endpoint.key.instance == first)
+            .expect("it is in");
+        for n in 0..5 {
+            let refused = Outcome::Unreachable(Unreachable::Refused);
+            report(&upstream, place, refused, 0, at(n));
+        }
+        let view = request(&upstream, &asked, at(10));
+        let out = format!("with {first}, which is out (ejected)");
+        assert_eq!(says(&view, "sticky session"), (false, &*out));
+        let second = home(at(10));
+        let view = request(&upstream, &asked, at(11));
+        let meanwhile = format!("{out}; meanwhile with {second}");
+        assert_eq!(says(&view, "sticky session"), (true, &*meanwhile));
+    }
+
+    #[test]
+    fn what_the_caller_wants_is_told_first() {
+        let mut stage = Stage::new(&["a1", "b1"]);
+        stage.state(1, crate::mesh::NodeState::Left, at(0));
+        let upstream = stage.build(at(0));
+        let wish = |wish| Asked {
+            wish: Some(wish),
+            ..Asked::default()
+        };
+        for (name, want) in [
+            ("shop-0", "x-starling-instance: shop-0"),
+            (
+                "shop-1",
+                "x-starling-instance: shop-1, although it is out (left)",
+            ),
+            (
+                "shop-2",
+                "x-starling-instance: shop-2, which nobody knows: 503, flag UH",
+            ),
+        ] {
+            let view = request(&upstream, &wish(Wish::Instance(name)), at(1));
+            assert_eq!(says(&view, "forced instance"), (true, want));
+            assert!(!says(&view, "algorithm").0);
+        }
+        let view = request(&upstream, &wish(Wish::Zone("b1")), at(1));
+        assert_eq!(
+            says(&view, "zone"),
+            (true, "x-starling-zone: nowhere but in b1")
+        );
+        assert_eq!(
+            says(&view, "forced instance"),
+            (false, "no x-starling-instance")
+        );
+    }
 }

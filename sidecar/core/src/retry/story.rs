@@ -62,6 +62,7 @@ impl Client {
                 idempotent: true,
                 session: None,
                 key: None,
+                wish: None,
             };
             let Some(pick) = self.picker.pick(&ask, now, &mut self.rng) else {
                 self.failed += 1;
