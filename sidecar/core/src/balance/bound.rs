@@ -232,4 +232,7 @@ pub fn seen_host(upstream: &Upstream, session: Session, now: Moment) -> Option<&
 }
 
 #[cfg(test)]
+mod affinity;
+
+#[cfg(test)]
 mod tests;

@@ -1,9 +1,8 @@
-//! Whose requests go where: agreement across sidecars and zones, owners that are out, bounded load.
+//! Whose requests go where: agreement across sidecars and zones, owners that are out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_proto::record::{Health, InstanceState};
-use rand::{RngExt, rngs::StdRng};
 
 use super::*;
 use crate::{
@@ -11,7 +10,7 @@ use crate::{
     hash::hash_of,
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, Hash, HashKey, HashTable, Place, Sticky, Weight},
+    policy::{FixedEndpoint, Hash, HashKey, Place, Sticky, Weight},
     snapshot::Snapshot,
     staging::{Stage, at, dice, report},
 };
@@ -19,10 +18,7 @@ use crate::{
 const REFUSED: Outcome = Outcome::Unreachable(Unreachable::Refused);
 
 fn hashing(policy: &mut crate::policy::Policy) {
-    policy.hash = Some(Hash {
-        key: HashKey::Header("x-user".into()),
-        table: HashTable::Rendezvous,
-    });
+    policy.hash = Some(Hash::by(HashKey::Header("x-user".into())));
 }
 
 fn stage(zones: &[&str]) -> Stage {
@@ -290,83 +286,6 @@ fn an_owner_gets_no_more_than_the_limit_of_an_endpoint() {
     }
     assert!(upstream.members().all(|m| m.endpoint.in_flight() == 2));
     assert!(picker.pick(&ask(7), at(0), &mut rng).is_none());
-}
-
-/// Draws keys 0.. with a chance in proportion to 1 / (key + 1)^1.1.
-struct Zipf(Vec<f64>);
-
-impl Zipf {
-    fn new(keys: u32) -> Zipf {
-        let mut sum = 0.0;
-        let sums = (1..=keys).map(|rank| {
-            sum += f64::from(rank).powf(-1.1);
-            sum
-        });
-        Zipf(sums.collect())
-    }
-
-    fn draw(&self, rng: &mut StdRng) -> u64 {
-        let whole = self.0.last().copied().unwrap_or(0.0);
-        let at = rng.random::<f64>() * whole;
-        self.0.partition_point(|sum| *sum < at) as u64
-    }
-}
-
-/// Share of the requests that reach their key's first owner while `in_flight` are, and the most that any endpoint
-/// then has.
-fn affinity(endpoints: usize, in_flight: usize) -> (f64, u32) {
-    let upstream = stage(&vec!["a1"; endpoints]).build(at(0));
-    let owners = upstream.owners.as_ref().expect("it hashes");
-    owners.table.build();
-    let mut picker = picker(&upstream);
-    let (mut rng, zipf) = (dice(3), Zipf::new(100_000));
-    let mut flying: Vec<Arc<Endpoint>> = Vec::new();
-    let (mut at_home, mut most, picks) = (0, 0, 50_000);
-    for i in 0..picks {
-        if flying.len() == in_flight {
-            let over = flying.swap_remove(rng.random_range(0..in_flight));
-            over.end(at(i));
-        }
-        upstream
-            .shared
-            .in_flight
-            .store(flying.len() as u32 + 1, Relaxed);
-        let key = ask(zipf.draw(&mut rng));
-        let pick = picker.pick(&key, at(i), &mut rng).expect("all are in");
-        let first = owners
-            .table
-            .owner(key.key.expect("it has one"))
-            .expect("there are owners");
-        at_home += u64::from(upstream.at(owners.seats[first]).endpoint.id == pick.endpoint.id);
-        pick.endpoint.begin(at(i));
-        flying.push(Arc::clone(&pick.endpoint));
-        most = most.max(pick.endpoint.in_flight());
-        assert!(pick.endpoint.in_flight() <= busy_from(&upstream, owners, first).max(8));
-    }
-    (at_home as f64 / picks as f64, most)
-}
-
-#[test]
-fn keys_of_uneven_fame_stay_at_home_and_nobody_is_overrun() {
-    for endpoints in [10, 100] {
-        for in_flight in [16, 24, 32, 200] {
-            let (share, most) = affinity(endpoints, in_flight);
-            println!(
-                "{endpoints} endpoints, {in_flight} in flight: {share:.3} at home, at most {most}"
-            );
-            // The most wanted key alone is a seventh of the requests: with many in flight it has to be shared, as
-            // its owner would have several times what others have.
-            assert!(share >= 0.95 || in_flight > 24, "{share}");
-            assert!(
-                most <= if endpoints == 10 && in_flight == 200 {
-                    26
-                } else {
-                    8
-                },
-                "{most}"
-            );
-        }
-    }
 }
 
 #[test]
