@@ -158,6 +158,7 @@ fn build_ms(services: usize) -> f64 {
             undeclared: true,
             own_zone: "a",
             own_region: "r",
+            own_name: "n",
             resolved: &BTreeMap::new(),
             not_passing: &BTreeMap::new(),
             session_keys: &Arc::default(),

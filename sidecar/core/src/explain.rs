@@ -124,7 +124,11 @@ pub struct TierView {
     pub share: f64,
     /// Share it is on its way to.
     pub target: f64,
-    /// Endpoints in it that are neither sent out nor silent.
+    /// Endpoints in it that this sidecar calls.
+    pub members: usize,
+    /// Endpoints in it that may be called: more than `members` where other sidecars call the rest.
+    pub callable: u32,
+    /// Of those, how many are neither sent out nor silent, as far as the members tell.
     pub well: u32,
     /// Endpoints it should have.
     pub total: u32,
@@ -260,6 +264,8 @@ pub fn tiers(upstream: &Upstream, now: Moment) -> Vec<TierView> {
             zone: tier.zone.clone(),
             share: if used { tier.live.share() } else { target },
             target,
+            members: tier.members.len(),
+            callable: tier.callable,
             well: well(tier, now),
             total: tier.total,
             health: zone::health(well(tier, now), tier.total),
@@ -313,7 +319,7 @@ pub fn water(upstream: &Upstream, now: Moment) -> Option<WaterView> {
 
 fn well(tier: &Tier, now: Moment) -> u32 {
     let well = tier.members.iter().filter(|m| m.is_well(now));
-    u32::try_from(well.count()).unwrap_or(u32::MAX)
+    tier.whole(u32::try_from(well.count()).unwrap_or(u32::MAX))
 }
 
 /// Where priority with spill wants the shares.

@@ -4,6 +4,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+/// Endpoints of one tier that a sidecar calls unless told otherwise: enough to choose from, and with a thousand callers few
+/// enough connections at each endpoint.
+pub const SUBSET: u32 = 256;
+
 /// Everything that is decided about calls to one upstream before any call is made.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Policy {
@@ -39,6 +43,8 @@ pub struct Policy {
     pub limits: Limits,
     /// Which endpoints come first.
     pub zones: Zones,
+    /// Most endpoints of one tier that are called from here; `None`: all.
+    pub subset: Option<u32>,
     /// Fixed and named endpoints outside the mesh.
     pub endpoints: Vec<FixedEndpoint>,
 }
@@ -391,6 +397,7 @@ impl Policy {
             ejection: Ejection::default(),
             limits: Limits::default(),
             zones: Zones::default(),
+            subset: Some(SUBSET),
             endpoints: Vec::new(),
         }
     }

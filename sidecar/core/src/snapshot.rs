@@ -7,6 +7,7 @@ mod builder;
 mod disbelief;
 mod layout;
 mod names;
+mod subset;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,6 +63,8 @@ pub struct Inputs<'a> {
     pub own_zone: &'a str,
     /// This host's region.
     pub own_region: &'a str,
+    /// This node's name: it decides which part of a large tier is called from here.
+    pub own_name: &'a str,
     /// What names in `endpoints` resolved to.
     pub resolved: &'a BTreeMap<Place, Vec<SocketAddr>>,
     /// Fixed endpoints, by upstream, whose check from here warns, fails, or has not passed yet.

@@ -46,6 +46,7 @@ pub(crate) struct Stage {
     pub resolved: BTreeMap<Place, Vec<SocketAddr>>,
     pub not_passing: BTreeMap<(Box<str>, SocketAddr), Health>,
     pub session_keys: Arc<SessionKeys>,
+    pub own_name: String,
     pub snapshot: Snapshot,
 }
 
@@ -62,6 +63,7 @@ impl Stage {
             resolved: BTreeMap::new(),
             not_passing: BTreeMap::new(),
             session_keys: Arc::default(),
+            own_name: "here".to_owned(),
             snapshot: Snapshot::empty(),
         }
     }
@@ -103,6 +105,7 @@ impl Stage {
             undeclared: self.undeclared,
             own_zone: "a1",
             own_region: "a",
+            own_name: &self.own_name,
             resolved: &self.resolved,
             not_passing: &self.not_passing,
             session_keys: &self.session_keys,

@@ -87,6 +87,8 @@ pub struct Tier {
     pub backup: bool,
     /// Who may be called, sorted by identity.
     pub members: Vec<Member>,
+    /// How many may be called by anybody: the members, and those of a large tier that are left to other sidecars.
+    pub callable: u32,
     /// How many there should be: the largest number of the last 10 minutes less those that left gracefully.
     pub total: u32,
     /// What the workers make of it.
@@ -142,6 +144,13 @@ pub enum Told {
 }
 
 impl Tier {
+    /// How many of all that may be called so many of the members stand for.
+    pub fn whole(&self, members: u32) -> u32 {
+        let all = self.members.len().max(1) as u64;
+        let whole = (u64::from(members) * u64::from(self.callable) + all / 2) / all;
+        u32::try_from(whole).unwrap_or(u32::MAX)
+    }
+
     /// Whether both stand for the same endpoints in two snapshots.
     pub(crate) fn is_same_as(&self, other: &Tier) -> bool {
         self.name == other.name && self.zone == other.zone
@@ -180,7 +189,7 @@ pub struct Member {
     /// Its share relative to others: half of the record's while its owner warns, a quarter while suspected.
     pub weight: f64,
     /// What it adds to its zone's capacity: requests per second where all instances declare them, else its weight;
-    /// half while its owner warns.
+    /// half while its owner warns, and more where it stands for those that are left to other sidecars.
     pub capacity: f64,
     /// What SWIM says of it.
     pub word: Word,
@@ -227,6 +236,8 @@ pub enum Why {
     Warming,
     /// This caller's own check does not pass.
     CheckNotPassed,
+    /// Its tier is large, and it is in the parts of other sidecars.
+    NotInSubset,
 }
 
 impl Why {
@@ -241,6 +252,7 @@ impl Why {
             Why::Failing => "failing",
             Why::Warming => "warming",
             Why::CheckNotPassed => "check not passed",
+            Why::NotInSubset => "not in this sidecar's subset",
         }
     }
 }

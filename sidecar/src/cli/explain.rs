@@ -57,11 +57,18 @@ const TIERS: [Column; 8] = [
     }),
     numbers("CARRIES", |row| percent(row, "health")),
     words("NOTE", |row| {
-        match (row["tripped"] == true, row["backup"] == true) {
-            (true, _) => "tripped: canaries only".to_owned(),
-            (_, true) => "backup".to_owned(),
-            _ => String::new(),
+        let mut notes = Vec::new();
+        if row["tripped"] == true {
+            notes.push("tripped: canaries only".to_owned());
         }
+        if row["backup"] == true {
+            notes.push("backup".to_owned());
+        }
+        let (members, callable) = (&row["members"], &row["callable"]);
+        if members.as_u64() < callable.as_u64() {
+            notes.push(format!("our subset: {members} of {callable}"));
+        }
+        notes.join(", ")
     }),
 ];
 
@@ -236,8 +243,8 @@ mod tests {
                         "told": "frozen", "silent_ms": 12_500, "tripped": false, "target": 0.125, "share": 0.1},
                 ]},
             "panic": true, "requests_10s": 5, "retries_10s": 0,
-            "tiers": [{"tier": 0, "name": "zone", "share": 1.0, "target": 1.0, "well": 1, "total": 2, "health": 0.7,
-                "tripped": false, "backup": false}],
+            "tiers": [{"tier": 0, "name": "zone", "share": 1.0, "target": 1.0, "members": 1, "callable": 2, "well": 1,
+                "total": 2, "health": 0.7, "tripped": false, "backup": false}],
             "endpoints": [
                 {"instance": "a", "node": "n", "address": "10.0.0.1:80", "zone": "z", "tier": 0, "usable": true,
                     "why": null, "in_flight": 1, "latency_ms": 1.25, "success": 1.0, "ejected_for_ms": null,
@@ -256,6 +263,7 @@ mod tests {
             "z (own)",
             "frozen: silent for 12 s",
             "1 of 2",
+            "our subset: 1 of 2",
             "64952",
             "ejected (for 1.5s)",
         ] {

@@ -175,6 +175,7 @@ ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", m
 limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
 sticky = { cookie = "starling", ttl = "1h" }
 zones = { mode = "waterfill", order = ["z2", "*"] }
+subset = 100
 [upstream.db]
 listen = "127.0.0.1:5432"
 protocol = "tcp"

@@ -15,7 +15,7 @@ use std::{
 
 use mesh_core::{
     moment::Moment,
-    snapshot::{Snapshot, Upstream},
+    snapshot::{Snapshot, Upstream, Why},
 };
 use tokio::sync::Notify;
 
@@ -94,7 +94,11 @@ fn why_not(upstream: Option<&Upstream>, address: SocketAddr) -> Option<&'static 
     }
     let out = upstream.out.iter();
     let mut out = out.filter(|out| out.endpoint.key.address == address);
-    Some(out.next().map_or("gone", |out| out.why.as_str()))
+    match out.next().map(|out| out.why) {
+        // It is well, and only new connections are left to other sidecars.
+        Some(Why::NotInSubset) => None,
+        why => Some(why.map_or("gone", Why::as_str)),
+    }
 }
 
 impl Outage {
@@ -156,6 +160,7 @@ mod tests {
             undeclared: true,
             own_zone: "a",
             own_region: "a",
+            own_name: "n",
             resolved: &BTreeMap::new(),
             not_passing: &not_passing,
             session_keys: &Arc::default(),

@@ -150,6 +150,7 @@ pub(super) fn common(
         undeclared: true,
         own_zone: "a",
         own_region: "a",
+        own_name: "n",
         resolved: &BTreeMap::new(),
         not_passing: &BTreeMap::new(),
         session_keys: &Arc::default(),

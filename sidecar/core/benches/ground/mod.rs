@@ -83,6 +83,7 @@ pub fn upstream(
         undeclared: false,
         own_zone: "a",
         own_region: "a",
+        own_name: "n",
         resolved: &BTreeMap::new(),
         not_passing: &BTreeMap::new(),
         session_keys: &Arc::default(),

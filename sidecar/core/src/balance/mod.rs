@@ -618,7 +618,7 @@ impl Picker {
             let state = match self.trips[i] {
                 Trip::Yes { .. } => State::default(),
                 Trip::No => State {
-                    health: zone::health(column.well, tier.total),
+                    health: zone::health(tier.whole(column.well), tier.total),
                     capacity: column.capacity,
                 },
             };

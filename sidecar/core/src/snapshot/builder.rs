@@ -48,7 +48,7 @@ pub(super) struct Candidate {
     pub endpoint: Arc<Endpoint>,
     pub tier: Option<usize>,
     weight: f64,
-    capacity: f64,
+    pub capacity: f64,
     /// The weight without what this host suspects.
     told_weight: f64,
     warns: bool,
@@ -57,6 +57,13 @@ pub(super) struct Candidate {
     pub down_since: Option<Moment>,
     /// It is draining, and well enough to end the sessions it has.
     ends_sessions: bool,
+}
+
+impl Candidate {
+    /// Whether it may be called, if not from here.
+    pub fn is_callable(&self) -> bool {
+        matches!(self.standing, Ok(_) | Err(Why::NotInSubset)) && self.tier.is_some()
+    }
 }
 
 impl Builder<'_> {
@@ -113,6 +120,7 @@ impl Builder<'_> {
         self.welcome_back(&candidates);
 
         let mut tiers = layout.empty_tiers();
+        let wholes = self.narrow(&mut candidates, tiers.len());
         let mut out = Vec::new();
         let mut claims = Vec::new();
         for candidate in &candidates {
@@ -144,8 +152,9 @@ impl Builder<'_> {
                 }),
             }
         }
-        for tier in &mut tiers {
-            self.remember(tier, &candidates);
+        for (at, tier) in tiers.iter_mut().enumerate() {
+            tier.callable = wholes[at].count;
+            self.remember(at, tier, &candidates);
         }
         let hash = self.policy.hash.as_ref();
         let known = self.previous.and_then(|u| u.owners.as_ref());
@@ -174,11 +183,10 @@ impl Builder<'_> {
     fn hosts(&self, candidates: &[Candidate]) -> Option<Hosts> {
         let sticky = self.policy.sticky.as_ref()?;
         let stays = candidates.iter().filter_map(|candidate| {
-            let is_member = candidate.standing.is_ok() && candidate.tier.is_some();
-            let stays = is_member || candidate.ends_sessions;
+            let stays = candidate.is_callable() || candidate.ends_sessions;
             // Whoever has no place in the order of zones has no sessions to end.
             let tier = candidate.tier?;
-            stays.then_some((&candidate.endpoint, tier, !is_member))
+            stays.then_some((&candidate.endpoint, tier, candidate.ends_sessions))
         });
         let stays: Vec<Stay<'_>> = stays.collect();
         let known = self.previous.and_then(|u| u.hosts.as_ref());
@@ -348,7 +356,9 @@ impl Builder<'_> {
         let Some(previous) = self.previous else {
             return;
         };
-        let was_out: BTreeSet<u64> = previous.out.iter().map(|o| o.endpoint.id).collect();
+        // Whoever was left to other sidecars was out for no such reason.
+        let was_out = previous.out.iter().filter(|o| o.why != Why::NotInSubset);
+        let was_out: BTreeSet<u64> = was_out.map(|o| o.endpoint.id).collect();
         for candidate in candidates {
             let sure = candidate.standing == Ok(Word::Sure);
             if sure && was_out.contains(&candidate.endpoint.id) {
@@ -357,9 +367,11 @@ impl Builder<'_> {
         }
     }
 
-    /// Counts a tier's members into its history and takes off those that left gracefully.
-    fn remember(&self, tier: &mut Tier, candidates: &[Candidate]) {
-        let mut counted: BTreeSet<u64> = tier.members.iter().map(|m| m.endpoint.id).collect();
+    /// Counts those that may be called in the `at`-th tier into its history and takes off those that left gracefully.
+    fn remember(&self, at: usize, tier: &mut Tier, candidates: &[Candidate]) {
+        let here = candidates.iter().filter(|c| c.tier == Some(at));
+        let callable = here.filter(|c| c.is_callable()).map(|c| c.endpoint.id);
+        let mut counted: BTreeSet<u64> = callable.collect();
         let mut left = 0;
         let before = self
             .previous
@@ -391,8 +403,7 @@ impl Builder<'_> {
             tier.live = Arc::clone(&before.live);
         }
         let history = before.map(|t| t.history.clone()).unwrap_or_default();
-        let well = u32::try_from(tier.members.len()).unwrap_or(u32::MAX);
-        tier.history = history.next(well, left, self.now);
+        tier.history = history.next(tier.callable, left, self.now);
         tier.total = tier.history.total();
         tier.counted = counted;
     }
@@ -452,7 +463,7 @@ impl Upstream {
                 a.is_same_as(b)
                     && a.level == b.level
                     && a.backup == b.backup
-                    && a.total == b.total
+                    && (a.callable, a.total) == (b.callable, b.total)
                     && a.history == b.history
                     && a.counted == b.counted
                     && members(a, b)

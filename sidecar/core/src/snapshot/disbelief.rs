@@ -71,7 +71,8 @@ impl Builder<'_> {
             return BTreeSet::new();
         };
         let members = previous.members().map(|m| m.endpoint.id);
-        let lost = previous.out.iter().filter(|out| out.was_callable);
+        let lost = previous.out.iter();
+        let lost = lost.filter(|out| out.was_callable || out.why == Why::NotInSubset);
         members.chain(lost.map(|out| out.endpoint.id)).collect()
     }
 

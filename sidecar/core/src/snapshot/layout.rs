@@ -85,6 +85,7 @@ impl<'a> Layout<'a> {
             zone: zone.into(),
             backup,
             members: Vec::new(),
+            callable: 0,
             total: 0,
             live: Arc::default(),
             history: History::default(),

@@ -66,14 +66,14 @@ pub(super) fn hosts(
 }
 
 /// Service, node and instance name an endpoint, and its address only where that is not enough.
-struct Names<'a> {
+pub(super) struct Names<'a> {
     service: &'a str,
     /// The address of each name; `None` where there are several.
     addresses: BTreeMap<(&'a str, &'a str), Option<SocketAddr>>,
 }
 
 impl<'a> Names<'a> {
-    fn of(policy: &'a Policy, endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) -> Names<'a> {
+    pub fn of(policy: &'a Policy, endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) -> Names<'a> {
         let mut addresses: BTreeMap<(&str, &str), Option<SocketAddr>> = BTreeMap::new();
         for endpoint in endpoints {
             let name = (&*endpoint.node_name, &*endpoint.key.instance);
@@ -90,7 +90,7 @@ impl<'a> Names<'a> {
     }
 
     /// The parts of an endpoint's name, and them hashed.
-    fn name(&self, endpoint: &Endpoint) -> (Vec<Box<[u8]>>, u64) {
+    pub fn name(&self, endpoint: &Endpoint) -> (Vec<Box<[u8]>>, u64) {
         let instance = &*endpoint.key.instance;
         let name = (&*endpoint.node_name, instance);
         let address = endpoint.key.address.to_string();

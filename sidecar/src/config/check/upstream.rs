@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::policy::{
-    Ejection, HttpVersion, Limits, Policy, Protocol, ProxyVersion, Retry, RetryOn, Timeouts, Udp,
-    ZoneMode, Zones,
+    Ejection, HttpVersion, Limits, Policy, Protocol, ProxyVersion, Retry, RetryOn, SUBSET,
+    Timeouts, Udp, ZoneMode, Zones,
 };
 use mesh_proto::record::WireProtocol;
 
@@ -23,6 +23,8 @@ use crate::config::{
 
 /// Keys of `[upstream.*]` that a later version knows.
 pub const KEYS_LATER: [&str; 1] = ["route"];
+/// Fewest endpoints of a subset: of fewer there is nothing to choose, and the loss of two would be the loss of a zone.
+const SUBSET_MIN: u32 = 16;
 /// hyper's HTTP/1 parser wants at least 8 KiB of room.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=1 << 20;
 /// A flow has no end that anybody could see but its silence.
@@ -90,9 +92,11 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         ejection: ejection(keys),
         limits: limits(keys),
         zones: zones(keys),
+        subset: subset(keys),
         endpoints,
     };
     per_try_fits(keys, &policy);
+    subset_has_a_say(keys, &policy);
     let listen_tls = super::tls::listen_tls(keys, protocol, &listen);
     let tls = super::tls::tls(keys, &policy);
     Upstream {
@@ -441,4 +445,27 @@ fn zones(keys: &Keys<'_>) -> Zones {
     }
     inner.done();
     Zones { mode, order }
+}
+
+/// Most endpoints of one tier that are called from here; 0 for all.
+fn subset(keys: &Keys<'_>) -> Option<u32> {
+    let Count(most) = keys.or("subset", Count(SUBSET));
+    if (1..SUBSET_MIN).contains(&most) {
+        keys.wrong(
+            "subset",
+            format!("{most} are too few to choose from, and too few to lose one of"),
+            format!("use at least {SUBSET_MIN}, or 0 to call all of them"),
+        );
+    }
+    (most > 0).then_some(most)
+}
+
+fn subset_has_a_say(keys: &Keys<'_>, policy: &Policy) {
+    if policy.hash.is_some() && policy.subset.is_some() && keys.has("subset") {
+        keys.wrong(
+            "subset",
+            "a key may belong to any endpoint, so where keys decide all of them are called",
+            "drop it, or take another balance",
+        );
+    }
 }

@@ -33,6 +33,8 @@ const MISTAKES: &[Mistake] = &[
     ("[upstream.p]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nsend_proxy_protocol = \"v3\"", 4, "upstream.p.send_proxy_protocol", "unknown here", "did you mean \"v"),
     ("[upstream.p]\nudp = { replies = 1 }", 2, "upstream.p.udp", "only a udp upstream", "protocol = \"udp\""),
     ("[upstream.p]\n[[upstream.p.route]]\nname = \"x\"", 2, "upstream.p.route", "not in this version", "remove it"),
+    ("[upstream.p]\nsubset = 3", 2, "upstream.p.subset", "too few to choose from", "at least 16"),
+    ("[upstream.p]\nsubset = 32\nbalance = { policy = \"consistent_hash\", key = \"path\" }", 2, "upstream.p.subset", "any endpoint", "drop it"),
     ("[upstream.p]\nzones = { mode = \"waterfal\" }", 2, "upstream.p.zones.mode", "unknown here", "did you mean \"waterfill\"?"),
     ("[upstream.p]\nzones = { mode = \"ignore\", order = [\"a\"] }", 2, "upstream.p.zones.order", "says nothing", "mode = \"waterfill\""),
     ("[upstream.p]\nzones = { order = [\"a\", \"a\"] }", 2, "upstream.p.zones.order", "stands there twice", "once"),

@@ -28,6 +28,7 @@ const UNIX_MS: u64 = 1_700_000_000_000;
 const STARTED_MS: u64 = UNIX_MS - 3_600_000;
 
 struct Client {
+    name: Box<str>,
     snapshot: Snapshot,
     upstream: Arc<Upstream>,
     picker: Picker,
@@ -61,12 +62,14 @@ impl Starling {
             clients: Vec::new(),
             attempts: 0,
         };
-        for _ in 0..scenario.clients {
-            let snapshot = starling.next(&Snapshot::empty(), Moment::START);
+        for at in 0..scenario.clients {
+            let name = format!("client-{at}").into_boxed_str();
+            let snapshot = starling.next(&name, &Snapshot::empty(), Moment::START);
             let Some(upstream) = snapshot.upstream(SERVICE).map(Arc::clone) else {
                 continue;
             };
             starling.clients.push(Client {
+                name,
                 picker: Picker::new(&upstream, dice),
                 endpoints: places(&upstream, scenario.backends.len()),
                 snapshot,
@@ -76,7 +79,19 @@ impl Starling {
         starling
     }
 
-    fn next(&self, before: &Snapshot, now: Moment) -> Snapshot {
+    /// What a client knows.
+    pub fn upstream(&self, client: usize) -> &Upstream {
+        &self.clients[client].upstream
+    }
+
+    /// An attempt begins at a backend that somebody else has picked.
+    pub fn begin(&self, client: usize, backend: usize, now: Moment) {
+        if let Some(endpoint) = &self.clients[client].endpoints[backend] {
+            endpoint.begin(now);
+        }
+    }
+
+    fn next(&self, name: &str, before: &Snapshot, now: Moment) -> Snapshot {
         let instances: Vec<Instance> = self.instances.iter().flatten().cloned().collect();
         let mesh = Arc::new(Mesh {
             nodes: instances.iter().map(|i| Arc::clone(&i.node)).collect(),
@@ -90,6 +105,7 @@ impl Starling {
             undeclared: false,
             own_zone: "a1",
             own_region: "a",
+            own_name: name,
             resolved: &BTreeMap::new(),
             not_passing: &BTreeMap::new(),
             session_keys: &Arc::default(),
@@ -100,7 +116,8 @@ impl Starling {
 
     fn publish(&mut self, now: Moment) {
         for at in 0..self.clients.len() {
-            let snapshot = self.next(&self.clients[at].snapshot, now);
+            let Client { name, snapshot, .. } = &self.clients[at];
+            let snapshot = self.next(name, snapshot, now);
             let backends = self.instances.len();
             let client = &mut self.clients[at];
             if let Some(upstream) = snapshot.upstream(SERVICE) {
