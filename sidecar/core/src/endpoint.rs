@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -52,7 +52,12 @@ pub struct Endpoint {
     word: AtomicU8,
     started_ms: AtomicU64,
     grown: AtomicU64,
+    evenness: AtomicU32,
 }
+
+/// Changes of [`Endpoint::evenness`] below this are not told: nobody would see them, and every worker would write anew all
+/// the time what the others read.
+const EVENNESS_STEP: f32 = 0.005;
 
 /// What SWIM says of an endpoint that may still be called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +102,7 @@ impl Endpoint {
             word: AtomicU8::new(Word::Sure as u8),
             started_ms: AtomicU64::new(started_ms),
             grown: AtomicU64::new(0),
+            evenness: AtomicU32::new(1_f32.to_bits()),
         };
         endpoint.grow(started_ms, unix_ms, now);
         endpoint
@@ -170,6 +176,18 @@ impl Endpoint {
 
     pub(crate) fn set_word(&self, word: Word) {
         self.word.store(word as u8, Relaxed);
+    }
+
+    /// What it makes of its cost that it was asked more or less than its share lately, 0.7 to 1.3, as the worker has it
+    /// that looked last; 1 where nothing is evened out.
+    pub fn evenness(&self) -> f32 {
+        f32::from_bits(self.evenness.load(Relaxed))
+    }
+
+    pub(crate) fn set_evenness(&self, factor: f32) {
+        if (factor - self.evenness()).abs() > EVENNESS_STEP {
+            self.evenness.store(factor.to_bits(), Relaxed);
+        }
     }
 
     /// Share of its weight it gets at `now`, 0.1 to 1: of its age and of its return from an ejection.

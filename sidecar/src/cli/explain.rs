@@ -15,9 +15,11 @@ use super::{
 /// The arguments of `explain`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The cost is what least_response_time compares within a tier: the smallest is called next, and among costs within some \
- 30 % of each other who was asked less than its share lately. Latency, requests of this sidecar in flight, success \
- share, stall and ramp are its factors.
+The cost is what the policy compares within a tier, the smallest being called next. For least_response_time its factors \
+ are latency, requests of this sidecar in flight by weight, success share, stall, ramp, evenness (below 1 for who was \
+ asked less than its share lately: it sets near ties apart) and quiet (over 1 for who has not answered for a while, \
+ although requests come thick); for least_connections (in flight + 1) by weight; for power_of_two those in flight. The \
+ other policies compare nothing.
 
 Examples:
   starling explain payments
@@ -95,16 +97,18 @@ const ZONES: [Column; 8] = [
     }),
 ];
 
-const COSTS: [Column; 9] = [
+const COSTS: [Column; 11] = [
     words("INSTANCE", |row| text(row, "instance")),
     numbers("TIER", |row| text(row, "tier")),
-    numbers("COST", |row| number(&row["cost"], "cost", 0)),
+    numbers("COST", |row| cost(&row["cost"])),
     numbers("LATENCY MS", |row| number(&row["cost"], "latency_ms", 2)),
     numbers("IN FLIGHT", |row| text(&row["cost"], "own")),
     numbers("SUCCESS", |row| percent(&row["cost"], "success")),
     numbers("STALL", |row| number(&row["cost"], "stall", 1)),
     numbers("RAMP", |row| percent(&row["cost"], "ramp")),
     numbers("WEIGHT", |row| number(&row["cost"], "weight", 0)),
+    numbers("EVENNESS", |row| number(&row["cost"], "evenness", 2)),
+    numbers("QUIET", |row| number(&row["cost"], "quiet", 1)),
 ];
 
 const ORDER: [Column; 3] = [
@@ -151,6 +155,16 @@ pub(super) fn run(args: &Args) -> Ended {
     }
     args.listing.show(&path, told)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Small costs are told with a digit more.
+fn cost(factors: &Value) -> String {
+    let digits = if factors["cost"].as_f64().is_some_and(|cost| cost < 100.0) {
+        2
+    } else {
+        0
+    };
+    number(factors, "cost", digits)
 }
 
 /// The chain, from the route to the candidates.
@@ -249,7 +263,7 @@ mod tests {
                 {"instance": "a", "node": "n", "address": "10.0.0.1:80", "zone": "z", "tier": 0, "usable": true,
                     "why": null, "in_flight": 1, "latency_ms": 1.25, "success": 1.0, "ejected_for_ms": null,
                     "cost": {"latency_ms": 1.25, "own": 1, "success": 1.0, "stall": 1.0, "ramp": 1.0, "weight": 100.0,
-                        "cost": 64951.9}},
+                        "evenness": 0.83, "quiet": 1.0, "cost": 64951.9}},
                 {"instance": "b", "node": "n", "address": "10.0.0.2:80", "zone": "z", "tier": 0, "usable": false,
                     "why": "ejected", "in_flight": 0, "latency_ms": null, "success": 0.5, "ejected_for_ms": 1500,
                     "cost": null},
@@ -265,6 +279,8 @@ mod tests {
             "1 of 2",
             "our subset: 1 of 2",
             "64952",
+            "EVENNESS",
+            "0.83",
             "ejected (for 1.5s)",
         ] {
             assert!(story.contains(part), "{part}\n{story}");

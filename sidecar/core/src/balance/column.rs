@@ -197,8 +197,12 @@ impl Column {
         }
         let fair = sum.0 / sum.1;
         let places = self.base.iter_mut().zip(&self.used).zip(&self.weight);
-        for ((base, used), weight) in places.filter(|(_, weight)| **weight > 0.0) {
-            *base *= least_response_time::evenness(*used / (fair * weight));
+        for (((base, used), weight), endpoint) in places.zip(&self.endpoints) {
+            if *weight > 0.0 {
+                let evenness = least_response_time::evenness(*used / (fair * weight));
+                *base *= evenness;
+                endpoint.set_evenness(evenness);
+            }
         }
     }
 
@@ -295,12 +299,10 @@ impl Column {
             Policy::PowerOfTwo(random) => {
                 power_of_two::draw(random, |i| self.endpoints[i].in_flight(), open, rng)
             }
-            Policy::LeastResponseTime if tried.is_empty() => {
+            Policy::LeastResponseTime if all => {
                 self.costs.cheapest(least_response_time::BLOCK, rng)
             }
-            Policy::LeastConnections if tried.is_empty() => {
-                self.costs.cheapest(least_connections::BLOCK, rng)
-            }
+            Policy::LeastConnections if all => self.costs.cheapest(least_connections::BLOCK, rng),
             Policy::LeastResponseTime | Policy::LeastConnections => {
                 // From a random place on, or the first would win every tie.
                 let (n, start) = (self.ids.len(), rng.random_range(0..self.ids.len()));

@@ -100,7 +100,7 @@ impl Factors {
         self.latency * self.stall / (self.ramp * success * success)
     }
 
-    /// The cost of one more request.
+    /// The cost of one more request, but for what sets near ties apart.
     pub fn cost(&self) -> f64 {
         let share = f64::from(self.own) / self.weight;
         self.at_rest() * f64::from(crowding(share as f32))
@@ -125,7 +125,7 @@ pub(super) fn evenness(share: f32) -> f32 {
 }
 
 /// Whether so many requests in flight to so many endpoints make every one of them answer often.
-pub(super) fn is_thick(busy: u32, endpoints: u32) -> bool {
+pub(crate) fn is_thick(busy: u32, endpoints: u32) -> bool {
     busy as f32 >= THICK * endpoints as f32
 }
 
@@ -133,7 +133,7 @@ pub(super) fn is_thick(busy: u32, endpoints: u32) -> bool {
 const DOUBT_MAX: Duration = Duration::from_secs(1);
 
 /// What the time since the last good answer makes of the cost of an endpoint at rest.
-pub(super) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
+pub(crate) fn staleness(endpoint: &Endpoint, now: Moment) -> f32 {
     let Some(latency) = endpoint.load().latency() else {
         return 1.0;
     };

@@ -92,7 +92,12 @@ impl Account {
         let view = super::upstream(upstream, now);
         let (mut usable, out): (Vec<EndpointView>, Vec<EndpointView>) =
             view.endpoints.into_iter().partition(|e| e.usable);
-        let cost = |e: &EndpointView| e.cost.as_ref().map_or(f64::INFINITY, |cost| cost.cost);
+        let cost = |e: &EndpointView| {
+            e.cost
+                .as_ref()
+                .and_then(|c| c.cost)
+                .unwrap_or(f64::INFINITY)
+        };
         usable.sort_by(|a, b| match a.tier.cmp(&b.tier) {
             Ordering::Equal => cost(a).total_cmp(&cost(b)),
             nearer => nearer,
@@ -172,7 +177,9 @@ fn rounded(cost: CostView) -> CostView {
         stall: round(cost.stall),
         ramp: round(cost.ramp),
         weight: round(cost.weight),
-        cost: round(cost.cost),
+        evenness: round(cost.evenness),
+        quiet: round(cost.quiet),
+        cost: cost.cost.map(round),
         ..cost
     }
 }
