@@ -54,7 +54,7 @@ struct Seek<'a> {
 }
 
 impl Seek<'_> {
-    fn is_here<E: Error>(self, value: impl fmt::Display) -> Result<(), E> {
+    fn ends_with<E: Error>(self, value: impl fmt::Display) -> Result<(), E> {
         if self.steps.is_empty() {
             *self.found = Some(value.to_string());
         }
@@ -83,23 +83,23 @@ impl<'de> Visitor<'de> for Seek<'_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.is_here(value)
+        self.ends_with(value)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.is_here(value)
+        self.ends_with(value)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.is_here(value)
+        self.ends_with(value)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.is_here(value)
+        self.ends_with(value)
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        self.is_here(value)
+        self.ends_with(value)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {

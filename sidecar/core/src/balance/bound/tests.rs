@@ -6,7 +6,6 @@ use mesh_proto::record::{Health, InstanceState};
 
 use super::*;
 use crate::{
-    endpoint::Endpoint,
     hash::hash_of,
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
