@@ -194,17 +194,35 @@ async fn node_leaves_http_over_streams_of_http2() {
             "node is not installed (Debian: nodejs)",
         );
     }
+    leave_http("connect_over_http2.mjs", "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_reach_a_server_of_http2_of_node() {
+    if !installed("node") {
+        return skipped(
+            "WebSocket to a server of HTTP/2",
+            "node is not installed (Debian: nodejs)",
+        );
+    }
+    leave_http("websocket_to_http2.mjs", "2").await;
+}
+
+/// Runs a program that leaves HTTP through a sidecar, towards itself as a server of this version of HTTP.
+async fn leave_http(name: &str, version: &str) {
     let setup = Setup::new("host", "eu-1a");
     let scratch = Scratch::new();
     let server = SocketAddr::new(setup.address, HTTP_PORT);
-    let sidecar =
-        Sidecar::ready(setup.with(&format!("[upstream.web]\nendpoints = [\"{server}\"]\n"))).await;
+    let sidecar = Sidecar::ready(setup.with(&format!(
+        "[upstream.web]\nendpoints = [\"{server}\"]\nhttp = \"{version}\"\n"
+    )))
+    .await;
     let mut client = Command::new("node");
     client
-        .arg(program("connect_over_http2.mjs"))
+        .arg(program(name))
         .args([sidecar.outbound().to_string(), "web.mesh".to_owned()])
         .args([server.ip().to_string(), server.port().to_string()]);
-    talk("connect_over_http2.mjs", client, &scratch).await;
+    talk(name, client, &scratch).await;
 }
 
 /// The newest PostgreSQL's programs, which Debian keeps off the path.

@@ -30,7 +30,7 @@ use super::{
         incoming::Received,
         wire::Raw,
     },
-    http2,
+    http2::{self, stream::Stream},
     patience::Answering,
     pool::Idle,
     tally::Tally,
@@ -104,6 +104,8 @@ pub enum Inflow {
     Http1(Received),
     /// HTTP/2.
     Http2(http2::incoming::Received),
+    /// None: the endpoint has agreed that its stream of HTTP/2 leaves HTTP.
+    Left(Box<Stream>),
 }
 
 impl Inflow {
@@ -111,7 +113,7 @@ impl Inflow {
     pub fn take_spelling(&mut self) -> Option<Spelling> {
         match self {
             Inflow::Http1(received) => received.take_spelling(),
-            Inflow::Http2(_) => None,
+            Inflow::Http2(_) | Inflow::Left(_) => None,
         }
     }
 }
@@ -127,6 +129,7 @@ impl Body for Inflow {
         match &mut *self {
             Inflow::Http1(received) => received.poll_frame(cx),
             Inflow::Http2(received) => received.poll_frame(cx),
+            Inflow::Left(_) => Poll::Ready(None),
         }
     }
 
@@ -134,6 +137,7 @@ impl Body for Inflow {
         match self {
             Inflow::Http1(received) => received.is_end_stream(),
             Inflow::Http2(received) => received.is_end_stream(),
+            Inflow::Left(_) => true,
         }
     }
 
@@ -141,6 +145,7 @@ impl Body for Inflow {
         match self {
             Inflow::Http1(received) => received.size_hint(),
             Inflow::Http2(received) => received.size_hint(),
+            Inflow::Left(_) => SizeHint::with_exact(0),
         }
     }
 }
@@ -387,11 +392,19 @@ pub struct ReplyBody {
 /// What follows an answer that left HTTP: bytes both ways, between the client and this endpoint.
 pub struct Tunnel {
     /// The endpoint's end.
-    pub endpoint: Raw,
+    pub endpoint: Exit,
     /// The account, open until the tunnel closes.
     pub settle: Settle,
     /// Longest silence.
     pub idle: Duration,
+}
+
+/// How bytes get to an endpoint that left HTTP.
+pub enum Exit {
+    /// Its whole connection.
+    Connection(Raw),
+    /// One stream of a connection of HTTP/2.
+    Stream(Box<Stream>),
 }
 
 enum Kind {

@@ -1,4 +1,5 @@
-//! WebSocket over one stream of HTTP/2 (extended CONNECT, RFC 8441), led to an endpoint as an upgrade of HTTP/1.
+//! WebSocket over one stream of HTTP/2 (extended CONNECT, RFC 8441), and what it is as an upgrade of HTTP/1: on its way
+//! down the path every request for one is such an upgrade.
 //!
 //! Not here: plain CONNECT and where a request goes (`forward.rs`), and the bytes that follow (`tunnel.rs`).
 
@@ -6,6 +7,7 @@ use h2::ext::Protocol;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE},
+    response,
 };
 use rand::Rng;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -64,6 +66,37 @@ pub async fn connect(
         }
         _ => answer,
     }
+}
+
+/// Whether a head of HTTP/1 asks to leave HTTP for what a stream of HTTP/2 can leave it for.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let to = headers.get(UPGRADE).map(HeaderValue::as_bytes);
+    to.is_some_and(|to| to.eq_ignore_ascii_case(WEBSOCKET.as_bytes()))
+        && headers.contains_key(SEC_WEBSOCKET_KEY)
+}
+
+/// Turns a request for a WebSocket by HTTP/1 into one by HTTP/2.
+pub fn into_connect(request: &mut Request<()>) {
+    *request.method_mut() = Method::CONNECT;
+    let headers = request.headers_mut();
+    headers.remove(UPGRADE);
+    headers.remove(SEC_WEBSOCKET_KEY);
+    let protocol = Protocol::from_static(WEBSOCKET);
+    request.extensions_mut().insert(protocol);
+}
+
+/// Turns the answer of an endpoint of HTTP/2 that has agreed to `asked` into one of HTTP/1.
+pub fn agreed(head: &mut response::Parts, asked: &HeaderMap) {
+    head.status = StatusCode::SWITCHING_PROTOCOLS;
+    let key = asked
+        .get(SEC_WEBSOCKET_KEY)
+        .and_then(|key| key.to_str().ok());
+    let headers = &mut head.headers;
+    headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    headers.insert(
+        SEC_WEBSOCKET_ACCEPT,
+        header(&accept_of(key.unwrap_or_default())),
+    );
 }
 
 /// Whether an endpoint has understood what it was asked (RFC 6455, 4.1).

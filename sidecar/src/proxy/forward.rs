@@ -21,7 +21,7 @@ use mesh_core::{
 };
 
 use super::{
-    body::{BodyTime, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
+    body::{BodyTime, Exit, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
     control,
     front::Caller,
     headers,
@@ -289,7 +289,7 @@ pub async fn connect(caller: &Caller, request: &Request<Inflow>) -> Response<Rep
             let mut tally = Tally::new(Rc::clone(&desk.meters), worker.clock, began);
             tally.answered(StatusCode::OK.as_u16(), "-");
             let tunnel = Tunnel {
-                endpoint: Raw(Wire::new(transport, &worker.buffers)),
+                endpoint: Exit::Connection(Raw(Wire::new(transport, &worker.buffers))),
                 settle: Settle {
                     attempt,
                     connection: None,
@@ -525,17 +525,22 @@ fn pass_on(
     };
     let spelling = body.take_spelling();
     let idle = upstream.policy.timeouts.idle;
-    let reply = match body {
-        Inflow::Http1(received) if switches => {
+    let exit = match body {
+        Inflow::Http1(received) if switches => Ok(Exit::Connection(received.into_raw())),
+        Inflow::Left(stream) if switches => Ok(Exit::Stream(stream)),
+        body => Err(body),
+    };
+    let reply = match exit {
+        Ok(endpoint) => {
             head.headers
                 .insert(header::CONNECTION, headers::UPGRADE_VALUE);
             ReplyBody::tunnel(Tunnel {
-                endpoint: received.into_raw(),
+                endpoint,
                 settle,
                 idle,
             })
         }
-        body => {
+        Err(body) => {
             let streams = call.grpc || is_event_stream(&head.headers);
             let deadline = (!streams).then(|| tries.deadline());
             ReplyBody::streaming(body, settle, BodyTime { idle, deadline })

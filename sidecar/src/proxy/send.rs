@@ -21,6 +21,7 @@ use super::{
     body::{Inflow, RequestBody},
     connections::{Entry, Spoken, UnderWay},
     dial::Target,
+    extended,
     forward::{Call, judge},
     headers,
     http1::{
@@ -377,9 +378,24 @@ async fn ask(
     reused: bool,
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
+    // Nothing was sent yet, so whoever has not said by then what it understands has not taken the connection.
+    let leaves = call.upgrade && extended::is_websocket(&call.headers) && line.lets_leave().await;
     attempt.on_stream(line.entry.id, UnderWay::on(&line.entry));
     let left = terms.deadline.since(worker.clock.now());
-    let request = http2_request(call, &line, left)?;
+    let mut request = http2_request(call, &line, left)?;
+    if leaves {
+        extended::into_connect(&mut request);
+        let answered = http2::client::leave(&line, request).await;
+        let (mut head, behind) = answered.map_err(|trouble| broken(&trouble, call, reused))?;
+        let body = match behind {
+            Ok(stream) => {
+                extended::agreed(&mut head, &call.headers);
+                Inflow::Left(Box::new(stream))
+            }
+            Err(received) => Inflow::Http2(received),
+        };
+        return Ok((head, body, None));
+    }
     let body = RequestBody::of(call.source.as_ref());
     // No interim answer of HTTP/2 is passed on, so a client that waits for one is told here to go on.
     call.go_on();

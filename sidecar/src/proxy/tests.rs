@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
@@ -916,6 +916,111 @@ fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_
         let _ = tokio::join!(world.ask(GET), world.ask(GET));
         assert!(began.elapsed() < answers_after * 3, "{:?}", began.elapsed());
         assert_eq!(world.dialled.borrow().len(), 2);
+    });
+}
+
+/// Speaks HTTP/2, lets streams leave it for a WebSocket if it `understands`, and says back what comes by them.
+fn leaves_http2(understands: bool) -> Script {
+    script(move |_, stream| async move {
+        let mut server = h2::server::Builder::new();
+        if understands {
+            server.enable_connect_protocol();
+        }
+        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let protocol = request.extensions().get::<h2::ext::Protocol>();
+            if protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
+                let answer = Response::builder().status(426).body(()).unwrap();
+                respond.send_response(answer, true).unwrap();
+                continue;
+            }
+            assert_eq!(request.uri(), "http://web.mesh/chat");
+            assert!(!request.headers().contains_key("sec-websocket-key"));
+            let mut said = request.into_body();
+            let mut back = respond.send_response(Response::new(()), false).unwrap();
+            tokio::task::spawn_local(async move {
+                while let Some(Ok(piece)) = said.data().await {
+                    said.flow_control().release_capacity(piece.len()).unwrap();
+                    back.send_data(piece, false).unwrap();
+                }
+                back.send_data(Bytes::new(), true).unwrap();
+            });
+        }
+    })
+}
+
+fn of_http2(policy: &mut Policy) {
+    policy.http = HttpVersion::Two;
+}
+
+/// The example of RFC 6455, 1.3.
+const WEBSOCKET: &str = "GET /chat HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[test]
+fn an_upgrade_to_websocket_becomes_a_stream_where_the_endpoint_speaks_http2() {
+    run(async {
+        let world = world(vec![(1, leaves_http2(true))], &[1], of_http2);
+        // The first on a connection waits for what the endpoint says of itself, the second finds it known.
+        for _ in 0..2 {
+            let mut client = world.client();
+            client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+            let answer = head(&mut client).await.to_lowercase();
+            assert!(answer.starts_with("http/1.1 101"), "{answer}");
+            let accepted = "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n";
+            assert!(answer.contains(accepted), "{answer}");
+            assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
+            client.write_all(b"ping").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest, "ping");
+        }
+        assert_eq!(world.dialled.borrow().len(), 1);
+    });
+}
+
+#[test]
+fn an_endpoint_of_http2_that_knows_no_websocket_says_so_itself() {
+    run(async {
+        let world = world(vec![(1, leaves_http2(false))], &[1], of_http2);
+        let mut client = world.client();
+        client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+        let answer = head(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+    });
+}
+
+#[test]
+fn a_websocket_of_http2_stays_one_all_the_way() {
+    run(async {
+        let world = world(vec![(1, leaves_http2(true))], &[1], of_http2);
+        let handshake = h2::client::handshake(world.client()).await;
+        let (sender, connection) = handshake.unwrap();
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        let enabled = async {
+            while !sender.is_extended_connect_protocol_enabled() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(1), enabled).await;
+        waited.expect("the sidecar allows it");
+        let protocol = h2::ext::Protocol::from_static("websocket");
+        let request = Request::connect("http://web.mesh/chat").extension(protocol);
+        let mut sender = sender.ready().await.unwrap();
+        let sent = sender.send_request(request.body(()).unwrap(), false);
+        let (answer, mut said) = sent.unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(!answer.headers().contains_key("sec-websocket-accept"));
+        said.send_data(Bytes::from_static(b"ping"), true).unwrap();
+        let mut back = answer.into_body();
+        let mut heard = Vec::new();
+        while let Some(piece) = back.data().await {
+            heard.extend_from_slice(&piece.unwrap());
+        }
+        assert_eq!(heard, b"ping");
     });
 }
 

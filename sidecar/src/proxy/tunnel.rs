@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
-    body::Tunnel,
+    body::{Exit, Tunnel},
     client_hello::{self, Hello},
     connections::{Entry, Spoken, row::Ended},
     http1::wire::Raw,
@@ -291,10 +291,20 @@ async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunne
     let worker = Rc::clone(attempt.worker());
     let outage = (worker.outages).watch(attempt.upstream(), attempt.endpoint().key.address);
     let told = Told::new(&worker, entry);
-    if let Some(endpoint) = endpoint.entry() {
-        entry.relays(&endpoint, Spoken::Bytes, idle);
-    }
-    let end = relay(&worker, client, endpoint, idle, &outage).await;
+    let end = match endpoint {
+        Exit::Connection(endpoint) => {
+            if let Some(endpoint) = endpoint.entry() {
+                entry.relays(&endpoint, Spoken::Bytes, idle);
+            }
+            relay(&worker, client, endpoint, idle, &outage).await
+        }
+        Exit::Stream(endpoint) => {
+            entry.leads_to(attempt.upstream(), attempt.endpoint());
+            entry.speaks(Spoken::Bytes);
+            entry.rests_for(idle);
+            relay(&worker, client, endpoint, idle, &outage).await
+        }
+    };
     told.ended(&end);
     drop(settle);
 }

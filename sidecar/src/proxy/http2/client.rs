@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use h2::{
+    SendStream,
+    client::{Builder, Connection, ResponseFuture, SendRequest},
+};
 use http::{
     HeaderValue, Method, Request, Uri,
     header::CONTENT_LENGTH,
@@ -19,10 +22,11 @@ use http::{
     uri::{self, Authority, PathAndQuery, Scheme},
 };
 use http_body::Body;
+use tokio::sync::Notify;
 
 use super::{
     CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW, incoming::Received, outflow::Outflow,
-    pulse::Pulse,
+    pulse::Pulse, stream::Stream,
 };
 use crate::proxy::{
     body::RequestBody,
@@ -55,8 +59,9 @@ pub struct Line {
 pub struct Terms {
     /// Streams at once; until it has said so itself, what is known of the endpoint's other connections.
     pub streams: Cell<usize>,
-    /// Extended CONNECT is understood (RFC 8441).
-    pub connects: Cell<bool>,
+    /// Its settings have come.
+    is_told: Cell<bool>,
+    told: Notify,
 }
 
 impl Line {
@@ -92,6 +97,18 @@ impl Line {
         Ok(Uri::from_parts(parts)?)
     }
 
+    /// Whether the endpoint lets streams leave HTTP (extended CONNECT, RFC 8441); waits until it has said so or not.
+    pub async fn lets_leave(&self) -> bool {
+        loop {
+            // Told of before looking, so that nothing is missed between the two.
+            let told = self.terms.told.notified();
+            if self.terms.is_told.get() {
+                return self.sender.borrow().is_extended_connect_protocol_enabled();
+            }
+            told.await;
+        }
+    }
+
     /// Whether the endpoint takes another stream now.
     pub fn has_room(&self) -> bool {
         (self.entry.under_way() as usize) < self.terms.streams.get()
@@ -125,7 +142,8 @@ pub async fn open(
         .await?;
     let terms = Rc::new(Terms {
         streams: Cell::new(STREAMS_ASSUMED),
-        connects: Cell::new(false),
+        is_told: Cell::new(false),
+        told: Notify::new(),
     });
     tokio::task::spawn_local(Driver {
         pulse: connection.ping_pong().map(Pulse::new),
@@ -158,6 +176,9 @@ impl Driver {
         // Its settings come before anything else it says.
         if streams != STREAMS_ASSUMED || self.entry.bytes().0 > 0 {
             self.terms.streams.set(streams);
+            if !self.terms.is_told.replace(true) {
+                self.terms.told.notify_waiters();
+            }
         }
     }
 }
@@ -200,9 +221,45 @@ pub enum Trouble {
 /// What befell it at once.
 pub fn send(line: &Line, mut request: Request<()>, body: RequestBody) -> Result<Exchange, Trouble> {
     tell_length(&mut request, &body);
-    let mut sender = line.sender.borrow().clone();
     let is_whole = body.is_end_stream();
-    let (answer, stream) = sender.send_request(request, is_whole).map_err(|error| {
+    let (sender, answer, stream) = begin(line, request, is_whole)?;
+    Ok(Exchange {
+        unopened: Some(sender),
+        answer,
+        outflow: (!is_whole).then(|| Outflow::new(body, stream)),
+    })
+}
+
+/// Asks with an extended CONNECT to leave HTTP; the answer, and the stream if the endpoint agrees.
+///
+/// # Errors
+/// What befell it.
+pub async fn leave(
+    line: &Line,
+    request: Request<()>,
+) -> Result<(response::Parts, Result<Stream, Received>), Trouble> {
+    let (mut sender, answer, send) = begin(line, request, false)?;
+    poll_fn(|cx| sender.poll_ready(cx))
+        .await
+        .map_err(Trouble::Unsent)?;
+    let (head, recv) = answer.await.map_err(Trouble::Broken)?.into_parts();
+    let behind = if head.status.is_success() {
+        Ok(Stream::new(send, recv))
+    } else {
+        Err(Received::new(recv, &head.headers))
+    };
+    Ok((head, behind))
+}
+
+/// Sends a request's head; its sender is ready once the stream is open.
+fn begin(
+    line: &Line,
+    request: Request<()>,
+    is_whole: bool,
+) -> Result<(SendRequest<Bytes>, ResponseFuture, SendStream<Bytes>), Trouble> {
+    let mut sender = line.sender.borrow().clone();
+    let sent = sender.send_request(request, is_whole);
+    let (answer, stream) = sent.map_err(|error| {
         let is_of_connection = error.is_io() || error.is_go_away();
         let trouble = if is_of_connection {
             Trouble::Unsent
@@ -211,11 +268,7 @@ pub fn send(line: &Line, mut request: Request<()>, body: RequestBody) -> Result<
         };
         trouble(error)
     })?;
-    Ok(Exchange {
-        unopened: Some(sender),
-        answer,
-        outflow: (!is_whole).then(|| Outflow::new(body, stream)),
-    })
+    Ok((sender, answer, stream))
 }
 
 /// A length that is known goes with the request, where the method gives a body a meaning or there is one.

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const PIECE_BYTES_MAX: usize = 16 * 1024;
 
 /// A stream as its two directions.
+#[derive(Debug)]
 pub struct Stream {
     send: SendStream<Bytes>,
     recv: RecvStream,
