@@ -14,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use h2::client::SendRequest;
 use http::{Request, Response};
 use mesh_core::{
     balance::{Ask, PickKind},
@@ -35,7 +36,7 @@ use super::{
     front,
     headers::Via,
     listen::Place,
-    patience::FAREWELL,
+    patience::{CLIENT_IDLE, FAREWELL},
     proxy_header::{self, Addresses},
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
@@ -236,6 +237,16 @@ impl World {
         );
         tokio::task::spawn_local(serving);
         client
+    }
+
+    /// A client of HTTP/2 with these settings.
+    async fn http2_client(&self, settings: &mut h2::client::Builder) -> SendRequest<Bytes> {
+        let handshake = settings.handshake(self.client()).await;
+        let (sender, connection) = handshake.unwrap();
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        sender
     }
 
     /// Sends one raw request on a connection of its own and reads until the other side closes.
@@ -763,6 +774,71 @@ fn an_old_connection_of_http2_whose_client_says_nothing_more_is_closed() {
 }
 
 #[test]
+fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_on() {
+    run(async {
+        let (gone, ended) = tokio::sync::oneshot::channel();
+        let gone = Rc::new(RefCell::new(Some(gone)));
+        let large = script(move |_, mut stream| {
+            let gone = Rc::clone(&gone);
+            async move {
+                while let asked = head(&mut stream).await
+                    && !asked.is_empty()
+                {
+                    if asked.starts_with("GET /none ") {
+                        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                        continue;
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                    let _ = stream.write_all(&[b'a'; 1_000_000]).await;
+                    let _ = gone.take().map(|gone| gone.send(()));
+                }
+            }
+        });
+        let world = world(vec![(1, large)], &[1], |_| {});
+        let mut shut = h2::client::Builder::new();
+        let mut client = world.http2_client(shut.initial_window_size(0)).await;
+        let mut ask = async |path: &str| {
+            let request = Request::get(format!("http://web.mesh{path}"));
+            let (answer, _) = client
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            answer.await
+        };
+        let began = tokio::time::Instant::now();
+        let answer = ask("/large").await.unwrap();
+        assert_eq!(answer.status(), 200);
+        // The connection is in use all the time.
+        let mut body = answer.into_body();
+        let mut unread = std::pin::pin!(body.data());
+        let told = loop {
+            tokio::select! {
+                told = &mut unread => break told,
+                () = tokio::time::sleep(Duration::from_secs(60)) => {
+                    assert!(began.elapsed() < CLIENT_IDLE * 2, "it is kept for ever");
+                    assert_eq!(ask("/none").await.unwrap().status(), 204);
+                }
+            }
+        };
+        let told = told
+            .expect("it does not end well")
+            .expect_err("nor goes on");
+        assert_eq!(told.reason(), Some(h2::Reason::CANCEL));
+        let lasted = began.elapsed();
+        assert!(
+            lasted >= CLIENT_IDLE && lasted < CLIENT_IDLE * 2,
+            "{lasted:?}"
+        );
+        let released = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        released
+            .expect("in time")
+            .expect("the endpoint is rid of it");
+        assert_eq!(ask("/none").await.unwrap().status(), 204);
+    });
+}
+
+#[test]
 fn the_endpoint_itself_says_whether_a_body_may_be_sent() {
     run(async {
         let asks = script(|_, mut stream| async move {
@@ -994,11 +1070,7 @@ fn an_endpoint_of_http2_that_knows_no_websocket_says_so_itself() {
 fn a_websocket_of_http2_stays_one_all_the_way() {
     run(async {
         let world = world(vec![(1, leaves_http2(true))], &[1], of_http2);
-        let handshake = h2::client::handshake(world.client()).await;
-        let (sender, connection) = handshake.unwrap();
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
+        let sender = world.http2_client(&mut h2::client::Builder::new()).await;
         let enabled = async {
             while !sender.is_extended_connect_protocol_enabled() {
                 tokio::task::yield_now().await;

@@ -226,7 +226,8 @@ pub fn send(line: &Line, mut request: Request<()>, body: RequestBody) -> Result<
     Ok(Exchange {
         unopened: Some(sender),
         answer,
-        outflow: (!is_whole).then(|| Outflow::new(body, stream)),
+        // An endpoint that does not read has the time that its answer has.
+        outflow: (!is_whole).then(|| Outflow::new(body, stream, None)),
     })
 }
 

@@ -7,11 +7,13 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::proxy::body::BodyError;
 
@@ -22,6 +24,33 @@ pub struct Outflow<B> {
     /// Read, and waiting for room in the other side's window; `true`: nothing follows.
     held: Option<(Bytes, bool)>,
     has_begun: bool,
+    unread: Unread,
+}
+
+/// How long the other side may leave a piece unread that waits for its window.
+struct Unread {
+    max: Option<Duration>,
+    /// When it has been left too long; `None`: nothing waits.
+    due: Option<Instant>,
+    /// Made once something has to wait, and moved only when it goes off.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Unread {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(max) = self.max else {
+            return Poll::Pending;
+        };
+        let due = *self.due.get_or_insert_with(|| Instant::now() + max);
+        let timer = (self.timer).get_or_insert_with(|| Box::pin(sleep_until(due)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due);
+        }
+    }
 }
 
 /// Why a body was not sent whole.
@@ -31,6 +60,8 @@ pub enum Broken {
     Body(BodyError),
     /// Its stream ended: the other side wants no more of it, or is gone.
     Stream(h2::Error),
+    /// The other side left it unread for too long, and its stream was ended.
+    Unread,
 }
 
 impl fmt::Display for Broken {
@@ -38,6 +69,7 @@ impl fmt::Display for Broken {
         match self {
             Broken::Body(error) => error.fmt(f),
             Broken::Stream(error) => error.fmt(f),
+            Broken::Unread => f.write_str("the other side left it unread for too long"),
         }
     }
 }
@@ -52,13 +84,19 @@ impl<B> Outflow<B>
 where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
-    /// Sends `body` by `stream`, whose head was sent.
-    pub fn new(body: B, stream: SendStream<Bytes>) -> Outflow<B> {
+    /// Sends `body` by `stream`, whose head was sent; no piece of it may wait for the other side's window for longer than
+    /// `unread_max`.
+    pub fn new(body: B, stream: SendStream<Bytes>, unread_max: Option<Duration>) -> Outflow<B> {
         Outflow {
             body,
             stream,
             held: None,
             has_begun: false,
+            unread: Unread {
+                max: unread_max,
+                due: None,
+                timer: None,
+            },
         }
     }
 
@@ -66,7 +104,12 @@ where
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         loop {
             if self.held.is_some() {
-                ready!(self.poll_room(cx))?;
+                if self.poll_room(cx)?.is_pending() {
+                    ready!(self.unread.poll(cx));
+                    self.stream.send_reset(Reason::CANCEL);
+                    return Poll::Ready(Err(Broken::Unread));
+                }
+                self.unread.due = None;
                 if let Some((data, is_last)) = self.held.take() {
                     self.stream.send_data(data, is_last)?;
                     if is_last {

@@ -38,7 +38,7 @@ use crate::proxy::{
     front::{self, Caller, Guarding, Stack, old_age},
     gather::Gathered,
     http1::wire::SharedWire,
-    patience::{Answering, Patience, RanOut},
+    patience::{Answering, CLIENT_IDLE, Patience, RanOut},
     porter::Carrying,
     tunnel,
     worker::{Phase, Worker},
@@ -242,6 +242,9 @@ impl Future for Exchange {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Err(broken) = ready!(self.poll_sent(cx)) {
+            if let Broken::Unread = broken {
+                counter!("starling_client_faults_total").increment(1);
+            }
             tracing::debug!(%broken, "a stream ended early");
         }
         Poll::Ready(())
@@ -295,7 +298,7 @@ impl Exchange {
         let answering = self.answering.take();
         Ok(answering
             .filter(|_| !is_whole)
-            .map(|answering| Outflow::new(body.served(answering), stream)))
+            .map(|answering| Outflow::new(body.served(answering), stream, Some(CLIENT_IDLE))))
     }
 
     /// Leads a stream that has left HTTP to where the answer came from.
