@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::{
     moment::Moment,
@@ -39,6 +39,8 @@ use super::{
 
 /// Bytes of a request's body kept for another try; a longer one is not repeated once sent.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Why a body ended early.
 #[derive(Debug)]
@@ -571,7 +573,7 @@ impl Settle {
 
 /// The outcome that `grpc-status` tells, in the headers of a trailers-only answer or in trailers.
 pub fn grpc_outcome(headers: &HeaderMap) -> Option<Outcome> {
-    let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    let code = headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
     Some(Outcome::of_grpc(code))
 }
 

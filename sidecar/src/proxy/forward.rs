@@ -5,7 +5,8 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header, request,
 };
 use http_body::Body;
 use mesh_core::{
@@ -24,7 +25,7 @@ use super::{
     body::{BodyTime, Exit, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
     control,
     front::Caller,
-    headers,
+    headers::{self, Origin},
     http1::{
         encode,
         head::Spelling,
@@ -42,6 +43,9 @@ use crate::request_key;
 
 /// Longest `grpc-timeout` that is believed.
 const GRPC_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+const ENVOY_ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const GRPC_PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 /// A request as the tries need it: read once, sent as often as it takes.
 pub struct Call {
@@ -229,7 +233,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
 
 fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
     upstream.shared.budget.request(began);
-    let count = |name| -> u32 {
+    let count = |name: HeaderName| -> u32 {
         let value = call
             .headers
             .get(name)
@@ -237,8 +241,7 @@ fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
         value.and_then(|count| count.parse().ok()).unwrap_or(0)
     };
     // Envoy counts the first attempt too, gRPC only those before this one.
-    let already_retry =
-        count("x-envoy-attempt-count") > 1 || count("grpc-previous-rpc-attempts") > 0;
+    let already_retry = count(ENVOY_ATTEMPTS) > 1 || count(GRPC_PREVIOUS_ATTEMPTS) > 0;
     let mut tries = Tries::start(
         &upstream.policy,
         call.method.is_idempotent(),
@@ -336,7 +339,7 @@ fn read(
     let upgrade = parts.version == Version::HTTP_11
         && body.is_end_stream()
         && headers::is_upgrade(&parts.headers);
-    let authority = authority(&parts).ok_or_else(|| refused(Cause::BadRequest))?;
+    let authority = authority(&parts, &caller.origin).ok_or_else(|| refused(Cause::BadRequest))?;
     let text = authority.to_str().map_err(|_| refused(Cause::BadRequest))?;
     let name = match (&caller.upstream, target(text, &settings.domain)) {
         (_, None) => return Err(refused(Cause::BadRequest)),
@@ -372,7 +375,10 @@ fn read(
         .filter(|_| parts.version == Version::HTTP_11);
     let source = Source::new(body);
     let timeout = if grpc {
-        parts.headers.get("grpc-timeout").and_then(grpc_timeout)
+        parts
+            .headers
+            .get(headers::GRPC_TIMEOUT)
+            .and_then(grpc_timeout)
     } else {
         None
     };
@@ -412,7 +418,7 @@ fn read(
 }
 
 /// The one authority of a request; `None` when there is none, more than one, or two that disagree.
-fn authority(parts: &request::Parts) -> Option<HeaderValue> {
+fn authority(parts: &request::Parts, origin: &Origin) -> Option<HeaderValue> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -425,7 +431,7 @@ fn authority(parts: &request::Parts) -> Option<HeaderValue> {
                 .is_ok_and(|host| host.eq_ignore_ascii_case(absolute.as_str()));
             same.then(|| host.clone())
         }
-        (Some(absolute), None) => HeaderValue::from_str(absolute.as_str()).ok(),
+        (Some(absolute), None) => origin.host(absolute.as_str()),
         (None, host) => host.cloned(),
     }
 }
@@ -653,13 +659,15 @@ mod tests {
             }
             builder.body(()).expect("valid").into_parts().0
         };
+        let origin = Origin::new(None, false, false);
+        let authority = |uri, hosts: &[&'static str]| authority(&parts(uri, hosts), &origin);
         assert_eq!(
-            authority(&parts("http://a.mesh/", &["a.mesh"])).expect("same"),
+            authority("http://a.mesh/", &["a.mesh"]).expect("same"),
             "a.mesh"
         );
-        assert_eq!(authority(&parts("http://a.mesh/", &["b.mesh"])), None);
-        assert_eq!(authority(&parts("/", &["a.mesh", "a.mesh"])), None);
-        assert_eq!(authority(&parts("/", &[])), None);
+        assert_eq!(authority("http://a.mesh/", &["b.mesh"]), None);
+        assert_eq!(authority("/", &["a.mesh", "a.mesh"]), None);
+        assert_eq!(authority("/", &[]), None);
         assert_eq!(
             origin_form(&Uri::from_static("http://a.mesh/x?y=1")),
             "/x?y=1"

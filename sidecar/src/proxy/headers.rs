@@ -20,7 +20,8 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// What the names of sidecars in `Via` begin with.
 const PSEUDONYM_PREFIX: &str = "starling-";
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// How long an HTTP/1 connection may rest.
+pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Who called, from the first proxy on.
@@ -74,6 +75,15 @@ impl Origin {
             trusted,
             scheme: if secure { "https" } else { "http" },
             last: RefCell::default(),
+        }
+    }
+
+    /// A request's authority as a field; `None` if it cannot be one.
+    pub fn host(&self, authority: &str) -> Option<HeaderValue> {
+        let known = |(known, _): &&(HeaderValue, HeaderValue)| *known == authority;
+        match self.last.borrow().as_ref().filter(known) {
+            Some((known, _)) => Some(known.clone()),
+            None => HeaderValue::from_str(authority).ok(),
         }
     }
 

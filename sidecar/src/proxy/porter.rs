@@ -136,3 +136,19 @@ impl Future for Carrying {
         Poll::Ready(Ok(answer))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a request's way through the sidecar takes in memory, in bytes; kept for each that is under way.
+    const WALK_BYTES_MAX: usize = 4 * 1024;
+
+    #[test]
+    fn a_request_under_way_takes_little_room() {
+        let walk = walk(Rc::default());
+        let bytes = size_of_val(&walk);
+        println!("{bytes} B");
+        assert!(bytes <= WALK_BYTES_MAX, "{bytes} B");
+    }
+}

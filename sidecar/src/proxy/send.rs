@@ -2,7 +2,7 @@
 //!
 //! Not here: what follows from how it went (`forward.rs`, `mesh_core::retry`).
 
-use std::{io, rc::Rc, sync::Arc, time::Duration};
+use std::{io, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Request, Version, header, response};
 use http_body::Body;
@@ -118,19 +118,22 @@ pub async fn once(
     terms: Terms<'_>,
 ) -> Result<Answer, Failure> {
     let mut attempt = Attempt::begin(worker, upstream, endpoint);
-    let trying = async {
-        // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
-        let agreed_http2 = || {
-            let between = terms.between(upstream, endpoint);
-            worker.pool.borrow_mut().agreed_http2(between)
-        };
-        if endpoint.http2 || (!call.upgrade && agreed_http2()) {
-            over_http2(&mut attempt, upstream, call, terms).await
-        } else {
-            over_http1(&mut attempt, upstream, call, terms).await
-        }
+    let tried = {
+        // In its place from the beginning: it is large, and would be copied into whatever holds it.
+        let trying = pin!(async {
+            // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
+            let agreed_http2 = || {
+                let between = terms.between(upstream, endpoint);
+                worker.pool.borrow_mut().agreed_http2(between)
+            };
+            if endpoint.http2 || (!call.upgrade && agreed_http2()) {
+                over_http2(&mut attempt, upstream, call, terms).await
+            } else {
+                over_http1(&mut attempt, upstream, call, terms).await
+            }
+        });
+        timeout_at(worker.clock.instant(terms.deadline), trying).await
     };
-    let tried = timeout_at(worker.clock.instant(terms.deadline), trying).await;
     match tried {
         Ok(Ok((head, body, connection))) => {
             let told = judge(&head, body.is_end_stream());
@@ -202,7 +205,8 @@ async fn over_http1(
     let idle = match kept {
         Some(idle) => idle,
         None => {
-            let opening = async {
+            // Seldom, so it has no part in the room that every request takes.
+            let opening = Box::pin(async {
                 let header = terms.client.introduction(upstream);
                 let header = header.as_deref();
                 let transport = dialled(&worker, upstream, &endpoint, call.upgrade, header).await?;
@@ -213,7 +217,7 @@ async fn over_http1(
                 let shared = multiplexed(&worker, upstream, &endpoint, transport).await?;
                 (worker.pool.borrow_mut()).agree_http2(between, Rc::clone(&shared));
                 Ok(Opened::Http2(shared))
-            };
+            });
             let transport = match connect(upstream, opening).await? {
                 Opened::Http1(transport) => transport,
                 Opened::Http2(shared) => {
@@ -285,7 +289,8 @@ async fn over_http2(
     let (shared, reused) = match open {
         Some(shared) => (shared, true),
         None => {
-            let opening = async {
+            // Seldom, as above.
+            let opening = Box::pin(async {
                 let another = another(&worker, upstream, &endpoint, &place, terms);
                 if place.least_used().is_none() {
                     return another.await;
@@ -300,7 +305,7 @@ async fn over_http2(
                 };
                 place.cannot_grow(worker.clock.now());
                 place.least_used().map(|shared| (shared, true)).ok_or(why)
-            };
+            });
             connect(upstream, opening).await?
         }
     };
@@ -379,13 +384,14 @@ async fn ask(
 ) -> Tried {
     let worker = Rc::clone(attempt.worker());
     // Nothing was sent yet, so whoever has not said by then what it understands has not taken the connection.
-    let leaves = call.upgrade && extended::is_websocket(&call.headers) && line.lets_leave().await;
+    let leaves =
+        call.upgrade && extended::is_websocket(&call.headers) && Box::pin(line.lets_leave()).await;
     attempt.on_stream(line.entry.id, UnderWay::on(&line.entry));
     let left = terms.deadline.since(worker.clock.now());
     let mut request = http2_request(call, &line, left)?;
     if leaves {
         extended::into_connect(&mut request);
-        let answered = http2::client::leave(&line, request).await;
+        let answered = Box::pin(http2::client::leave(&line, request)).await;
         let (mut head, behind) = answered.map_err(|trouble| broken(&trouble, call, reused))?;
         let body = match behind {
             Ok(stream) => {
@@ -525,7 +531,7 @@ fn broken(trouble: &http2::client::Trouble, call: &Call, reused: bool) -> Failur
 fn keeps_as_told(mut idle: Idle, head: &response::Parts) -> Idle {
     let told = head
         .headers
-        .get("keep-alive")
+        .get(headers::KEEP_ALIVE)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| {
             value
