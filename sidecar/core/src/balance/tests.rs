@@ -11,7 +11,7 @@ use crate::{
     endpoint::Report,
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, Place, Weight, ZoneMode},
+    policy::{Balance, FixedEndpoint, Place, Weight, ZoneMode},
     staging::{MS, Stage, at, dice, report},
 };
 

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use rand::rngs::StdRng;
 
 use super::*;
-use crate::staging::{Stage, at, dice};
+use crate::{
+    policy::Balance,
+    staging::{Stage, at, dice},
+};
 
 const REPEATABLE: Ask<'_> = Ask {
     tried: &[],
