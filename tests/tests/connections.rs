@@ -71,6 +71,33 @@ async fn until_rows(sidecar: &Sidecar, query: &str, count: usize) -> Vec<Value> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_takes_nothing_more_keeps_no_sidecar_from_going() {
+    let setup = Setup::new("host", "eu-1a");
+    let scratch = Scratch::new();
+    let pipe = scratch.path().join("access.pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("it runs").success());
+    // Open for reading, and never read: what is more than the kernel keeps (64 KiB) waits in the sidecar.
+    let unread = fs::File::options().read(true).write(true).open(&pipe);
+    let _unread = unread.expect("a pipe");
+    let [listen, server] = [7001, 2525].map(|port| SocketAddr::new(setup.address, port));
+    parrot(server, "a").await;
+    let mut sidecar = Sidecar::ready(setup.with(&format!(
+        "[access_log]\npath = \"{}\"\n[upstream.mail]\nprotocol = \"tcp\"\nlisten = \"{listen}\"\nendpoints = [\"{server}\"]\n",
+        pipe.display()
+    )))
+    .await;
+    for _ in 0..500 {
+        greeted(listen).await;
+    }
+    until_rows(&sidecar, "upstream=mail", 0).await;
+    sidecar.process.signal("TERM");
+    assert!(sidecar.process.end(PATIENCE).await.success());
+    let log = sidecar.process.log();
+    assert!(log.contains("its last lines are lost"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relayed_connection_is_listed_from_both_sides_and_logged_at_its_end() {
     let setup = Setup::new("host", "eu-1a");
     let scratch = Scratch::new();
