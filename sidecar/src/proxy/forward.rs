@@ -277,7 +277,9 @@ pub async fn connect(caller: &Caller, request: &Request<Inflow>) -> Response<Rep
         return refuse(&worker.stray, Cause::External);
     }
     let snapshot = worker.snapshot();
-    let Some(upstream) = snapshot.upstream(name) else {
+    // Where datagrams are spoken nobody takes a connection.
+    let upstream = (snapshot.upstream(name)).filter(|it| it.policy.protocol != Protocol::Udp);
+    let Some(upstream) = upstream else {
         return refuse(&worker.stray, Cause::UnknownService);
     };
     let desk = worker.desk(upstream);

@@ -20,7 +20,7 @@ use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, ProxyVersion, Weight},
+    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, Protocol, ProxyVersion, Weight},
     snapshot::{Inputs, Snapshot},
 };
 use tokio::{
@@ -1127,6 +1127,19 @@ fn a_tunnel_begins_with_whose_it_is_and_not_with_what_its_client_says_of_itself(
             client.read_to_string(&mut rest).await.unwrap();
             assert_eq!(rest, format!("{seen}{forged}"));
         }
+    });
+}
+
+#[test]
+fn no_tunnel_leads_to_where_datagrams_are_spoken() {
+    run(async {
+        let echoes = vec![(1, script(|_, s| echo(s)))];
+        let world = world(echoes, &[1], |policy| policy.protocol = Protocol::Udp);
+        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\nConnection: close\r\n\r\n";
+        let answer = world.ask(ask).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("details=\"NC"), "{answer}");
+        assert!(world.dialled.borrow().is_empty());
     });
 }
 
