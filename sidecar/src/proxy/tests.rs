@@ -15,12 +15,11 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Request, Response};
 use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, HttpVersion, Place as At, Policy, Protocol, ProxyVersion, Weight},
+    policy::{FixedEndpoint, Place as At, Policy, Weight},
     snapshot::{Inputs, Snapshot},
 };
 use tokio::{
@@ -36,12 +35,14 @@ use super::{
     front,
     headers::Via,
     listen::Place,
-    patience::{CLIENT_IDLE, FAREWELL},
-    proxy_header::{self, Addresses},
+    proxy_header::Addresses,
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
 use crate::{clock::Clock, proxy::welcome::Caller};
+
+mod http2;
+mod leaving;
 
 /// What an endpoint does with the n-th connection to it.
 type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;
@@ -502,35 +503,6 @@ fn an_absolute_form_names_its_service() {
     });
 }
 
-#[test]
-fn an_upgrade_becomes_a_tunnel_both_ways() {
-    run(async {
-        let websocket = script(|_, mut stream| async move {
-            let asked = head(&mut stream).await.to_lowercase();
-            assert!(
-                asked.contains("upgrade: websocket") && asked.contains("connection: upgrade"),
-                "{asked}"
-            );
-            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut word = [0u8; 4];
-            stream.read_exact(&mut word).await.unwrap();
-            stream.write_all(&word).await.unwrap();
-        });
-        let world = world(vec![(1, websocket)], &[1], |_| {});
-        let mut client = world.client();
-        let ask = "GET /chat HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        client.write_all(ask.as_bytes()).await.unwrap();
-        let answer = head(&mut client).await.to_lowercase();
-        assert!(answer.starts_with("http/1.1 101"), "{answer}");
-        assert!(answer.contains("upgrade: websocket"), "{answer}");
-        client.write_all(b"ping").await.unwrap();
-        let mut rest = String::new();
-        client.read_to_string(&mut rest).await.unwrap();
-        assert_eq!(rest, "hiping");
-    });
-}
-
 /// Reads one chunked body.
 async fn chunked(stream: &mut DuplexStream) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -621,20 +593,6 @@ fn a_get_keeps_its_body_of_unknown_length() {
         let ask = "GET /_search HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n";
         let answer = world.ask(ask).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    });
-}
-
-#[test]
-fn an_h2c_upgrade_is_no_way_past_the_rules() {
-    run(async {
-        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
-        let ask = "GET / HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
-        let answer = world.ask(ask).await.to_lowercase();
-        assert!(answer.starts_with("http/1.1 200"), "{answer}");
-        assert!(
-            !answer.contains("h2c") && !answer.contains("http2-settings"),
-            "{answer}"
-        );
     });
 }
 
@@ -747,97 +705,6 @@ fn a_caller_that_has_connected_is_heard_though_the_sidecar_ends() {
     });
 }
 
-/// What a client of HTTP/2 says first: its preface, and settings that change nothing.
-const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-#[test]
-fn an_old_connection_of_http2_whose_client_says_nothing_more_is_closed() {
-    run(async {
-        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
-        let age = Duration::from_secs(60);
-        world.set(|settings| settings.connection_age = Some(age));
-        let began = tokio::time::Instant::now();
-        let mut client = world.client();
-        client.write_all(HTTP2_BEGIN).await.unwrap();
-        // It is told to go and asked whether it has heard (PING), and neither answers nor hangs up.
-        let mut told = Vec::new();
-        let read = tokio::time::timeout(age * 10, client.read_to_end(&mut told)).await;
-        read.expect("it is not waited for for ever").unwrap();
-        let lasted = began.elapsed();
-        assert!(
-            lasted > age * 9 / 10 && lasted <= age * 11 / 10 + FAREWELL + Duration::from_secs(1),
-            "{lasted:?}"
-        );
-        let goaway = told.windows(5).any(|frame| frame == b"\0\0\x08\x07\0");
-        assert!(goaway, "{told:?}");
-    });
-}
-
-#[test]
-fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_on() {
-    run(async {
-        let (gone, ended) = tokio::sync::oneshot::channel();
-        let gone = Rc::new(RefCell::new(Some(gone)));
-        let large = script(move |_, mut stream| {
-            let gone = Rc::clone(&gone);
-            async move {
-                while let asked = head(&mut stream).await
-                    && !asked.is_empty()
-                {
-                    if asked.starts_with("GET /none ") {
-                        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
-                        stream.write_all(answer).await.unwrap();
-                        continue;
-                    }
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
-                    stream.write_all(answer).await.unwrap();
-                    let _ = stream.write_all(&[b'a'; 1_000_000]).await;
-                    let _ = gone.take().map(|gone| gone.send(()));
-                }
-            }
-        });
-        let world = world(vec![(1, large)], &[1], |_| {});
-        let mut shut = h2::client::Builder::new();
-        let mut client = world.http2_client(shut.initial_window_size(0)).await;
-        let mut ask = async |path: &str| {
-            let request = Request::get(format!("http://web.mesh{path}"));
-            let (answer, _) = client
-                .send_request(request.body(()).unwrap(), true)
-                .unwrap();
-            answer.await
-        };
-        let began = tokio::time::Instant::now();
-        let answer = ask("/large").await.unwrap();
-        assert_eq!(answer.status(), 200);
-        // The connection is in use all the time.
-        let mut body = answer.into_body();
-        let mut unread = std::pin::pin!(body.data());
-        let told = loop {
-            tokio::select! {
-                told = &mut unread => break told,
-                () = tokio::time::sleep(Duration::from_secs(60)) => {
-                    assert!(began.elapsed() < CLIENT_IDLE * 2, "it is kept for ever");
-                    assert_eq!(ask("/none").await.unwrap().status(), 204);
-                }
-            }
-        };
-        let told = told
-            .expect("it does not end well")
-            .expect_err("nor goes on");
-        assert_eq!(told.reason(), Some(h2::Reason::CANCEL));
-        let lasted = began.elapsed();
-        assert!(
-            lasted >= CLIENT_IDLE && lasted < CLIENT_IDLE * 2,
-            "{lasted:?}"
-        );
-        let released = tokio::time::timeout(Duration::from_secs(1), ended).await;
-        released
-            .expect("in time")
-            .expect("the endpoint is rid of it");
-        assert_eq!(ask("/none").await.unwrap().status(), 204);
-    });
-}
-
 #[test]
 fn the_endpoint_itself_says_whether_a_body_may_be_sent() {
     run(async {
@@ -923,223 +790,6 @@ fn requests_sent_ahead_are_answered_in_their_order() {
             let asked = head(&mut client).await;
             assert!(asked.starts_with(&format!("GET /{number} ")), "{asked}");
         }
-    });
-}
-
-#[test]
-fn connect_opens_a_tunnel_to_a_name_of_the_mesh() {
-    run(async {
-        let shouts = script(|_, mut stream| async move {
-            let mut word = [0u8; 5];
-            stream.read_exact(&mut word).await.unwrap();
-            word.make_ascii_uppercase();
-            stream.write_all(&word).await.unwrap();
-        });
-        let world = world(vec![(1, shouts)], &[1], |_| {});
-        let mut client = world.client();
-        // The tunnel's first bytes come together with the request.
-        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\nhello";
-        client.write_all(ask.as_bytes()).await.unwrap();
-        let answer = head(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(!answer.contains("content-length") && !answer.contains("chunked"));
-        let mut rest = String::new();
-        client.read_to_string(&mut rest).await.unwrap();
-        assert_eq!(rest, "HELLO");
-    });
-}
-
-/// Speaks HTTP/2, allows one stream at a time, and answers each after so long.
-fn one_at_a_time(after: Duration) -> Script {
-    script(move |_, stream| async move {
-        let mut server = h2::server::Builder::new();
-        let server = server.max_concurrent_streams(1);
-        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
-        while let Some(Ok((_, mut respond))) = connection.accept().await {
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(after).await;
-                let _ = respond.send_response(Response::new(()), true);
-            });
-        }
-    })
-}
-
-#[test]
-fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_has() {
-    run(async {
-        let answers_after = Duration::from_millis(50);
-        let world = world(vec![(1, one_at_a_time(answers_after))], &[1], |policy| {
-            policy.http = HttpVersion::Two;
-            policy.retry.retries = 0;
-            policy.timeouts.connect = Duration::from_secs(1);
-        });
-        // From the first answer on it is known that there is one stream.
-        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
-        world.silent.borrow_mut().push(address(1));
-        let began = tokio::time::Instant::now();
-        let answers = tokio::join!(world.ask(GET), world.ask(GET), world.ask(GET));
-        for answer in [answers.0, answers.1, answers.2] {
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        }
-        assert!(began.elapsed() < Duration::from_secs(1));
-        assert_eq!(
-            world.dialled.borrow().len(),
-            2,
-            "both that waited, by one dial"
-        );
-        // For a while nobody tries in vain again.
-        let began = tokio::time::Instant::now();
-        let _ = tokio::join!(world.ask(GET), world.ask(GET));
-        assert!(began.elapsed() < answers_after * 3, "{:?}", began.elapsed());
-        assert_eq!(world.dialled.borrow().len(), 2);
-    });
-}
-
-/// Speaks HTTP/2, lets streams leave it for a WebSocket if it `understands`, and says back what comes by them.
-fn leaves_http2(understands: bool) -> Script {
-    script(move |_, stream| async move {
-        let mut server = h2::server::Builder::new();
-        if understands {
-            server.enable_connect_protocol();
-        }
-        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
-        while let Some(Ok((request, mut respond))) = connection.accept().await {
-            let protocol = request.extensions().get::<h2::ext::Protocol>();
-            if protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
-                let answer = Response::builder().status(426).body(()).unwrap();
-                respond.send_response(answer, true).unwrap();
-                continue;
-            }
-            assert_eq!(request.uri(), "http://web.mesh/chat");
-            assert!(!request.headers().contains_key("sec-websocket-key"));
-            let mut said = request.into_body();
-            let mut back = respond.send_response(Response::new(()), false).unwrap();
-            tokio::task::spawn_local(async move {
-                while let Some(Ok(piece)) = said.data().await {
-                    said.flow_control().release_capacity(piece.len()).unwrap();
-                    back.send_data(piece, false).unwrap();
-                }
-                back.send_data(Bytes::new(), true).unwrap();
-            });
-        }
-    })
-}
-
-fn of_http2(policy: &mut Policy) {
-    policy.http = HttpVersion::Two;
-}
-
-/// The example of RFC 6455, 1.3.
-const WEBSOCKET: &str = "GET /chat HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-
-#[test]
-fn an_upgrade_to_websocket_becomes_a_stream_where_the_endpoint_speaks_http2() {
-    run(async {
-        let world = world(vec![(1, leaves_http2(true))], &[1], of_http2);
-        // The first on a connection waits for what the endpoint says of itself, the second finds it known.
-        for _ in 0..2 {
-            let mut client = world.client();
-            client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
-            let answer = head(&mut client).await.to_lowercase();
-            assert!(answer.starts_with("http/1.1 101"), "{answer}");
-            let accepted = "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n";
-            assert!(answer.contains(accepted), "{answer}");
-            assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
-            client.write_all(b"ping").await.unwrap();
-            client.shutdown().await.unwrap();
-            let mut rest = String::new();
-            client.read_to_string(&mut rest).await.unwrap();
-            assert_eq!(rest, "ping");
-        }
-        assert_eq!(world.dialled.borrow().len(), 1);
-    });
-}
-
-#[test]
-fn an_endpoint_of_http2_that_knows_no_websocket_says_so_itself() {
-    run(async {
-        let world = world(vec![(1, leaves_http2(false))], &[1], of_http2);
-        let mut client = world.client();
-        client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
-        let answer = head(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
-    });
-}
-
-#[test]
-fn a_websocket_of_http2_stays_one_all_the_way() {
-    run(async {
-        let world = world(vec![(1, leaves_http2(true))], &[1], of_http2);
-        let sender = world.http2_client(&mut h2::client::Builder::new()).await;
-        let enabled = async {
-            while !sender.is_extended_connect_protocol_enabled() {
-                tokio::task::yield_now().await;
-            }
-        };
-        let waited = tokio::time::timeout(Duration::from_secs(1), enabled).await;
-        waited.expect("the sidecar allows it");
-        let protocol = h2::ext::Protocol::from_static("websocket");
-        let request = Request::connect("http://web.mesh/chat").extension(protocol);
-        let mut sender = sender.ready().await.unwrap();
-        let sent = sender.send_request(request.body(()).unwrap(), false);
-        let (answer, mut said) = sent.unwrap();
-        let answer = answer.await.unwrap();
-        assert_eq!(answer.status(), 200);
-        assert!(!answer.headers().contains_key("sec-websocket-accept"));
-        said.send_data(Bytes::from_static(b"ping"), true).unwrap();
-        let mut back = answer.into_body();
-        let mut heard = Vec::new();
-        while let Some(piece) = back.data().await {
-            heard.extend_from_slice(&piece.unwrap());
-        }
-        assert_eq!(heard, b"ping");
-    });
-}
-
-#[test]
-fn a_tunnel_begins_with_whose_it_is_and_not_with_what_its_client_says_of_itself() {
-    run(async {
-        // Tells whom it was told of, and then what came behind that.
-        let told = script(|_, mut stream| async move {
-            let whose = proxy_header::read(&mut stream).await.unwrap();
-            let whose = whose.map_or("nobody".to_owned(), |told| told.source.to_string());
-            stream.write_all(whose.as_bytes()).await.unwrap();
-            let mut rest = Vec::new();
-            stream.read_to_end(&mut rest).await.unwrap();
-            stream.write_all(&rest).await.unwrap();
-        });
-        let world = world(vec![(1, told)], &[1], |policy| {
-            policy.send_proxy = Some(ProxyVersion::Two);
-        });
-        let forged = "PROXY TCP4 6.6.6.6 10.0.0.1 6 6\r\n";
-        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\n";
-        let ours = Addresses {
-            source: "10.1.2.3:4000".parse().unwrap(),
-            destination: "10.1.2.4:80".parse().unwrap(),
-        };
-        for (whose, seen) in [(Some(ours), "10.1.2.3:4000"), (None, "nobody")] {
-            let mut client = world.introduced(whose);
-            client.write_all(ask.as_bytes()).await.unwrap();
-            client.write_all(forged.as_bytes()).await.unwrap();
-            client.shutdown().await.unwrap();
-            assert!(head(&mut client).await.starts_with("HTTP/1.1 200 "));
-            let mut rest = String::new();
-            client.read_to_string(&mut rest).await.unwrap();
-            assert_eq!(rest, format!("{seen}{forged}"));
-        }
-    });
-}
-
-#[test]
-fn no_tunnel_leads_to_where_datagrams_are_spoken() {
-    run(async {
-        let echoes = vec![(1, script(|_, s| echo(s)))];
-        let world = world(echoes, &[1], |policy| policy.protocol = Protocol::Udp);
-        let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\nConnection: close\r\n\r\n";
-        let answer = world.ask(ask).await;
-        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        assert!(answer.contains("details=\"NC"), "{answer}");
-        assert!(world.dialled.borrow().is_empty());
     });
 }
 

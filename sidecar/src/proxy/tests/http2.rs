@@ -1,0 +1,145 @@
+//! HTTP/2 on either side: clients that dawdle, endpoints that are slow to take another connection.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::policy::HttpVersion;
+
+use super::*;
+use crate::proxy::patience::{CLIENT_IDLE, FAREWELL};
+
+/// What a client of HTTP/2 says first: its preface, and settings that change nothing.
+const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[test]
+fn an_old_connection_of_http2_whose_client_says_nothing_more_is_closed() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let age = Duration::from_secs(60);
+        world.set(|settings| settings.connection_age = Some(age));
+        let began = tokio::time::Instant::now();
+        let mut client = world.client();
+        client.write_all(HTTP2_BEGIN).await.unwrap();
+        // It is told to go and asked whether it has heard (PING), and neither answers nor hangs up.
+        let mut told = Vec::new();
+        let read = tokio::time::timeout(age * 10, client.read_to_end(&mut told)).await;
+        read.expect("it is not waited for for ever").unwrap();
+        let lasted = began.elapsed();
+        assert!(
+            lasted > age * 9 / 10 && lasted <= age * 11 / 10 + FAREWELL + Duration::from_secs(1),
+            "{lasted:?}"
+        );
+        let goaway = told.windows(5).any(|frame| frame == b"\0\0\x08\x07\0");
+        assert!(goaway, "{told:?}");
+    });
+}
+
+#[test]
+fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_on() {
+    run(async {
+        let (gone, ended) = tokio::sync::oneshot::channel();
+        let gone = Rc::new(RefCell::new(Some(gone)));
+        let large = script(move |_, mut stream| {
+            let gone = Rc::clone(&gone);
+            async move {
+                while let asked = head(&mut stream).await
+                    && !asked.is_empty()
+                {
+                    if asked.starts_with("GET /none ") {
+                        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                        continue;
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                    let _ = stream.write_all(&[b'a'; 1_000_000]).await;
+                    let _ = gone.take().map(|gone| gone.send(()));
+                }
+            }
+        });
+        let world = world(vec![(1, large)], &[1], |_| {});
+        let mut shut = h2::client::Builder::new();
+        let mut client = world.http2_client(shut.initial_window_size(0)).await;
+        let mut ask = async |path: &str| {
+            let request = Request::get(format!("http://web.mesh{path}"));
+            let (answer, _) = client
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            answer.await
+        };
+        let began = tokio::time::Instant::now();
+        let answer = ask("/large").await.unwrap();
+        assert_eq!(answer.status(), 200);
+        // The connection is in use all the time.
+        let mut body = answer.into_body();
+        let mut unread = std::pin::pin!(body.data());
+        let told = loop {
+            tokio::select! {
+                told = &mut unread => break told,
+                () = tokio::time::sleep(Duration::from_secs(60)) => {
+                    assert!(began.elapsed() < CLIENT_IDLE * 2, "it is kept for ever");
+                    assert_eq!(ask("/none").await.unwrap().status(), 204);
+                }
+            }
+        };
+        let told = told
+            .expect("it does not end well")
+            .expect_err("nor goes on");
+        assert_eq!(told.reason(), Some(h2::Reason::CANCEL));
+        let lasted = began.elapsed();
+        assert!(
+            lasted >= CLIENT_IDLE && lasted < CLIENT_IDLE * 2,
+            "{lasted:?}"
+        );
+        let released = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        released
+            .expect("in time")
+            .expect("the endpoint is rid of it");
+        assert_eq!(ask("/none").await.unwrap().status(), 204);
+    });
+}
+
+/// Speaks HTTP/2, allows one stream at a time, and answers each after so long.
+fn one_at_a_time(after: Duration) -> Script {
+    script(move |_, stream| async move {
+        let mut server = h2::server::Builder::new();
+        let server = server.max_concurrent_streams(1);
+        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(after).await;
+                let _ = respond.send_response(Response::new(()), true);
+            });
+        }
+    })
+}
+
+#[test]
+fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_has() {
+    run(async {
+        let answers_after = Duration::from_millis(50);
+        let world = world(vec![(1, one_at_a_time(answers_after))], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.retry.retries = 0;
+            policy.timeouts.connect = Duration::from_secs(1);
+        });
+        // From the first answer on it is known that there is one stream.
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        world.silent.borrow_mut().push(address(1));
+        let began = tokio::time::Instant::now();
+        let answers = tokio::join!(world.ask(GET), world.ask(GET), world.ask(GET));
+        for answer in [answers.0, answers.1, answers.2] {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(
+            world.dialled.borrow().len(),
+            2,
+            "both that waited, by one dial"
+        );
+        // For a while nobody tries in vain again.
+        let began = tokio::time::Instant::now();
+        let _ = tokio::join!(world.ask(GET), world.ask(GET));
+        assert!(began.elapsed() < answers_after * 3, "{:?}", began.elapsed());
+        assert_eq!(world.dialled.borrow().len(), 2);
+    });
+}
