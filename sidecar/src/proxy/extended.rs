@@ -1,7 +1,7 @@
 //! WebSocket over one stream of HTTP/2 (extended CONNECT, RFC 8441), and what it is as an upgrade of HTTP/1: on its way
 //! down the path every request for one is such an upgrade.
 //!
-//! Not here: plain CONNECT and where a request goes (`forward.rs`), and the bytes that follow (`tunnel.rs`).
+//! Not here: plain CONNECT (`connect.rs`), where a request goes (`forward.rs`), and the bytes that follow (`tunnel.rs`).
 
 use h2::ext::Protocol;
 use http::{

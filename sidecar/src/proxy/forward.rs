@@ -26,17 +26,12 @@ use super::{
     control,
     front::Caller,
     headers::{self, Origin},
-    http1::{
-        encode,
-        head::Spelling,
-        wire::{Raw, SharedWire, Wire},
-    },
+    http1::{encode, head::Spelling, wire::SharedWire},
     key_in_body,
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
     standby::Standby,
     tally::{Meters, Tally},
-    tunnel,
     worker::{Admission, Worker},
 };
 use crate::request_key;
@@ -252,59 +247,6 @@ fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
         tries.hasten(began + timeout);
     }
     tries
-}
-
-/// Opens a tunnel to an endpoint of the mesh name that CONNECT asks for, whatever is spoken there (RFC 9110, 9.3.6).
-pub async fn connect(caller: &Caller, request: &Request<Inflow>) -> Response<ReplyBody> {
-    let worker = &caller.worker;
-    let began = worker.clock.now();
-    let refuse = |meters: &Rc<Meters>, cause| {
-        let tally = Tally::new(Rc::clone(meters), worker.clock, began);
-        own_answer(worker, tally, cause, false, None)
-    };
-    let settings = worker.settings();
-    let name = match request
-        .uri()
-        .authority()
-        .map(|authority| target(authority.as_str(), &settings.domain))
-    {
-        Some(Some(Target::Mesh(name))) => name,
-        Some(Some(Target::External(_))) => return refuse(&worker.stray, Cause::External),
-        Some(None) | None => return refuse(&worker.stray, Cause::BadRequest),
-    };
-    // A listener of its own leads to its upstream and nowhere else.
-    if caller.upstream.as_ref().is_some_and(|own| **own != *name) {
-        return refuse(&worker.stray, Cause::External);
-    }
-    let snapshot = worker.snapshot();
-    // Where datagrams are spoken nobody takes a connection.
-    let upstream = (snapshot.upstream(name)).filter(|it| it.policy.protocol != Protocol::Udp);
-    let Some(upstream) = upstream else {
-        return refuse(&worker.stray, Cause::UnknownService);
-    };
-    let desk = worker.desk(upstream);
-    let Some(admission) = Admission::in_flight(upstream) else {
-        return refuse(&desk.meters, Cause::Full);
-    };
-    let header = caller.entry.introduction(upstream);
-    match tunnel::reach(worker, upstream, caller.origin.ip, header.as_deref()).await {
-        Err(None) => refuse(&desk.meters, Cause::NoEndpoint),
-        Err(Some(why)) => refuse(&desk.meters, cause_of_unreachable(why)),
-        Ok((transport, attempt)) => {
-            let mut tally = Tally::new(Rc::clone(&desk.meters), worker.clock, began);
-            tally.answered(StatusCode::OK.as_u16(), "-");
-            let tunnel = Tunnel {
-                endpoint: Exit::Connection(Raw(Wire::new(transport, &worker.buffers))),
-                settle: Settle {
-                    attempt,
-                    connection: None,
-                    admission,
-                },
-                idle: upstream.policy.timeouts.idle,
-            };
-            Response::new(ReplyBody::tunnel(tunnel).counted(tally))
-        }
-    }
 }
 
 /// A request that is refused before any endpoint is asked.
@@ -582,7 +524,8 @@ fn refuse_call(
     answer
 }
 
-fn own_answer(
+/// An answer of the sidecar's own, and its account.
+pub fn own_answer(
     worker: &Worker,
     mut tally: Tally,
     cause: Cause,
@@ -607,7 +550,8 @@ fn cause_of(failure: &Failure) -> Cause {
     }
 }
 
-fn cause_of_unreachable(why: Unreachable) -> Cause {
+/// What a client is told of an endpoint that could not be reached.
+pub fn cause_of_unreachable(why: Unreachable) -> Cause {
     match why {
         Unreachable::Refused => Cause::ConnectRefused,
         Unreachable::ConnectTimedOut => Cause::ConnectTimedOut,

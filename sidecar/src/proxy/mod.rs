@@ -8,6 +8,7 @@
 pub mod attempt;
 pub mod body;
 pub mod client_hello;
+pub mod connect;
 pub mod connections;
 pub mod control;
 pub mod datagram;

@@ -16,8 +16,9 @@ use http::{Method, Request, Response};
 
 use super::{
     body::{Inflow, ReplyBody},
+    connect::connect,
     extended,
-    forward::{connect, forward},
+    forward::forward,
     front::Caller,
 };
 
