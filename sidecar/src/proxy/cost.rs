@@ -5,15 +5,20 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    future::Future,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     rc::Rc,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
 };
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::policy::{HttpVersion, Policy};
 
 use super::{
     front, listen::Place, tests::common, transport::Transport, welcome::Caller, worker::Worker,
@@ -108,6 +113,64 @@ fn backend() -> SocketAddr {
     address
 }
 
+/// Answers every request by HTTP/2 with 1 KiB.
+fn http2_backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        alone(async {
+            let mut connection = h2::server::handshake(asynchronous(stream)).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                body.send_data(Bytes::from_static(&[b'x'; 1000]), true)
+                    .unwrap();
+            }
+        });
+    });
+    address
+}
+
+/// Asks one request after another by HTTP/2; how much memory was asked for meanwhile, and how often much.
+fn http2_client(address: SocketAddr) -> (u64, u64) {
+    let stream = TcpStream::connect(address).unwrap();
+    alone(async {
+        let handshake = h2::client::handshake(asynchronous(stream)).await;
+        let (mut sender, connection) = handshake.unwrap();
+        tokio::spawn(connection);
+        let mut before = (0, 0);
+        for number in 0..WARM + COUNTED {
+            if number == WARM {
+                before = (ALLOCATIONS.load(Relaxed), LARGE.load(Relaxed));
+            }
+            let request = Request::get("http://web.mesh/a?b=1").body(()).unwrap();
+            let (answer, _) = sender.send_request(request, true).unwrap();
+            let mut body = answer.await.unwrap().into_body();
+            let mut bytes = 0;
+            while let Some(data) = body.data().await {
+                bytes += data.unwrap().len();
+            }
+            assert_eq!(bytes, 1000);
+            body.flow_control().release_capacity(bytes).unwrap();
+        }
+        (
+            ALLOCATIONS.load(Relaxed) - before.0,
+            LARGE.load(Relaxed) - before.1,
+        )
+    })
+}
+
+/// Runs a story on a runtime of its own.
+fn alone<T>(story: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap().block_on(story)
+}
+
+fn asynchronous(stream: TcpStream) -> tokio::net::TcpStream {
+    stream.set_nonblocking(true).unwrap();
+    tokio::net::TcpStream::from_std(stream).unwrap()
+}
+
 /// Asks one request after another on one connection; what the counted ones of them came to.
 fn client(address: SocketAddr) -> (u64, u64) {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -127,41 +190,39 @@ fn client(address: SocketAddr) -> (u64, u64) {
     )
 }
 
-#[test]
-fn a_request_over_kept_connections_asks_for_little_memory() {
-    let backend = backend();
+/// Serves the one connection that `client` opens, with its requests led to `backend`; what the counted requests came
+/// to, one by one and in all that was large.
+fn counted(
+    backend: SocketAddr,
+    change: impl FnOnce(&mut Policy),
+    client: impl FnOnce(SocketAddr) -> (u64, u64) + Send + 'static,
+) -> (f64, u64) {
+    // Both tests count in the same cells.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let asking = thread::spawn(move || client(address));
     let (stream, _) = listener.accept().unwrap();
-    stream.set_nonblocking(true).unwrap();
-
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let (common, _phase) = common([backend].into_iter(), |_| {});
+    let (common, _phase) = common([backend].into_iter(), change);
     let serving = async {
         let worker = Worker::new(Arc::new(common));
-        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
         let caller = Caller {
             ip: Some([127, 0, 0, 1].into()),
             told: None,
         };
         IS_COUNTED.set(true);
         let place = Place::uncounted();
-        front::serve(
-            Rc::clone(&worker),
-            Transport::Tcp(stream),
-            caller,
-            None,
-            place,
-        )
-        .await;
+        let transport = Transport::Tcp(asynchronous(stream));
+        front::serve(Rc::clone(&worker), transport, caller, None, place).await;
+        IS_COUNTED.set(false);
     };
-    runtime.block_on(tokio::task::LocalSet::new().run_until(serving));
+    alone(tokio::task::LocalSet::new().run_until(serving));
     let (allocations, large) = asking.join().unwrap();
-    let each = allocations as f64 / COUNTED as f64;
+    (allocations as f64 / COUNTED as f64, large)
+}
+
+fn judge((each, large): (f64, u64)) {
     println!(
         "{each} allocations a request, {large} of {COUNTED} requests' were larger than {BYTES_MAX} B"
     );
@@ -170,4 +231,15 @@ fn a_request_over_kept_connections_asks_for_little_memory() {
         large <= COUNTED / 100,
         "{large} large ones in {COUNTED} requests"
     );
+}
+
+#[test]
+fn a_request_over_kept_connections_asks_for_little_memory() {
+    judge(counted(backend(), |_| {}, client));
+}
+
+#[test]
+fn a_request_of_http2_asks_for_as_little() {
+    let of_http2 = |policy: &mut Policy| policy.http = HttpVersion::Two;
+    judge(counted(http2_backend(), of_http2, http2_client));
 }

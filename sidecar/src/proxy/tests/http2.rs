@@ -143,3 +143,37 @@ fn an_endpoint_that_is_slow_to_take_another_connection_is_asked_over_the_one_it_
         assert_eq!(world.dialled.borrow().len(), 2);
     });
 }
+
+#[test]
+fn an_endpoint_of_http2_that_takes_its_time_is_waited_for_and_one_that_is_gone_is_not() {
+    let of_http2 = |policy: &mut Policy| {
+        policy.http = HttpVersion::Two;
+        policy.timeouts.request = Duration::from_secs(60);
+        policy.retry.retries = 0;
+    };
+    run(async {
+        // It says nothing meanwhile but that it is there.
+        let takes = Duration::from_secs(30);
+        let world = world(vec![(1, one_at_a_time(takes))], &[1], of_http2);
+        let began = tokio::time::Instant::now();
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        assert!(began.elapsed() >= takes);
+    });
+    run(async {
+        // After the request its host is cut off: what is sent to it is lost.
+        let gone = script(|_, stream| async move {
+            let mut server = h2::server::handshake(stream).await.unwrap();
+            let asked = server.accept().await;
+            std::future::pending::<()>().await;
+            drop(asked);
+        });
+        let world = world(vec![(1, gone)], &[1], of_http2);
+        let began = tokio::time::Instant::now();
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 502"));
+        assert_eq!(
+            began.elapsed().as_secs(),
+            8,
+            "asked after 5 s, given up 3 s later"
+        );
+    });
+}
