@@ -115,12 +115,12 @@ pub(super) fn crowding(own: f32) -> f32 {
 }
 
 /// What is left of the count of picks after `span`.
-pub(super) fn use_kept(span: Duration) -> f32 {
+pub(crate) fn use_kept(span: Duration) -> f32 {
     (-span.as_secs_f32() / USE_TAU.as_secs_f32()).exp()
 }
 
 /// What having been asked `share` times its share makes of the cost.
-pub(super) fn evenness(share: f32) -> f32 {
+pub(crate) fn evenness(share: f32) -> f32 {
     1.0 + TIE_SHARE * (share - 1.0).min(1.0)
 }
 

@@ -37,7 +37,8 @@ Independent clients, each with a picker and figures of its own, send requests to
  same load. least_response_time and the other policies of this mesh are the code that a sidecar runs, ejection \
  included; envoy (LEAST_REQUEST with outlier detection), linkerd (peak EWMA, with its breaker or without) and prequal \
  (with error aversion) are written anew from what is published of them, with their defaults. oracle sees every queue \
- and speed, and sends each request where the wait is shortest. Nobody retries.
+ and speed, and sends each request where the wait is shortest. The told_ policies are an experiment: \
+ least_response_time with servers that tell how busy they are. Nobody retries.
 
 P50 to P99.9 are milliseconds of good answers and of those that never came (which count 2 s); ERRORS is the share that \
  came to nothing, BAD the share sent to slow or failing backends, SPREAD the largest share of a good backend divided \

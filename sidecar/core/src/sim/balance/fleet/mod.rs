@@ -7,6 +7,7 @@ mod linkerd;
 mod oracle;
 mod prequal;
 mod starling;
+mod told;
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use rand::{RngExt, rngs::SmallRng};
 use crate::{moment::Moment, policy::Balance};
 
 use super::{scenario::Scenario, server::Server};
+
+pub use told::Word;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +76,8 @@ pub trait Fleet {
 pub enum Way {
     /// This mesh, with one of its policies and its ejection.
     Starling(Balance),
+    /// The default policy, if servers told with their answers how busy they are: an experiment.
+    Told(Word),
     /// Envoy's LEAST_REQUEST with outlier detection.
     Envoy,
     /// Linkerd's peak EWMA, with the breaker or without.
@@ -88,7 +93,7 @@ pub enum Way {
 
 impl Way {
     /// Every way, the default policy first.
-    pub const ALL: [Way; 10] = [
+    pub const ALL: [Way; 14] = [
         Way::Starling(Balance::LeastResponseTime),
         Way::Envoy,
         Way::Linkerd { breaker: false },
@@ -99,6 +104,10 @@ impl Way {
         Way::Starling(Balance::PowerOfTwo),
         Way::Starling(Balance::RoundRobin),
         Way::Starling(Balance::Random),
+        Way::Told(Word::Nothing),
+        Way::Told(Word::InFlight),
+        Way::Told(Word::Latency),
+        Way::Told(Word::Both),
     ];
 
     /// Those that are compared unless somebody asks for others.
@@ -114,6 +123,10 @@ impl Way {
             Way::Starling(Balance::PowerOfTwo) => "power_of_two",
             Way::Starling(Balance::RoundRobin) => "round_robin",
             Way::Starling(_) => "random",
+            Way::Told(Word::Nothing) => "told_nothing",
+            Way::Told(Word::InFlight) => "told_in_flight",
+            Way::Told(Word::Latency) => "told_latency",
+            Way::Told(Word::Both) => "told_both",
             Way::Envoy => "envoy",
             Way::Linkerd { breaker: false } => "linkerd",
             Way::Linkerd { breaker: true } => "linkerd_breaker",
@@ -130,6 +143,7 @@ impl Way {
     pub(super) fn fleet(self, scenario: &Scenario, dice: &mut SmallRng) -> Box<dyn Fleet> {
         match self {
             Way::Starling(balance) => Box::new(starling::Starling::new(scenario, balance, dice)),
+            Way::Told(word) => Box::new(told::Told::new(scenario, word, dice)),
             Way::Envoy => Box::new(envoy::Envoy::new(scenario, dice)),
             Way::Linkerd { breaker } => Box::new(linkerd::Linkerd::new(scenario, breaker)),
             Way::Prequal => Box::new(prequal::Prequal::new(scenario)),

@@ -79,6 +79,18 @@ impl Starling {
         starling
     }
 
+    /// What a client knows.
+    pub fn upstream(&self, client: usize) -> &Upstream {
+        &self.clients[client].upstream
+    }
+
+    /// An attempt begins at a backend that somebody else has picked.
+    pub fn begin(&self, client: usize, backend: usize, now: Moment) {
+        if let Some(endpoint) = &self.clients[client].endpoints[backend] {
+            endpoint.begin(now);
+        }
+    }
+
     fn next(&self, name: &str, before: &Snapshot, now: Moment) -> Snapshot {
         let instances: Vec<Instance> = self.instances.iter().flatten().cloned().collect();
         let mesh = Arc::new(Mesh {
