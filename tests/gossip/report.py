@@ -29,12 +29,16 @@ def rows(name, kind, told):
         yield "changes missed by a node", str(told["missed"]), told["missed"] == 0
     elif name == "join":
         known, ready = told["known_by_all_s"], told["ready_s"]
-        yield "process start → known by all, median / max s", seconds(known, "median", "max"), known["median"] <= 0.5
+        held = bool(known) and told["missed"] == 0 and known["median"] <= 0.5
+        yield "process start → known by all, median / max s", seconds(known, "median", "max"), held
         yield "process start → joiner ready, median / max s", seconds(ready, "median", "max"), ready and ready["median"] <= 0.1
         yield "process start → joiner knows all, median / max s", seconds(told["knows_all_s"], "median", "max"), None
+        yield "joiners that somebody missed", str(told["missed"]), told["missed"] == 0
     elif name == "leave":
         last = told["last_s"]
-        yield "goodbye → last node, median / max s", seconds(last, "median", "max"), last["median"] <= 0.4
+        held = bool(last) and told["missed"] == 0 and last["median"] <= 0.4
+        yield "goodbye → last node, median / max s", seconds(last, "median", "max"), held
+        yield "goodbyes missed by a node", str(told["missed"]), told["missed"] == 0
     elif name == "start":
         whole = told["whole_s"]
         yield "all started → all know all, median / max s", seconds(whole, "median", "max"), whole["max"] <= 3

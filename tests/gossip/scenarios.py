@@ -116,7 +116,7 @@ def change(meshes, options):
 
 def join(meshes, options):
     """One host more: from its process's start until all know it, and until it knows all and is ready."""
-    seen = {mesh: {"known": [], "ready": [], "knows": []} for mesh in meshes}
+    seen = {mesh: {"known": [], "ready": [], "knows": [], "missed": 0} for mesh in meshes}
 
     def act(mesh, number):
         guest, others = mesh.hosts + 1, list(range(1, mesh.hosts + 1))
@@ -125,47 +125,57 @@ def join(meshes, options):
         told = mesh.first_told(is_state(guest, "alive"), others, begun, MISSED_S)
         knows_all = lambda: all(mesh.sees(guest, n) == "alive" for n in others)
         mesh.ears.wait(knows_all, MISSED_S)
-        if len(told) < len(others) or not knows_all():
-            raise RuntimeError(f"{mesh.title}: the guest is not known to all, or does not know all")
         figures = seen[mesh]
-        figures["known"].append(max(told.values()) - begun)
-        knows = max(mesh.view[guest][n][1] for n in others) - begun
-        ready = mesh.first_told(lambda said: said.what == "ready", [guest], begun, MISSED_S if mesh.kind == "starling" else 0)
-        figures["ready"] += [at - begun for at in ready.values()]
-        offers = [said.time - begun for said in mesh.offers[guest].values()]
-        figures["knows"].append(max([knows] + offers))
+        if len(told) == len(others) and knows_all():
+            figures["known"].append(max(told.values()) - begun)
+            knows = max(mesh.view[guest][n][1] for n in others) - begun
+            ready = mesh.first_told(lambda said: said.what == "ready", [guest], begun, MISSED_S if mesh.kind == "starling" else 0)
+            figures["ready"] += [at - begun for at in ready.values()]
+            offers = [said.time - begun for said in mesh.offers[guest].values()]
+            figures["knows"].append(max([knows] + offers))
+        else:
+            figures["missed"] += 1
+            say(f"  join {number + 1}: {mesh.title}: the guest is not known to all, or does not know all, after {MISSED_S} s")
         left = mesh.leave(guest)
         mesh.first_told(lambda said: said.what == "node" and said.subject == guest and said.fields["state"] in ("left", "down"), others, left, MISSED_S)
         mesh.await_end(guest)
 
     take_turns(meshes, options.rounds or 10, act)
     for mesh, figures in seen.items():
-        say(f"  join: {mesh.title}: known by all in {statistics.median(figures['known']):.3f} s in the median")
+        if figures["known"]:
+            say(f"  join: {mesh.title}: known by all in {statistics.median(figures['known']):.3f} s in the median")
     return {
-        m.title: {"known_by_all_s": spread(f["known"]), "ready_s": spread(f["ready"]), "knows_all_s": spread(f["knows"])}
+        m.title: {
+            "known_by_all_s": spread(f["known"]),
+            "ready_s": spread(f["ready"]),
+            "knows_all_s": spread(f["knows"]),
+            "missed": f["missed"],
+        }
         for m, f in seen.items()
     }
 
 
 def leave(meshes, options):
-    seen = {mesh: [] for mesh in meshes}
+    seen = {mesh: {"last": [], "missed": 0} for mesh in meshes}
 
     def act(mesh, number):
         goer = mesh.hosts - number % (mesh.hosts - 8)
         others = [n for n in range(1, mesh.hosts + 1) if n != goer]
         begun = mesh.leave(goer)
         told = mesh.first_told(is_state(goer, "left"), others, begun, MISSED_S)
-        if len(told) < len(others):
-            raise RuntimeError(f"{mesh.title}: {len(others) - len(told)} hosts were not told of the goodbye within {MISSED_S} s")
-        seen[mesh].append(max(told.values()) - begun)
+        figures = seen[mesh]
+        figures["missed"] += len(others) - len(told)
+        if told:
+            figures["last"].append(max(told.values()) - begun)
         mesh.await_end(goer)
         mesh.start(goer)
         until_whole(mesh)
 
     take_turns(meshes, options.rounds or 10, act)
-    for mesh, spans in seen.items():
-        say(f"  leave: {mesh.title}: known to the last in {statistics.median(spans):.3f} s in the median")
-    return {mesh.title: {"last_s": spread(spans)} for mesh, spans in seen.items()}
+    for mesh, figures in seen.items():
+        if figures["last"]:
+            say(f"  leave: {mesh.title}: known to the last in {statistics.median(figures['last']):.3f} s in the median")
+    return {m.title: {"last_s": spread(f["last"]), "missed": f["missed"]} for m, f in seen.items()}
 
 
 def start(meshes, options):
