@@ -111,7 +111,7 @@ TARGETS = {
     "change → last node": "≤ 0.3 / 0.6 / 5",
     "process start → known by all": "≤ 0.5",
     "process start → joiner ready": "≤ 0.1",
-    "goodbye": "≤ 0.4",
+    "goodbye →": "≤ 0.4",
     "all started": "≤ 3",
     "idle bytes": "≤ 600 (calm 350)",
     "the mesh's part: CPU": "≤ 0.3",
