@@ -138,13 +138,16 @@ fn appending(path: &Path) -> io::Result<File> {
 fn write(out: Box<dyn Write + Send>, queue: &Receiver<Line>, orders: &Orders) {
     let mut out = BufWriter::new(out);
     let failed = counter!("starling_access_log_dropped_total");
+    let mut asked = None;
     loop {
+        // Before the look at the queue: whoever asks later wants lines that may come after it.
+        asked = Orders::take(&orders.written).or(asked);
         let line = match queue.try_recv() {
             Ok(line) => line,
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 let _ = out.flush().inspect_err(|_| failed.increment(1));
-                if let Some(done) = Orders::take(&orders.written) {
+                if let Some(done) = asked.take() {
                     // Whoever asked may have waited long enough.
                     let _ = done.send(());
                 }

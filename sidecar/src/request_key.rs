@@ -70,8 +70,9 @@ pub fn brings_json(headers: &HeaderMap) -> bool {
         .trim();
     let (_, subtype) = kind.split_once('/').unwrap_or(("", ""));
     let subtype = subtype.to_ascii_lowercase();
-    // gRPC has a frame around each of its documents.
-    let is_json = subtype == "json" || subtype.ends_with("+json") && !subtype.starts_with("grpc");
+    // gRPC has a frame around each of its documents, and a stream of them may have no end.
+    let is_one = !subtype.starts_with("grpc") && !subtype.starts_with("stream+");
+    let is_json = subtype == "json" || subtype.ends_with("+json") && is_one;
     is_json && !headers.contains_key(CONTENT_ENCODING)
 }
 
@@ -186,6 +187,7 @@ mod tests {
             ("application/merge-patch+json", true),
             ("application/x-ndjson", false),
             ("application/grpc+json", false),
+            ("application/stream+json", false),
             ("text/plain", false),
             ("", false),
         ] {

@@ -293,7 +293,8 @@ fn explanation(state: &State, name: &str, query: &str) -> Reply {
     });
     let now = state.clock.now();
     let are_on = config.outbound.control_headers;
-    let Ok(wishes) = control::take(are_on, head.client, &mut head.headers) else {
+    let Ok(wishes) = control::take(are_on, control::is_local(head.client), &mut head.headers)
+    else {
         return fault(
             StatusCode::BAD_REQUEST,
             "an x-starling-* header cannot be obeyed",

@@ -70,18 +70,14 @@ pub struct Wishes {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Disobeyed;
 
-/// Takes the control headers out of a request from `ip` and reads them, if they `are_on` and it is a caller on this host
-/// that speaks for itself.
+/// Takes the control headers out of a request and reads them, if they `are_on` and its caller `is_local`, on this host, and
+/// speaks for itself.
 ///
 /// A local reverse proxy forwards whatever the Internet sends it, so a request that was forwarded asks for nothing.
 ///
 /// # Errors
 /// One that is obeyed cannot be read, or another contradicts it.
-pub fn take(
-    are_on: bool,
-    ip: Option<IpAddr>,
-    headers: &mut HeaderMap,
-) -> Result<Wishes, Disobeyed> {
+pub fn take(are_on: bool, is_local: bool, headers: &mut HeaderMap) -> Result<Wishes, Disobeyed> {
     let mut wishes = Wishes::default();
     if !are_on {
         return Ok(wishes);
@@ -89,7 +85,7 @@ pub fn take(
     let is_forwarded = FORWARDING.iter().any(|name| headers.contains_key(name));
     let [explain, timeout, zone, instance] =
         [EXPLAIN, TIMEOUT, ZONE, INSTANCE].map(|name| headers.remove(name));
-    if !is_local(ip) || is_forwarded {
+    if !is_local || is_forwarded {
         return Ok(wishes);
     }
     wishes.place = match (zone, instance) {
@@ -177,7 +173,7 @@ mod tests {
             (from("10.0.0.9"), Wishes::default()),
         ] {
             let mut headers = request(&fields);
-            assert_eq!(take(true, ip, &mut headers), Ok(want));
+            assert_eq!(take(true, is_local(ip), &mut headers), Ok(want));
             assert!(headers.is_empty(), "{headers:?}");
         }
         for (name, value) in [
@@ -190,7 +186,7 @@ mod tests {
         ] {
             let mut headers = request(&fields);
             headers.extend(request(&[(name, value)]));
-            let wishes = take(true, from("127.0.0.1"), &mut headers);
+            let wishes = take(true, true, &mut headers);
             assert_eq!(wishes, Ok(Wishes::default()), "{name}");
             assert_eq!(headers.len(), 1, "{name} alone goes on");
         }
@@ -199,7 +195,7 @@ mod tests {
     #[test]
     fn headers_that_are_off_are_like_any_other() {
         let mut headers = request(&[("x-starling-explain", "1")]);
-        let wishes = take(false, from("127.0.0.1"), &mut headers);
+        let wishes = take(false, true, &mut headers);
         assert_eq!((wishes, headers.len()), (Ok(Wishes::default()), 1));
     }
 
@@ -213,11 +209,11 @@ mod tests {
             ("x-starling-instance", ""),
         ] {
             let mut headers = request(&[field]);
-            let wishes = take(true, None, &mut headers);
+            let wishes = take(true, true, &mut headers);
             assert_eq!(wishes, Err(Disobeyed), "{field:?}");
         }
         let two_places = [("x-starling-zone", "a"), ("x-starling-instance", "b")];
-        let wishes = take(true, None, &mut request(&two_places));
+        let wishes = take(true, true, &mut request(&two_places));
         assert_eq!(wishes, Err(Disobeyed), "one may not be in the other");
     }
 }

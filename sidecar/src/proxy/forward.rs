@@ -131,7 +131,10 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             &mut call,
             tries.deadline(),
         ));
-        call.key = key.await;
+        match key.await {
+            Ok(key) => call.key = key,
+            Err(key_in_body::TooSlow) => return refuse(tally, Cause::BodyTooSlow, &mut call),
+        }
         call.account = call.account.take().map(|_| {
             let account = Account::new(&upstream, &call.asked(), worker.clock.now());
             Box::new(account)
@@ -299,7 +302,7 @@ fn read(
     }
 
     let are_on = settings.control_headers;
-    let wishes = control::take(are_on, caller.origin.ip, &mut parts.headers)
+    let wishes = control::take(are_on, caller.origin.is_local, &mut parts.headers)
         .map_err(|control::Disobeyed| refused(Cause::BadRequest))?;
     let client = || headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
     let sticky = found.policy.sticky.as_ref();
@@ -308,7 +311,7 @@ fn read(
     let key = hash.and_then(|hash| {
         let source = request_key::Source {
             client: client(),
-            service: settings.service_of(caller.origin.ip),
+            service: settings.service_of(caller.origin.is_local),
         };
         request_key::of_request(&hash.key, &parts.headers, &parts.uri, source)
     });

@@ -88,8 +88,10 @@ pub async fn serve(
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
     let (id, home) = (entry.id, Rc::clone(&worker));
+    let mut origin = Origin::new(peer, trusted, secure);
+    origin.is_local &= told.is_none();
     let mut caller = Caller {
-        origin: Rc::new(Origin::new(peer, trusted, secure)),
+        origin: Rc::new(origin),
         upstream: upstream.map(Rc::from),
         client: None,
         entry,

@@ -13,6 +13,7 @@ use http::{
 };
 use rand::Rng;
 
+use super::control;
 use crate::config::Network;
 
 /// Longest request id that is taken over from a caller, in bytes.
@@ -45,6 +46,8 @@ pub const OWN_VIA_MAX: usize = 1;
 pub struct Origin {
     /// The client's address; `None` for a Unix socket.
     pub ip: Option<IpAddr>,
+    /// It is on this host. Never where a PROXY header said who it is: that may be anybody's loopback address.
+    pub is_local: bool,
     /// Its `X-Forwarded-For` element, made once.
     pub forwarded_for: HeaderValue,
     /// Its `Forwarded` `for=` node, made once.
@@ -70,6 +73,7 @@ impl Origin {
             HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         Origin {
             ip,
+            is_local: control::is_local(ip),
             forwarded_for,
             node: node.into(),
             trusted,

@@ -32,6 +32,8 @@ pub enum Cause {
     BadRequest,
     /// The request's head took too long to come.
     HeadTooSlow,
+    /// The beginning of the request's body, in which its key is, took too long to come.
+    BodyTooSlow,
     /// The request's header block is too large.
     HeadersTooLarge,
     /// The request's path or query is too long.
@@ -153,6 +155,13 @@ impl Cause {
                 "DPE",
                 "http_request_error",
                 "the request's head did not come whole within 10 s",
+            ),
+            Cause::BodyTooSlow => line(
+                StatusCode::REQUEST_TIMEOUT,
+                8,
+                "DPE",
+                "http_request_error",
+                "the part of the body in which the key is did not come within the request's timeout",
             ),
             Cause::HeadersTooLarge => line(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

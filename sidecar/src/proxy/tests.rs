@@ -19,7 +19,7 @@ use mesh_core::{
     balance::{Ask, PickKind},
     mesh::Mesh,
     outcome::{Outcome, Unreachable},
-    policy::{FixedEndpoint, Place as At, Policy, Weight},
+    policy::{FixedEndpoint, Hash, HashKey, Place as At, Policy, Weight},
     snapshot::{Inputs, Snapshot},
 };
 use tokio::{
@@ -379,6 +379,46 @@ fn an_endpoint_that_never_answers_is_given_up_in_time() {
         let answer = world.ask(GET).await;
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
         assert!(began.elapsed() < Duration::from_millis(400));
+    });
+}
+
+#[test]
+fn a_body_whose_key_does_not_come_is_its_clients_fault_alone() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |policy| {
+            policy.hash = Some(Hash::by(HashKey::Json("/user".into())));
+            policy.timeouts.request = Duration::from_millis(300);
+        });
+        let post = "POST / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\
+                    Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+        let answer = world.ask(post).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(world.dialled.borrow().is_empty(), "nobody was asked");
+    });
+}
+
+#[test]
+fn who_was_told_of_by_a_proxy_header_is_never_on_this_host() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        world.set(|settings| settings.control_headers = true);
+        let told = Addresses {
+            source: "127.0.0.1:4000".parse().unwrap(),
+            destination: "127.0.0.1:80".parse().unwrap(),
+        };
+        let get = "GET / HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\nx-starling-explain: 1\r\n\r\n";
+        for (told, is_obeyed) in [(None, true), (Some(told), false)] {
+            let mut client = world.introduced(told);
+            client.write_all(get.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert_eq!(
+                answer.contains("x-starling-explain: {"),
+                is_obeyed,
+                "{answer}"
+            );
+        }
     });
 }
 

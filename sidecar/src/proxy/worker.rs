@@ -94,10 +94,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The service that a caller from `ip` is, as far as anybody can tell: without identities that is known only of those
-    /// on this host, where one service is offered.
-    pub fn service_of(&self, ip: Option<IpAddr>) -> Option<&str> {
-        self.service.as_deref().filter(|_| control::is_local(ip))
+    /// The service that a caller is, as far as anybody can tell: without identities that is known only of those on this
+    /// host, where one service is offered.
+    pub fn service_of(&self, is_local: bool) -> Option<&str> {
+        self.service.as_deref().filter(|_| is_local)
     }
 }
 
@@ -257,7 +257,7 @@ impl Worker {
     pub fn key_of_source(&self, upstream: &Upstream, client: Option<IpAddr>) -> Option<u64> {
         let hash = upstream.policy.hash.as_ref()?;
         let settings = self.settings();
-        let service = settings.service_of(client);
+        let service = settings.service_of(control::is_local(client));
         request_key::of_source(&hash.key, request_key::Source { client, service })
     }
 

@@ -25,14 +25,20 @@ use http_body::Body;
 use tokio::sync::Notify;
 
 use super::{
-    CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW, incoming::Received, outflow::Outflow,
-    pulse::Pulse, stream::Stream,
+    CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW,
+    incoming::{Received, tell_length_once},
+    outflow::Outflow,
+    pulse::Pulse,
+    stream::Stream,
 };
 use crate::proxy::{
     body::RequestBody,
     connections::Entry,
     gather::Gathered,
-    http1::wire::{Buffers, Wire},
+    http1::{
+        incoming::Upload,
+        wire::{Buffers, Wire},
+    },
     transport::Transport,
 };
 
@@ -170,6 +176,14 @@ struct Driver {
     terms: Rc<Terms>,
 }
 
+impl Drop for Driver {
+    /// Whoever waits for the endpoint's settings finds out that none come.
+    fn drop(&mut self) {
+        self.terms.is_told.set(true);
+        self.terms.told.notify_waiters();
+    }
+}
+
 impl Driver {
     fn note_terms(&self) {
         let streams = self.connection.max_concurrent_send_streams();
@@ -240,10 +254,10 @@ pub async fn leave(
     request: Request<()>,
 ) -> Result<(response::Parts, Result<Stream, Received>), Trouble> {
     let (mut sender, answer, send) = begin(line, request, false)?;
-    poll_fn(|cx| sender.poll_ready(cx))
-        .await
-        .map_err(Trouble::Unsent)?;
-    let (head, recv) = answer.await.map_err(Trouble::Broken)?.into_parts();
+    // Its failure says nothing of this stream, which may be on its way: the answer's does.
+    let _ = poll_fn(|cx| sender.poll_ready(cx)).await;
+    let (mut head, recv) = answer.await.map_err(Trouble::Broken)?.into_parts();
+    tell_length_once(&mut head.headers);
     let behind = if head.status.is_success() {
         Ok(Stream::new(send, recv))
     } else {
@@ -313,21 +327,25 @@ impl Future for Exchange {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(sender) = &mut self.unopened {
-            ready!(sender.poll_ready(cx)).map_err(Trouble::Unsent)?;
+            // Its failure says nothing of this stream, which may be on its way: the answer's does.
+            let _ = ready!(sender.poll_ready(cx));
             self.unopened = None;
         }
         self.poll_outflow(cx);
         let answer = ready!(Pin::new(&mut self.answer).poll(cx)).map_err(Trouble::Broken)?;
-        if let Some(mut outflow) = self.outflow.take() {
-            // An answer may begin before its request has ended, as in a conversation.
-            tokio::task::spawn_local(async move {
+        let upload = self.outflow.take().map(|mut outflow| {
+            // An answer may begin before its request has ended, as in a conversation. Dropped with it, what is left of the
+            // request ends too, and with both their stream.
+            let task = tokio::task::spawn_local(async move {
                 if let Err(broken) = poll_fn(|cx| outflow.poll(cx)).await {
                     tracing::debug!(%broken, "a request was not sent whole");
                 }
             });
-        }
-        let (head, stream) = answer.into_parts();
-        let received = Received::new(stream, &head.headers);
+            Upload(task.abort_handle())
+        });
+        let (mut head, stream) = answer.into_parts();
+        tell_length_once(&mut head.headers);
+        let received = Received::new(stream, &head.headers).with(upload);
         Poll::Ready(Ok((head, received)))
     }
 }

@@ -5,11 +5,11 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Frame, SizeHint};
 
-use crate::proxy::body::BodyError;
+use crate::proxy::{body::BodyError, http1::incoming::Upload};
 
 /// A message whose head was read, the rest of it still on its stream.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Received {
     left: Option<u64>,
     /// Nothing but trailers can follow.
     data_is_over: bool,
+    /// What still sends the request that this answers.
+    _upload: Option<Upload>,
 }
 
 impl Received {
@@ -29,6 +31,15 @@ impl Received {
             left: length(headers),
             stream: Some(stream),
             data_is_over: false,
+            _upload: None,
+        }
+    }
+
+    /// The same, with which the rest of its request ends.
+    pub fn with(self, upload: Option<Upload>) -> Received {
+        Received {
+            _upload: upload,
+            ..self
         }
     }
 
@@ -38,6 +49,7 @@ impl Received {
             stream: None,
             left: None,
             data_is_over: true,
+            _upload: None,
         }
     }
 
@@ -57,13 +69,13 @@ impl Received {
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(broken(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Http2(error)))),
                 None => self.data_is_over = true,
             }
         }
         match ready!(stream.poll_trailers(cx)) {
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-            Err(error) => Poll::Ready(broken(error)),
+            Err(error) => Poll::Ready(Some(Err(BodyError::Http2(error)))),
         }
     }
 
@@ -83,9 +95,18 @@ impl Received {
     }
 }
 
-/// A stream that is ended without an error is an answer that needs no more (RFC 9113, 8.1).
-fn broken<T>(error: h2::Error) -> Option<Result<T, BodyError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(BodyError::Http2(error)))
+/// Leaves one clear length in a head, or none: h2 lets the same one pass twice, and an empty one.
+pub fn tell_length_once(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONTENT_LENGTH) {
+        return;
+    }
+    match length(headers) {
+        Some(length) if headers.get_all(CONTENT_LENGTH).iter().count() > 1 => {
+            headers.insert(CONTENT_LENGTH, length.into());
+        }
+        Some(_) => {}
+        None => drop(headers.remove(CONTENT_LENGTH)),
+    }
 }
 
 /// The one length that a head tells, if it does.
@@ -109,6 +130,23 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn a_length_goes_on_once_or_not_at_all() {
+        for (told, left) in [
+            (&["17", "17"][..], Some("17")),
+            (&["5"], Some("5")),
+            (&[""], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in told {
+                headers.append(CONTENT_LENGTH, HeaderValue::from_static(value));
+            }
+            tell_length_once(&mut headers);
+            let values: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().collect();
+            assert_eq!(values, left.into_iter().collect::<Vec<_>>(), "{told:?}");
+        }
+    }
 
     #[test]
     fn a_length_is_one_plain_number() {

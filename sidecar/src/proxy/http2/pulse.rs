@@ -13,6 +13,9 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// A connection with streams that hears nothing for this long is asked whether it is still there ...
 const ASK_AFTER: Duration = Duration::from_secs(5);
+/// ... and if nothing but the answer to that comes, again after this: gRPC servers take more for abuse and end
+/// the connection with all its streams (gRPC proposal A8: at most one in five minutes, where nothing else is said).
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// ... and given up after this: packets may vanish without a word.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3);
 
@@ -21,6 +24,8 @@ pub struct Pulse {
     pings: PingPong,
     timer: Pin<Box<Sleep>>,
     stage: Stage,
+    /// When it last said that it is there.
+    answered: Option<Instant>,
 }
 
 enum Stage {
@@ -39,6 +44,15 @@ impl Pulse {
             pings,
             timer: Box::pin(sleep(ASK_AFTER)),
             stage: Stage::Rests,
+            answered: None,
+        }
+    }
+
+    /// When to ask, where nothing more comes.
+    fn due(&self, heard: Instant) -> Instant {
+        match self.answered {
+            Some(answered) if heard <= answered => answered + ASK_AGAIN_AFTER,
+            _ => heard + ASK_AFTER,
         }
     }
 
@@ -48,15 +62,20 @@ impl Pulse {
             match self.stage {
                 Stage::Rests if !waits => return Poll::Pending,
                 Stage::Rests => {
-                    self.timer.as_mut().reset(heard + ASK_AFTER);
+                    let due = self.due(heard);
+                    self.timer.as_mut().reset(due);
                     self.stage = Stage::Listens;
                 }
                 Stage::Listens => {
+                    let due = self.due(heard);
+                    if self.timer.deadline() > due {
+                        self.timer.as_mut().reset(due);
+                    }
                     ready!(self.timer.as_mut().poll(cx));
                     if !waits {
                         self.stage = Stage::Rests;
-                    } else if heard.elapsed() < ASK_AFTER {
-                        self.timer.as_mut().reset(heard + ASK_AFTER);
+                    } else if Instant::now() < due {
+                        self.timer.as_mut().reset(due);
                     } else if self.pings.send_ping(Ping::opaque()).is_ok() {
                         self.timer.as_mut().reset(Instant::now() + GIVE_UP_AFTER);
                         self.stage = Stage::Asked;
@@ -67,6 +86,7 @@ impl Pulse {
                 }
                 Stage::Asked => {
                     if self.pings.poll_pong(cx).is_ready() {
+                        self.answered = Some(Instant::now());
                         self.stage = Stage::Rests;
                         continue;
                     }

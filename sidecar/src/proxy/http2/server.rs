@@ -28,7 +28,7 @@ use tower::Service;
 use super::{
     CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW,
     crew::Crew,
-    incoming::Received,
+    incoming::{Received, tell_length_once},
     outflow::{Broken, Outflow},
     stream::Stream,
 };
@@ -205,7 +205,9 @@ impl Serving {
     /// Sends a request on its way.
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let answering = self.patience.answer(UnderWay::on(&self.entry));
-        let (head, stream) = request.into_parts();
+        let (mut head, stream) = request.into_parts();
+        tell_length_once(&mut head.headers);
+        let is_head = head.method == Method::HEAD;
         let (body, leaving) = if head.method == Method::CONNECT {
             (Received::empty(), Some(stream))
         } else {
@@ -215,6 +217,7 @@ impl Serving {
         self.crew.add(Exchange {
             answer: self.stack.call(request),
             respond,
+            is_head,
             leaving,
             answering: Some(answering),
             outflow: None,
@@ -228,6 +231,8 @@ impl Serving {
 struct Exchange {
     answer: Guarding<Carrying>,
     respond: SendResponse<Bytes>,
+    /// Whatever the answer, no body follows.
+    is_head: bool,
     /// What comes from a client that asks to leave HTTP.
     leaving: Option<RecvStream>,
     answering: Option<Answering>,
@@ -292,6 +297,7 @@ impl Exchange {
             let told = head.headers.entry(CONTENT_LENGTH);
             told.or_insert_with(|| length.into());
         }
+        let is_whole = is_whole || self.is_head;
         let stream = self
             .respond
             .send_response(Response::from_parts(head, ()), is_whole)?;

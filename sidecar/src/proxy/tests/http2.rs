@@ -1,5 +1,7 @@
 //! HTTP/2 on either side: clients that dawdle, endpoints that are slow to take another connection.
 
+use std::future::poll_fn;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use mesh_core::policy::HttpVersion;
@@ -175,5 +177,121 @@ fn an_endpoint_of_http2_that_takes_its_time_is_waited_for_and_one_that_is_gone_i
             8,
             "asked after 5 s, given up 3 s later"
         );
+    });
+}
+
+#[test]
+fn an_answer_cut_without_an_error_is_not_taken_for_whole() {
+    run(async {
+        let cuts = script(|_, stream| async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                body.send_data(Bytes::from_static(b"half"), false).unwrap();
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    body.send_reset(h2::Reason::NO_ERROR);
+                });
+            }
+        });
+        let world = world(vec![(1, cuts)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+        });
+        let answer = world.ask(GET).await;
+        assert!(answer.ends_with("half\r\n"), "{answer}");
+        assert!(!answer.ends_with("0\r\n\r\n"), "a last chunk: {answer}");
+    });
+}
+
+#[test]
+fn an_answer_of_our_own_to_head_has_no_body_over_http2_either() {
+    run(async {
+        let world = world(vec![], &[1], |_| {});
+        let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
+        let request = Request::head("http://web.mesh/").body(()).unwrap();
+        let (answer, _) = client.send_request(request, true).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 503);
+        assert!(answer.headers().contains_key("content-length"));
+        assert!(answer.into_body().is_end_stream());
+    });
+}
+
+#[test]
+fn a_client_that_goes_takes_the_unsent_rest_of_its_request_with_it() {
+    run(async {
+        let (tell, ended) = tokio::sync::oneshot::channel();
+        let tell = Rc::new(RefCell::new(Some(tell)));
+        // Answers at once, grants no window, and tells how the stream ends.
+        let talks = script(move |_, stream| {
+            let tell = Rc::clone(&tell);
+            async move {
+                let mut server = h2::server::Builder::new();
+                let server = server.initial_window_size(0);
+                let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
+                    let tell = tell.take();
+                    tokio::task::spawn_local(async move {
+                        let reason = poll_fn(|cx| body.poll_reset(cx)).await;
+                        let _ = tell.map(|tell| tell.send(reason.ok()));
+                    });
+                }
+            }
+        });
+        let world = world(vec![(1, talks)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+        });
+        let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
+        let request = Request::post("http://web.mesh/").body(()).unwrap();
+        let (answer, mut body) = client.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"more than fits"), false)
+            .unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        body.send_reset(h2::Reason::CANCEL);
+        drop(answer);
+        let reason = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        let reason = reason.expect("the endpoint hears of it").unwrap();
+        assert_eq!(reason, Some(h2::Reason::CANCEL));
+    });
+}
+
+#[test]
+fn an_endpoint_that_says_nothing_is_asked_no_more_often_than_servers_of_grpc_bear() {
+    run(async {
+        let pings = Rc::new(RefCell::new(0));
+        let counted = Rc::clone(&pings);
+        // By hand: settings, then an answer to each ping, and nothing to the request.
+        let silent = script(move |_, mut stream| {
+            let pings = Rc::clone(&counted);
+            async move {
+                stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+                let mut preface = [0; 24];
+                stream.read_exact(&mut preface).await.unwrap();
+                let mut head = [0; 9];
+                while stream.read_exact(&mut head).await.is_ok() {
+                    let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+                    let mut payload = vec![0; length];
+                    stream.read_exact(&mut payload).await.unwrap();
+                    if (head[3], head[4]) == (6, 0) {
+                        *pings.borrow_mut() += 1;
+                        head[4] = 1;
+                        stream
+                            .write_all(&[&head[..], &payload].concat())
+                            .await
+                            .unwrap();
+                    }
+                }
+            }
+        });
+        let world = world(vec![(1, silent)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.timeouts.request = Duration::from_secs(1_000);
+            policy.retry.retries = 0;
+        });
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 504"));
+        // After 5 s, and then every 300 s.
+        assert_eq!(*pings.borrow(), 4);
     });
 }
