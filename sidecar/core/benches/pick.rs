@@ -70,7 +70,7 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
     let ask = Ask::default();
     for _ in 0..ROUNDS {
         now = now + Duration::from_millis(100);
-        // The first pick after 10 ms refreshes this worker's numbers.
+        // The first pick after a while refreshes this worker's numbers.
         let (spent, _, first) = timed(|| picker.pick(&ask, now, &mut rng));
         figures.refresh += spent;
         flying.extend(first.map(|pick| pick.endpoint));
@@ -199,7 +199,7 @@ fn main() {
         );
     }
     println!("ns per pick, range of {RUNS} runs' medians (what it shall be) / with a handle");
-    println!("on the endpoint made and dropped / us per refresh, every 10 ms");
+    println!("on the endpoint made and dropped / us per refresh, every ms or less often");
     println!("{:<22}{:>29}{:>29}{:>29}{:>29}", "", 10, 100, 1_000, 10_000);
     let mut allocated = 0;
     for (name, balance, even, targets) in [
