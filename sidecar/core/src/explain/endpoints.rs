@@ -226,6 +226,11 @@ mod tests {
         staging::{SERVICE, Stage, at, dice, report},
     };
 
+    fn first(upstream: &Upstream) -> &Endpoint {
+        let member = upstream.members().next();
+        &member.expect("it is there").endpoint
+    }
+
     #[test]
     fn everybody_known_is_told_with_standing_cost_and_share() {
         let mut stage = Stage::by_priority(&["a1", "a1", "a1", "b1", "b1"]);
@@ -300,12 +305,7 @@ mod tests {
             (Balance::Random, None),
         ] {
             let upstream = Stage::with(&["a1"; 2], |policy| policy.balance = balance).build(at(0));
-            upstream
-                .members()
-                .next()
-                .expect("it is there")
-                .endpoint
-                .begin(at(0));
+            first(&upstream).begin(at(0));
             let seen = endpoints(&upstream, at(1));
             let cost = seen[0].cost.as_ref().map(|factors| factors.cost);
             assert_eq!(cost, Some(want), "{balance:?}");
@@ -321,18 +321,8 @@ mod tests {
         for member in upstream.members().skip(1) {
             member.endpoint.begin(at(50));
         }
-        upstream
-            .members()
-            .next()
-            .expect("it is there")
-            .endpoint
-            .begin(at(0));
-        upstream
-            .members()
-            .next()
-            .expect("it is there")
-            .endpoint
-            .end(at(0));
+        first(&upstream).begin(at(0));
+        first(&upstream).end(at(0));
         let seen = endpoints(&upstream, at(60));
         let quiet = |i: usize| seen[i].cost.as_ref().map(|cost| cost.quiet);
         assert_eq!([0, 1, 2].map(quiet), [Some(2.5), Some(1.0), Some(1.0)]);

@@ -20,6 +20,7 @@ mod peers;
 mod remarks;
 mod repair;
 mod rumours;
+mod standings;
 mod swim;
 mod telling;
 

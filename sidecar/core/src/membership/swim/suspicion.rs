@@ -106,13 +106,7 @@ impl Swim {
         }
         let suspected = foca::Member::new(member, incarnation, State::Suspect);
         self.apply(vec![suspected], true, now);
-        let ends = Timer::ChangeSuspectToDown {
-            member_id: member,
-            incarnation,
-            token,
-        };
-        self.out.timers.push((ends, self.pace.suspicion));
-        self.settle(now);
+        self.begin_end(member, incarnation, token, now);
     }
 
     /// Others say that a member is down whom we had for alive, and who is a suspect of ours by now: if it does not refute,
@@ -124,6 +118,11 @@ impl Swim {
         else {
             return;
         };
+        self.begin_end(member, incarnation, token, now);
+    }
+
+    /// Lets the time of a suspicion begin: what foca does itself for probes of its own.
+    fn begin_end(&mut self, member: Member, incarnation: u16, token: TimerToken, now: Moment) {
         let ends = Timer::ChangeSuspectToDown {
             member_id: member,
             incarnation,
