@@ -73,9 +73,19 @@ impl Attempt {
         &self.worker
     }
 
+    /// When it began.
+    pub fn began(&self) -> Moment {
+        self.began
+    }
+
     /// Whether it has a connection yet.
     pub fn is_connected(&self) -> bool {
         self.connection != 0
+    }
+
+    /// The number of its connection; 0: it has none yet.
+    pub fn connection(&self) -> u64 {
+        self.connection
     }
 
     /// Which connection it goes over.

@@ -44,9 +44,9 @@ impl Gathered {
         }
     }
 
-    /// When anything came last, or it was opened.
-    pub fn heard(&self) -> Instant {
-        self.heard.get()
+    /// When anything came last, or it was opened; kept up to date.
+    pub fn heard(&self) -> Rc<Cell<Instant>> {
+        Rc::clone(&self.heard)
     }
 
     /// Whatever was said goes out.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_core::moment::Moment;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{connections::Entry, http1::wire::SharedWire, http2::client::Line};
 
@@ -276,6 +276,17 @@ impl Pool {
     pub fn forget_h2(&mut self, between: Between) {
         if let Some(shelf) = self.shelf(between) {
             shelf.h2 = None;
+        }
+    }
+
+    /// A request on this HTTP/2 connection waited in vain: unless others have heard something on it since then, the
+    /// endpoint is asked whether it is still there. A request that took too long says nothing of the others.
+    pub fn doubt_h2(&mut self, between: Between, connection: u64, since: Instant) {
+        let shared = self.shelf(between).and_then(|shelf| shelf.h2.as_ref());
+        if let Some(shared) = shared {
+            let open = shared.open.borrow();
+            let line = open.iter().find(|line| line.entry.id == connection);
+            line.inspect(|line| line.doubt(since));
         }
     }
 

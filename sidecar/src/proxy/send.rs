@@ -161,7 +161,8 @@ pub async fn once(
         Err(_) => {
             let failure = if attempt.is_connected() {
                 let between = terms.between(upstream, endpoint);
-                worker.pool.borrow_mut().forget_h2(between);
+                let since = worker.clock.instant(attempt.began());
+                (worker.pool.borrow_mut()).doubt_h2(between, attempt.connection(), since);
                 Failure::new(Unreachable::AnswerTimedOut, all_sent(call))
             } else {
                 Failure::new(Unreachable::ConnectTimedOut, Sent::Nothing)

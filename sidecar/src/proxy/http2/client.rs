@@ -22,7 +22,7 @@ use http::{
     uri::{self, Authority, PathAndQuery, Scheme},
 };
 use http_body::Body;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW,
@@ -58,6 +58,8 @@ pub struct Line {
     sender: RefCell<SendRequest<Bytes>>,
     /// The authority last asked for, as it came and as it goes: nearly always the next one's too.
     last: RefCell<Option<(HeaderValue, Authority)>>,
+    /// When anything came last.
+    heard: Rc<Cell<Instant>>,
 }
 
 /// What an endpoint's settings allow on one HTTP/2 connection; noted by the task that drives it.
@@ -68,6 +70,10 @@ pub struct Terms {
     /// Its settings have come.
     is_told: Cell<bool>,
     told: Notify,
+    /// A request has waited in vain while nothing came.
+    is_doubted: Cell<bool>,
+    /// It was asked whether it is there, and has not said so yet.
+    is_asked: Cell<bool>,
 }
 
 impl Line {
@@ -115,9 +121,17 @@ impl Line {
         }
     }
 
-    /// Whether the endpoint takes another stream now.
+    /// Whether the endpoint takes another stream now, as far as is known.
     pub fn has_room(&self) -> bool {
-        (self.entry.under_way() as usize) < self.terms.streams.get()
+        !self.terms.is_asked.get() && (self.entry.under_way() as usize) < self.terms.streams.get()
+    }
+
+    /// A request has waited in vain since then: unless anything has come, the endpoint is asked whether it is there. The
+    /// end of the request's stream wakes whoever asks.
+    pub fn doubt(&self, since: Instant) {
+        if self.heard.get() <= since {
+            self.terms.is_doubted.set(true);
+        }
     }
 }
 
@@ -150,11 +164,15 @@ pub async fn open(
         streams: Cell::new(STREAMS_ASSUMED),
         is_told: Cell::new(false),
         told: Notify::new(),
+        is_doubted: Cell::new(false),
+        is_asked: Cell::new(false),
     });
+    let heard = io.heard();
     tokio::task::spawn_local(Driver {
         pulse: connection.ping_pong().map(Pulse::new),
         connection,
         io,
+        heard: Rc::clone(&heard),
         entry: Rc::clone(&entry),
         terms: Rc::clone(&terms),
     });
@@ -164,6 +182,7 @@ pub async fn open(
         terms,
         sender: RefCell::new(sender),
         last: RefCell::default(),
+        heard,
     }))
 }
 
@@ -171,6 +190,7 @@ pub async fn open(
 struct Driver {
     connection: Connection<Gathered, Bytes>,
     io: Gathered,
+    heard: Rc<Cell<Instant>>,
     pulse: Option<Pulse>,
     entry: Rc<Entry>,
     terms: Rc<Terms>,
@@ -185,6 +205,20 @@ impl Drop for Driver {
 }
 
 impl Driver {
+    /// Ready when nobody is at the other end.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pulse) = &mut self.pulse else {
+            return Poll::Pending;
+        };
+        let heard = self.heard.get();
+        if self.terms.is_doubted.take() {
+            pulse.doubt(heard);
+        }
+        let silence = pulse.poll_silence(heard, self.entry.under_way() > 0, cx);
+        self.terms.is_asked.set(pulse.is_asked());
+        silence
+    }
+
     fn note_terms(&self) {
         let streams = self.connection.max_concurrent_send_streams();
         // Its settings come before anything else it says.
@@ -202,10 +236,7 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let driver = &mut *self;
-        let waits = driver.entry.under_way() > 0;
-        let silence =
-            (driver.pulse.as_mut()).map(|pulse| pulse.poll_silence(driver.io.heard(), waits, cx));
-        if silence.is_some_and(|silence| silence.is_ready()) {
+        if driver.poll_silence(cx).is_ready() {
             tracing::debug!("an endpoint's connection has gone silent");
             return Poll::Ready(());
         }

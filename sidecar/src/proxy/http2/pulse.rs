@@ -1,4 +1,5 @@
-//! Whether the other end of an HTTP/2 connection is still there: asked when streams wait and nothing is heard.
+//! Whether the other end of an HTTP/2 connection is still there: asked when streams wait, or have waited in vain, and
+//! nothing is heard.
 //!
 //! Not here: driving the connection (`client.rs`).
 
@@ -48,6 +49,29 @@ impl Pulse {
         }
     }
 
+    /// Whether it was asked and has not answered yet.
+    pub fn is_asked(&self) -> bool {
+        matches!(self.stage, Stage::Asked)
+    }
+
+    /// A request has waited in vain while nothing came: it is asked at once, but no more often than servers bear.
+    pub fn doubt(&mut self, heard: Instant) {
+        let has_just_answered = self.answered.is_some_and(|answered| heard <= answered);
+        if !self.is_asked() && (!has_just_answered || self.due(heard) <= Instant::now()) {
+            self.ask();
+        }
+    }
+
+    /// False if the connection is over, as its driver is about to see.
+    fn ask(&mut self) -> bool {
+        let is_sent = self.pings.send_ping(Ping::opaque()).is_ok();
+        if is_sent {
+            self.timer.as_mut().reset(Instant::now() + GIVE_UP_AFTER);
+            self.stage = Stage::Asked;
+        }
+        is_sent
+    }
+
     /// When to ask, where nothing more comes.
     fn due(&self, heard: Instant) -> Instant {
         match self.answered {
@@ -76,11 +100,7 @@ impl Pulse {
                         self.stage = Stage::Rests;
                     } else if Instant::now() < due {
                         self.timer.as_mut().reset(due);
-                    } else if self.pings.send_ping(Ping::opaque()).is_ok() {
-                        self.timer.as_mut().reset(Instant::now() + GIVE_UP_AFTER);
-                        self.stage = Stage::Asked;
-                    } else {
-                        // The connection is over, as its driver is about to see.
+                    } else if !self.ask() {
                         return Poll::Pending;
                     }
                 }

@@ -295,3 +295,66 @@ fn an_endpoint_that_says_nothing_is_asked_no_more_often_than_servers_of_grpc_bea
         assert_eq!(*pings.borrow(), 4);
     });
 }
+
+#[test]
+fn a_request_that_takes_too_long_costs_the_others_no_connection() {
+    run(async {
+        let after = Duration::from_millis(500);
+        let slow = script(move |_, stream| async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::task::spawn_local(async move {
+                    if request.uri().path() != "/quick" {
+                        tokio::time::sleep(after).await;
+                    }
+                    let _ = respond.send_response(Response::new(()), true);
+                });
+            }
+        });
+        let world = world(vec![(1, slow)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.timeouts.request = Duration::from_millis(100);
+            policy.retry.retries = 0;
+        });
+        for _ in 0..10 {
+            assert!(world.ask(GET).await.starts_with("HTTP/1.1 504"));
+        }
+        let quick = "GET /quick HTTP/1.1\r\nhost: web.mesh\r\nconnection: close\r\n\r\n";
+        assert!(world.ask(quick).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(world.dialled.borrow().len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_on_which_a_request_waits_in_vain_is_asked_and_left_when_it_is_dead() {
+    run(async {
+        // The first is cut off after its first answer: what is sent to it is lost.
+        let cut = script(move |number, stream| async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let _ = respond.send_response(Response::new(()), true);
+                if number == 0 {
+                    tokio::time::timeout(Duration::from_millis(10), connection.accept())
+                        .await
+                        .expect_err("nobody asks for more");
+                    return std::future::pending().await;
+                }
+            }
+        });
+        let world = world(vec![(1, cut)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.timeouts.request = Duration::from_millis(100);
+            policy.retry.retries = 0;
+        });
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 504"));
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(world.dialled.borrow().len(), 2);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(world.dialled.borrow().len(), 2);
+        let (_, open) = world.worker.pool.borrow().count();
+        assert_eq!(open, 1, "the dead one is let go of");
+    });
+}
