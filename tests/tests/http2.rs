@@ -618,7 +618,7 @@ fn floods() -> Vec<Flood> {
             },
             rounds: 50_000,
             reads: true,
-            is_cut: false,
+            is_cut: true,
         },
         Flood {
             name: "streams reset by the sidecar",
@@ -662,7 +662,7 @@ fn floods() -> Vec<Flood> {
             again: |_| frame(PING, 0, 0, b"are you?").repeat(1_000),
             rounds: 1_000,
             reads: false,
-            is_cut: false,
+            is_cut: true,
         },
         Flood {
             name: "SETTINGS, answers unread",
@@ -670,7 +670,39 @@ fn floods() -> Vec<Flood> {
             again: |_| setting(4, 65_535).repeat(1_000),
             rounds: 1_000,
             reads: false,
-            is_cut: false,
+            is_cut: true,
+        },
+        Flood {
+            name: "PING, answers read",
+            first: Vec::new(),
+            again: |_| frame(PING, 0, 0, b"are you?").repeat(16),
+            rounds: 100_000,
+            reads: true,
+            is_cut: true,
+        },
+        Flood {
+            name: "SETTINGS, answers read",
+            first: Vec::new(),
+            again: |_| setting(4, 65_535).repeat(16),
+            rounds: 100_000,
+            reads: true,
+            is_cut: true,
+        },
+        Flood {
+            name: "WINDOW_UPDATE",
+            first: request(1, 0, &get("deaf.mesh")),
+            again: |_| frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).repeat(16),
+            rounds: 100_000,
+            reads: true,
+            is_cut: true,
+        },
+        Flood {
+            name: "PRIORITY",
+            first: Vec::new(),
+            again: |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 16]).repeat(16),
+            rounds: 100_000,
+            reads: true,
+            is_cut: true,
         },
         Flood {
             name: "empty DATA",
@@ -678,7 +710,7 @@ fn floods() -> Vec<Flood> {
             again: |_| frame(DATA, 0, 1, &[]).repeat(1_000),
             rounds: 1_000,
             reads: true,
-            is_cut: false,
+            is_cut: true,
         },
         Flood {
             name: "HPACK bomb",
@@ -701,7 +733,7 @@ fn floods() -> Vec<Flood> {
             },
             rounds: 2_000,
             reads: true,
-            is_cut: false,
+            is_cut: true,
         },
     ]
 }

@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::moment::Moment;
 use metrics::counter;
 use tokio::{
     sync::watch,
-    time::{sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tower::{Layer, Service, ServiceBuilder};
 
@@ -27,7 +27,7 @@ use super::{
     detect::{Speaks, detect},
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
-        server,
+        self, server,
         wire::{SharedWire, Wire},
     },
     http2,
@@ -40,6 +40,8 @@ use super::{
     worker::{Phase, Worker},
 };
 
+/// Most fields of one request's head, `cookie` counted once: HTTP/2 lets it come in pieces (RFC 9113, 8.2.3).
+const FIELDS_MAX: usize = http1::head::FIELDS_MAX;
 /// Longest path and query, in bytes.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// How long a connection that asked for nothing yet is listened to once the sidecar ends: its request may be on
@@ -77,8 +79,8 @@ pub async fn serve(
         entry.ends_by(worker.clock.now() + worker.about(age));
     }
     let wire = Wire::new(Transport::Listed(Rc::clone(&entry)), &worker.buffers);
-    let speaks = match first_bytes(&worker, &wire).await {
-        Ok(speaks) => speaks,
+    let (speaks, head_ends) = match first_bytes(&worker, &wire).await {
+        Ok(told) => told,
         Err(error) => {
             tracing::trace!(%error, "a connection said nothing");
             return;
@@ -106,7 +108,7 @@ pub async fn serve(
         Speaks::Http1 | Speaks::Undecided => {
             caller.entry.speaks(Spoken::Http1);
             caller.client = Some(Rc::clone(&wire));
-            server::serve(caller, wire).await;
+            server::serve(caller, wire, head_ends).await;
         }
     }
     home.pool.borrow_mut().forget_client(id);
@@ -126,25 +128,29 @@ pub fn stack(caller: Caller) -> Stack {
         .service(Forward { caller })
 }
 
-/// Reads until it is told what is spoken.
-async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<Speaks> {
+/// Reads until it is told what is spoken; and when the first request's head must have come, if it has begun.
+async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<(Speaks, Option<Instant>)> {
     let mut phase = worker.common.phase.clone();
+    let rest_ends = Instant::now() + CLIENT_IDLE;
+    let mut head_ends = None;
     loop {
-        let nothing_yet = wire.borrow().input().is_empty();
-        let patience = if nothing_yet { CLIENT_IDLE } else { HEAD_READ };
+        let nothing_yet = head_ends.is_none();
         let fill = poll_fn(|cx| wire.borrow_mut().poll_fill(cx));
         let count = tokio::select! {
             biased;
-            count = timeout(patience, fill) => count??,
+            filled = timeout_at(head_ends.unwrap_or(rest_ends), fill) => match filled {
+                Ok(count) => count?,
+                Err(_) => 0,
+            },
             () = last_words(&mut phase), if nothing_yet => 0,
         };
+        if count == 0 && nothing_yet {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head_ends = head_ends.or_else(|| Some(Instant::now() + HEAD_READ));
         match detect(wire.borrow().input()) {
-            Speaks::Undecided if count == 0 && nothing_yet => {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
             Speaks::Undecided if count > 0 => {}
-            Speaks::Undecided => return Ok(Speaks::Http1),
-            told => return Ok(told),
+            told => return Ok((told, head_ends)),
         }
     }
 }
@@ -185,7 +191,7 @@ impl Service<Request<Inflow>> for Forward {
     }
 }
 
-/// Refuses what must never be forwarded: loops, endless paths. While the sidecar closes, and once their connection is
+/// Refuses what must never be forwarded: loops, endless paths, too many fields. While the sidecar closes, and once their connection is
 /// too old, it asks HTTP/1 callers to come back on another connection.
 #[derive(Clone)]
 struct Guard {
@@ -299,5 +305,14 @@ fn refusal(request: &Request<Inflow>, pseudonym: &str) -> Option<Cause> {
     {
         return Some(Cause::UriTooLong);
     }
+    if has_too_many_fields(request.headers()) {
+        return Some(Cause::HeadersTooLarge);
+    }
     (own_via_count(request.headers(), pseudonym) > OWN_VIA_MAX).then_some(Cause::Loop)
+}
+
+fn has_too_many_fields(headers: &HeaderMap) -> bool {
+    let count = headers.len();
+    let cookies = || headers.get_all(http::header::COOKIE).iter().skip(1).count();
+    count > FIELDS_MAX && count - cookies() > FIELDS_MAX
 }

@@ -6,7 +6,7 @@
 //! written at once.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
@@ -20,7 +20,9 @@ use tokio::{
 };
 
 use super::{
+    connections::Entry,
     http1::wire::{Raw, SharedWire},
+    http2::flood::{Flood, Frames},
     patience::Patience,
 };
 
@@ -28,20 +30,60 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Gathered {
     wire: SharedWire,
-    /// Told of the client's slowness.
-    patience: Option<Arc<Patience>>,
+    client: Option<Rc<Client>>,
     /// When anything came last.
     heard: Rc<Cell<Instant>>,
 }
 
+/// What a client's connection is watched for.
+#[derive(Debug)]
+struct Client {
+    /// Told of its slowness.
+    patience: Arc<Patience>,
+    frames: RefCell<Frames>,
+    entry: Rc<Entry>,
+}
+
+impl Client {
+    /// Looks at what came; false: it is a flood, of which nothing is to be read.
+    fn bears(&self, bytes: &[u8]) -> bool {
+        let frames = &mut *self.frames.borrow_mut();
+        let (_, sent) = self.entry.bytes();
+        frames.look(bytes, sent, self.patience.now());
+        self.patience.head_since(frames.block_since());
+        frames.flood().is_none()
+    }
+}
+
 impl Gathered {
-    /// A connection some of whose first bytes may have been read.
-    pub fn new(wire: SharedWire, patience: Option<Arc<Patience>>) -> Gathered {
+    /// A connection to an endpoint.
+    pub fn new(wire: SharedWire) -> Gathered {
         Gathered {
             wire,
-            patience,
+            client: None,
             heard: Rc::new(Cell::new(Instant::now())),
         }
+    }
+
+    /// A client's connection, some of whose first bytes may have been read.
+    pub fn of_client(wire: SharedWire, patience: Arc<Patience>, entry: Rc<Entry>) -> Gathered {
+        let frames = RefCell::new(Frames::new(patience.now()));
+        let client = Client {
+            patience,
+            frames,
+            entry,
+        };
+        Gathered {
+            client: Some(Rc::new(client)),
+            ..Gathered::new(wire)
+        }
+    }
+
+    /// Whether what came is a flood, where so many requests have been seen by now.
+    pub fn flood(&self, requests: u64) -> Option<Flood> {
+        let frames = &mut *self.client.as_ref()?.frames.borrow_mut();
+        frames.seen(requests);
+        frames.flood()
     }
 
     /// When anything came last, or it was opened; kept up to date.
@@ -54,14 +96,14 @@ impl Gathered {
         let wire = &mut *self.wire.borrow_mut();
         let before = wire.written();
         let is_out = wire.poll_gathered(cx).is_ready();
-        if let Some(patience) = &self.patience {
+        if let Some(Client { patience, .. }) = self.client.as_deref() {
             patience.wrote(is_out || wire.written() != before);
         }
     }
 
     fn taken(&self, taken: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Some(patience), Poll::Pending) = (&self.patience, &taken) {
-            patience.wrote(false);
+        if let (Some(client), Poll::Pending) = (&self.client, &taken) {
+            client.patience.wrote(false);
         }
         taken
     }
@@ -77,6 +119,12 @@ impl AsyncRead for Gathered {
         let read = Pin::new(&mut Raw(Rc::clone(&self.wire))).poll_read(cx, buf);
         if buf.filled().len() > before {
             self.heard.set(Instant::now());
+            let client = self.client.as_ref();
+            if client.is_some_and(|client| !client.bears(&buf.filled()[before..])) {
+                // Whoever drives the connection is about to ask for it.
+                buf.set_filled(before);
+                return Poll::Pending;
+            }
         }
         read
     }
@@ -135,7 +183,7 @@ mod tests {
     fn connection(pipe_bytes: usize) -> (Gathered, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(pipe_bytes);
         let wire = Wire::new(Transport::Pipe(ours), &Rc::<Buffers>::default());
-        (Gathered::new(wire, None), theirs)
+        (Gathered::new(wire), theirs)
     }
 
     /// What has arrived at the other end.

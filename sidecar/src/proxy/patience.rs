@@ -1,9 +1,8 @@
-//! How long a client connection of HTTP/2 may rest, and leave unread what we have for it.
+//! How long a client connection of HTTP/2 may rest, leave unread what we have for it, and take over a request's head.
 //!
 //! One timer per connection, moved only when it goes off.
 //!
-//! Not here: the same for HTTP/1, where heads have a time too (`http1/server.rs`), and time limits of the answer
-//! (`body.rs`).
+//! Not here: the same for HTTP/1 (`http1/server.rs`), and time limits of the answer (`body.rs`).
 
 use std::{
     sync::{
@@ -34,6 +33,8 @@ pub struct Patience {
     idle_since: AtomicU64,
     /// Since when the client has taken no byte of what we have for it; 0: it takes them.
     blocked_since: AtomicU64,
+    /// Since when a request's head (or trailers) is on its way; 0: none is.
+    head_since: AtomicU64,
 }
 
 /// Which patience has run out.
@@ -43,6 +44,8 @@ pub enum RanOut {
     Idle,
     /// The client took nothing of its answer for too long.
     Blocked,
+    /// A request's head took too long to come.
+    Head,
 }
 
 /// One request being answered, until dropped.
@@ -60,7 +63,19 @@ impl Patience {
             answering: AtomicU32::new(0),
             idle_since: AtomicU64::new(clock.now().as_nanos()),
             blocked_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
         })
+    }
+
+    /// The time.
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// A request's head is on its way since then, or none is.
+    pub fn head_since(&self, since: Option<Moment>) {
+        let since = since.map_or(0, |since| since.as_nanos().max(1));
+        self.head_since.store(since, Relaxed);
     }
 
     /// A write was taken (`true`) or has to wait for the client.
@@ -103,13 +118,24 @@ impl Patience {
             if due <= now {
                 return what;
             }
-            // A write that blocks meanwhile must be noticed in its time.
+            // A write that blocks meanwhile must be noticed in its time, and so must a head that begins.
             let look = due.min(now + HEAD_READ);
             sleep_until(self.clock.instant(look)).await;
         }
     }
 
     fn due(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
+        let head_since = self.head_since.load(Relaxed);
+        let head = (Moment::from_nanos(head_since) + HEAD_READ, RanOut::Head);
+        let other = self.due_without_head(from, rest, now);
+        if head_since > 0 && head.0 < other.0 {
+            head
+        } else {
+            other
+        }
+    }
+
+    fn due_without_head(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
         let is_answering = self.answering.load(Relaxed) > 0;
         let blocked_since = self.blocked_since.load(Relaxed);
         if blocked_since > 0 {
@@ -192,6 +218,27 @@ mod tests {
         let ended = Instant::now();
         assert_eq!(watch.await.unwrap(), RanOut::Blocked);
         assert!(ended.elapsed() <= FAREWELL + HEAD_READ);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_ten_seconds_whatever_else_goes_on() {
+        for is_answering in [false, true] {
+            let patience = Patience::new(Clock::new());
+            let _answering = is_answering.then(|| patience.answer(listed()));
+            let watch = tokio::spawn({
+                let patience = Arc::clone(&patience);
+                async move { patience.run_out().await }
+            });
+            tokio::task::yield_now().await;
+            advance(Duration::from_secs(7)).await;
+            patience.head_since(Some(patience.now()));
+            patience.head_since(None);
+            advance(Duration::from_secs(7)).await;
+            patience.head_since(Some(patience.now()));
+            let began = Instant::now();
+            assert_eq!(watch.await.unwrap(), RanOut::Head);
+            assert_eq!(began.elapsed().as_secs(), HEAD_READ.as_secs());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -43,6 +43,7 @@ use crate::{clock::Clock, proxy::welcome::Caller};
 
 mod http2;
 mod leaving;
+mod limits;
 
 /// What an endpoint does with the n-th connection to it.
 type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;
@@ -225,6 +226,12 @@ impl World {
     /// A client that came with this PROXY header, if any.
     fn introduced(&self, told: Option<Addresses>) -> DuplexStream {
         let (client, server) = duplex(64 * 1024);
+        self.serve(server, told, None);
+        client
+    }
+
+    /// Serves a connection that came by the outbound listener, or by this upstream's own.
+    fn serve(&self, server: DuplexStream, told: Option<Addresses>, upstream: Option<&str>) {
         let caller = Caller {
             ip: Some([127, 0, 0, 1].into()),
             told,
@@ -233,11 +240,10 @@ impl World {
             Rc::clone(&self.worker),
             Transport::Pipe(server),
             caller,
-            None,
+            upstream.map(Into::into),
             Place::uncounted(),
         );
         tokio::task::spawn_local(serving);
-        client
     }
 
     /// A client of HTTP/2 with these settings.

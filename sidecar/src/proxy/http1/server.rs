@@ -45,8 +45,9 @@ const UNWANTED: Duration = Duration::from_secs(1);
 /// Bytes of an unwanted body for which it pays to keep the connection.
 const DRAINED_BYTES_MAX: usize = 64 * 1024;
 
-/// Serves the client at the other end of `wire`, some of whose first bytes may have been read.
-pub async fn serve(caller: Caller, wire: SharedWire) {
+/// Serves the client at the other end of `wire`, some of whose first bytes may have been read; `head_ends`: then its
+/// first head must have come.
+pub async fn serve(caller: Caller, wire: SharedWire, head_ends: Option<Instant>) {
     let worker = Rc::clone(&caller.worker);
     let mut conversation = Conversation {
         wire,
@@ -54,6 +55,7 @@ pub async fn serve(caller: Caller, wire: SharedWire) {
         stack: stack(caller.clone()),
         caller,
         served: false,
+        head_ends,
     };
     let mut phase = worker.common.phase.clone();
     let look = phase.clone();
@@ -152,6 +154,8 @@ struct Conversation {
     header_bytes: usize,
     /// It has asked for something before.
     served: bool,
+    /// When the head that has begun must have come; `None`: none has.
+    head_ends: Option<Instant>,
 }
 
 impl Conversation {
@@ -198,7 +202,7 @@ impl Conversation {
     async fn head<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> Heard {
         let mut seen = 0;
         let rest_ends = Instant::now() + CLIENT_IDLE;
-        let mut head_ends = None;
+        let mut head_ends = self.head_ends.take();
         poll_fn(|cx| {
             loop {
                 let wire = &mut *self.wire.borrow_mut();

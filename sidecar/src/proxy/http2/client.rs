@@ -150,7 +150,7 @@ pub async fn open(
     } else {
         Scheme::HTTP
     };
-    let io = Gathered::new(Wire::new(transport, buffers), None);
+    let io = Gathered::new(Wire::new(transport, buffers));
     let (sender, mut connection) = Builder::new()
         .initial_max_send_streams(STREAMS_ASSUMED)
         .initial_window_size(STREAM_WINDOW)

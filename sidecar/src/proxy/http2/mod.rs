@@ -1,6 +1,6 @@
 //! HTTP/2 on both sides of the sidecar: the h2 crate's frames and streams, driven by the tasks that need them.
 //!
-//! Not here: frames, HPACK and what a flood is (the h2 crate's), and where a request goes (`forward.rs`).
+//! Not here: frames and HPACK (the h2 crate's), and where a request goes (`forward.rs`).
 //!
 //! Why not hyper's: it starts a task for each stream on both sides and hands each request and answer through channels
 //! between them. Here a client's connection and all its streams are one task ([`server`], [`crew`]), a connection to an
@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod crew;
+pub mod flood;
 pub mod incoming;
 pub mod outflow;
 pub mod pulse;

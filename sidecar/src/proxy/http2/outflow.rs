@@ -27,11 +27,18 @@ pub struct Outflow<B> {
     unread: Unread,
 }
 
-/// How long the other side may leave a piece unread that waits for its window.
+/// The least that the other side has to take of a body in the time that it may leave one unread: whoever opens its window
+/// by a byte now and then would have it for ever.
+const TAKEN_BYTES_MIN: usize = 64 * 1024;
+
+/// How long the other side may leave pieces unread that wait for its window.
 struct Unread {
     max: Option<Duration>,
     /// When it has been left too long; `None`: nothing waits.
     due: Option<Instant>,
+    /// How long pieces have waited since enough was taken, and what was taken meanwhile.
+    waited: Duration,
+    taken_bytes: usize,
     /// Made once something has to wait, and moved only when it goes off.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -41,7 +48,8 @@ impl Unread {
         let Some(max) = self.max else {
             return Poll::Pending;
         };
-        let due = *self.due.get_or_insert_with(|| Instant::now() + max);
+        let left = max.saturating_sub(self.waited);
+        let due = *self.due.get_or_insert_with(|| Instant::now() + left);
         let timer = (self.timer).get_or_insert_with(|| Box::pin(sleep_until(due)));
         loop {
             ready!(timer.as_mut().poll(cx));
@@ -49,6 +57,17 @@ impl Unread {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(due);
+        }
+    }
+
+    /// A piece that waited, or would have, has found room.
+    fn taken(&mut self, bytes: usize) {
+        if let (Some(due), Some(max)) = (self.due.take(), self.max) {
+            self.waited = max.saturating_sub(due.saturating_duration_since(Instant::now()));
+        }
+        self.taken_bytes += bytes;
+        if self.taken_bytes >= TAKEN_BYTES_MIN {
+            (self.waited, self.taken_bytes) = (Duration::ZERO, 0);
         }
     }
 }
@@ -84,8 +103,8 @@ impl<B> Outflow<B>
 where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
-    /// Sends `body` by `stream`, whose head was sent; no piece of it may wait for the other side's window for longer than
-    /// `unread_max`.
+    /// Sends `body` by `stream`, whose head was sent; pieces of it may wait for the other side's window for `unread_max` in
+    /// all before [`TAKEN_BYTES_MIN`] of them are taken.
     pub fn new(body: B, stream: SendStream<Bytes>, unread_max: Option<Duration>) -> Outflow<B> {
         Outflow {
             body,
@@ -95,6 +114,8 @@ where
             unread: Unread {
                 max: unread_max,
                 due: None,
+                waited: Duration::ZERO,
+                taken_bytes: 0,
                 timer: None,
             },
         }
@@ -109,8 +130,8 @@ where
                     self.stream.send_reset(Reason::CANCEL);
                     return Poll::Ready(Err(Broken::Unread));
                 }
-                self.unread.due = None;
                 if let Some((data, is_last)) = self.held.take() {
+                    self.unread.taken(data.len());
                     self.stream.send_data(data, is_last)?;
                     if is_last {
                         return Poll::Ready(Ok(()));

@@ -28,6 +28,7 @@ use tower::Service;
 use super::{
     CONNECTION_WINDOW, FAULTY_STREAMS_MAX, STREAM_WINDOW,
     crew::Crew,
+    flood::Flood,
     incoming::{Received, tell_length_once},
     outflow::{Broken, Outflow},
     stream::Stream,
@@ -59,7 +60,7 @@ pub async fn serve(caller: Caller, wire: SharedWire, header_bytes: usize) {
     let worker = Rc::clone(&caller.worker);
     let patience = Patience::new(worker.clock);
     let ends = caller.entry.end();
-    let io = Gathered::new(wire, Some(Arc::clone(&patience)));
+    let io = Gathered::of_client(wire, Arc::clone(&patience), Rc::clone(&caller.entry));
     let mut serving = Serving {
         stage: Stage::Greeting(
             Builder::new()
@@ -74,6 +75,7 @@ pub async fn serve(caller: Caller, wire: SharedWire, header_bytes: usize) {
                 .handshake(io.clone()),
         ),
         is_ending: false,
+        requests: 0,
         crew: Crew::default(),
         io,
         worker: Rc::clone(&worker),
@@ -131,6 +133,8 @@ struct Serving {
     stage: Stage,
     /// It takes no more streams than were on their way.
     is_ending: bool,
+    /// Requests so far.
+    requests: u64,
     crew: Crew<Exchange>,
     io: Gathered,
     worker: Rc<Worker>,
@@ -165,6 +169,11 @@ impl Serving {
         for _ in 0..ROUNDS_MAX {
             if self.crew.begin_round() {
                 polled = self.poll_connection(&mut of_connection);
+                if polled.is_pending()
+                    && let Some(flood) = self.io.flood(self.requests)
+                {
+                    polled = self.stem(flood, &mut of_connection);
+                }
                 if polled.is_ready() {
                     break;
                 }
@@ -202,8 +211,20 @@ impl Serving {
         }
     }
 
+    /// Ends a connection that is flooded. It is told so if it reads; it is not waited for.
+    fn stem(&mut self, flood: Flood, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        counter!("starling_client_floods_total", "kind" => flood.word()).increment(1);
+        tracing::debug!(%flood, peer = ?self.entry.client_address(), "a client's connection is cut");
+        if let Stage::Open(connection) = &mut self.stage {
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let _ = self.poll_connection(cx);
+        }
+        Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()))
+    }
+
     /// Sends a request on its way.
     fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        self.requests += 1;
         let answering = self.patience.answer(UnderWay::on(&self.entry));
         let (mut head, stream) = request.into_parts();
         tell_length_once(&mut head.headers);
