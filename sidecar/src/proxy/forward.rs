@@ -6,7 +6,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header, request,
+    header, request, uri::Scheme,
 };
 use http_body::Body;
 use mesh_core::{
@@ -286,7 +286,12 @@ fn read(
     let upgrade = parts.version == Version::HTTP_11
         && body.is_end_stream()
         && headers::is_upgrade(&parts.headers);
-    let authority = authority(&parts, &caller.origin).ok_or_else(|| refused(Cause::BadRequest))?;
+    let own = caller
+        .upstream
+        .as_deref()
+        .map(|name| (name, &*settings.domain));
+    let authority =
+        authority(&parts, &caller.origin, own).ok_or_else(|| refused(Cause::BadRequest))?;
     let text = authority.to_str().map_err(|_| refused(Cause::BadRequest))?;
     let name = match (&caller.upstream, target(text, &settings.domain)) {
         (_, None) => return Err(refused(Cause::BadRequest)),
@@ -364,8 +369,13 @@ fn read(
     Ok((found, call))
 }
 
-/// The one authority of a request; `None` when there is none, more than one, or two that disagree.
-fn authority(parts: &request::Parts, origin: &Origin) -> Option<HeaderValue> {
+/// The one authority of a request; `None` when there is none, more than one, or two that disagree. `own`: the upstream
+/// whose own listener it came by, and the mesh's domain: there HTTP/1.0 need not say (RFC 9112, 3.2), and means it.
+fn authority(
+    parts: &request::Parts,
+    origin: &Origin,
+    own: Option<(&str, &str)>,
+) -> Option<HeaderValue> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -373,14 +383,36 @@ fn authority(parts: &request::Parts, origin: &Origin) -> Option<HeaderValue> {
     }
     match (parts.uri.authority(), host) {
         (Some(absolute), Some(host)) => {
-            let same = host
-                .to_str()
-                .is_ok_and(|host| host.eq_ignore_ascii_case(absolute.as_str()));
-            same.then(|| host.clone())
+            let (host_text, absolute) = (host.to_str().ok()?, absolute.as_str());
+            if host_text.eq_ignore_ascii_case(absolute) {
+                return Some(host.clone());
+            }
+            // The target's own is the one that counts (RFC 9112, 3.2.2).
+            let port = default_port(parts.uri.scheme()?)?;
+            let (host, target) = (without(port, host_text), without(port, absolute));
+            let same = host.eq_ignore_ascii_case(target);
+            same.then(|| origin.host(absolute)).flatten()
         }
         (Some(absolute), None) => origin.host(absolute.as_str()),
-        (None, host) => host.cloned(),
+        (None, Some(host)) => Some(host.clone()),
+        (None, None) => {
+            let (name, domain) = own.filter(|_| parts.version == Version::HTTP_10)?;
+            HeaderValue::try_from(format!("{name}.{domain}")).ok()
+        }
     }
+}
+
+/// The port that a name without one means, as it stands behind a name (RFC 9110, 4.2.1 and 4.2.2).
+fn default_port(scheme: &Scheme) -> Option<&'static str> {
+    [(Scheme::HTTP, ":80"), (Scheme::HTTPS, ":443")]
+        .into_iter()
+        .find_map(|(known, port)| (known == *scheme).then_some(port))
+}
+
+/// A name without this port; an empty one says as little (RFC 3986, 3.2.3).
+fn without<'a>(port: &str, authority: &'a str) -> &'a str {
+    let bare = authority.strip_suffix(port);
+    bare.or(authority.strip_suffix(':')).unwrap_or(authority)
 }
 
 /// Bytes of a header block as HTTP/1 would write it.
@@ -609,14 +641,43 @@ mod tests {
             builder.body(()).expect("valid").into_parts().0
         };
         let origin = Origin::new(None, false, false);
-        let authority = |uri, hosts: &[&'static str]| authority(&parts(uri, hosts), &origin);
+        let authority = |uri, hosts: &[&'static str]| authority(&parts(uri, hosts), &origin, None);
         assert_eq!(
             authority("http://a.mesh/", &["a.mesh"]).expect("same"),
             "a.mesh"
         );
-        assert_eq!(authority("http://a.mesh/", &["b.mesh"]), None);
+        for (uri, host) in [
+            ("http://a.mesh:80/", "a.mesh"),
+            ("http://a.mesh/", "A.mesh:80"),
+            ("http://a.mesh:/", "a.mesh"),
+            ("https://a.mesh:443/", "a.mesh"),
+        ] {
+            let target = Uri::from_static(uri);
+            let told = authority(uri, &[host]).expect("the same");
+            assert_eq!(
+                Some(told.to_str().expect("text")),
+                target.authority().map(|at| at.as_str())
+            );
+        }
+        for (uri, host) in [
+            ("http://a.mesh/", "b.mesh"),
+            ("http://a.mesh:8080/", "a.mesh"),
+            ("http://a.mesh:80/", "a.mesh:8080"),
+            ("http://a.mesh:443/", "a.mesh"),
+            ("https://a.mesh:80/", "a.mesh"),
+        ] {
+            assert_eq!(authority(uri, &[host]), None, "{uri} {host}");
+        }
         assert_eq!(authority("/", &["a.mesh", "a.mesh"]), None);
         assert_eq!(authority("/", &[]), None);
+        // An upstream's own listener knows what HTTP/1.0 means that does not say.
+        let own = Some(("shop", "mesh"));
+        let mut silent = parts("/", &[]);
+        assert_eq!(super::authority(&silent, &origin, own), None);
+        silent.version = Version::HTTP_10;
+        let told = super::authority(&silent, &origin, own);
+        assert_eq!(told.expect("its own"), "shop.mesh");
+        assert_eq!(super::authority(&silent, &origin, None), None);
         assert_eq!(
             origin_form(&Uri::from_static("http://a.mesh/x?y=1")),
             "/x?y=1"
