@@ -2,6 +2,8 @@
 //!
 //! Not here: what the numbers mean for a policy (the file of that policy).
 
+use std::collections::BTreeMap;
+
 use rand::{Rng, RngExt};
 
 use crate::{endpoint::Endpoint, moment::Moment, policy::Balance, upstream::Member};
@@ -20,21 +22,10 @@ pub(super) struct Column {
     pub ids: Vec<u64>,
     /// Weight with its ramp; 0 for whom no pick may choose.
     pub weight: Vec<f32>,
-    /// What one more request costs while nothing is in flight; infinite for whom no pick may choose.
-    base: Vec<f32>,
-    /// What one request in flight counts for: less at whoever weighs more than the mean.
-    lean: Vec<f32>,
-    /// Requests in flight as last read, and this worker's picks since.
-    pub own: Vec<u32>,
-    /// What `base` is multiplied by while nothing is in flight.
-    stale: Vec<f32>,
-    /// `base` with the requests in flight.
+    lanes: Vec<Lane>,
+    /// What one more request costs.
     costs: Costs,
-    /// This worker's picks, those of the last ten seconds or so.
-    used: Vec<f32>,
     refreshed: Moment,
-    /// Most requests in flight.
-    pub most: Vec<u32>,
     /// Who is out by ejection.
     pub out: Vec<usize>,
     /// Whose success share is below 1.
@@ -56,6 +47,32 @@ pub(super) struct Column {
     picks_since_reading: usize,
     policy: Policy,
 }
+
+/// What makes up one endpoint's cost, together because a pick changes it together.
+#[derive(Clone, Debug)]
+struct Lane {
+    /// What one more request costs while nothing is in flight; infinite for whom no pick may choose.
+    base: f32,
+    /// What `base` is multiplied by while nothing is in flight.
+    stale: f32,
+    /// What one request in flight counts for: less at whoever weighs more than the mean.
+    lean: f32,
+    /// This worker's picks, those of the last ten seconds or so.
+    used: f32,
+    /// Requests in flight as last read, and this worker's picks since.
+    own: u32,
+    /// Most requests in flight.
+    most: u32,
+}
+
+const CLOSED: Lane = Lane {
+    base: f32::INFINITY,
+    stale: 1.0,
+    lean: 1.0,
+    used: 0.0,
+    own: 0,
+    most: 0,
+};
 
 #[derive(Debug)]
 enum Policy {
@@ -91,17 +108,17 @@ impl Column {
                 _ => RoundRobin::new(n, salt),
             }),
         };
+        let mut costs = Costs::new(n, salt);
+        if let Some(before) = before {
+            let old: BTreeMap<u64, usize> = (before.ids.iter().copied()).zip(0..).collect();
+            costs.carry(&before.costs, ids.iter().map(|id| old.get(id).copied()));
+        }
         Column {
             ids,
             weight: vec![0.0; n],
-            base: vec![f32::INFINITY; n],
-            lean: vec![1.0; n],
-            own: vec![0; n],
-            stale: vec![1.0; n],
-            costs: Costs::new(n),
-            used: vec![0.0; n],
+            lanes: vec![CLOSED; n],
+            costs,
             refreshed: Moment::START,
-            most: vec![0; n],
             out: Vec::with_capacity(n),
             blemished: Vec::with_capacity(n),
             usable: 0,
@@ -136,7 +153,8 @@ impl Column {
         self.limited = self.limit != u32::MAX;
         for (i, member) in members.iter().enumerate() {
             let endpoint = &*member.endpoint;
-            (self.weight[i], self.base[i]) = (0.0, f32::INFINITY);
+            let lane = &mut self.lanes[i];
+            (self.weight[i], lane.base) = (0.0, f32::INFINITY);
             if endpoint.is_ejected() {
                 self.out.push(i);
                 continue;
@@ -156,11 +174,11 @@ impl Column {
             self.weight[i] = (member.weight * ramp) as f32;
             let lone = others_answered && !endpoint.load().answered();
             self.limited |= lone;
-            self.most[i] = if lone { 1.min(self.limit) } else { self.limit };
-            self.base[i] = match self.policy {
+            lane.most = if lone { 1.min(self.limit) } else { self.limit };
+            lane.base = match self.policy {
                 Policy::LeastResponseTime => {
                     let weight = member.weight / mean_weight;
-                    self.lean[i] = weight.recip() as f32;
+                    lane.lean = weight.recip() as f32;
                     least_response_time::Factors::of(endpoint, weight, ramp, mean, now).at_rest()
                         as f32
                 }
@@ -186,21 +204,21 @@ impl Column {
     fn even_out(&mut self, now: Moment) {
         let kept = least_response_time::use_kept(now.since(self.refreshed));
         let mut sum = (0.0, 0.0);
-        for (used, weight) in self.used.iter_mut().zip(&self.weight) {
-            *used *= kept;
+        for (lane, weight) in self.lanes.iter_mut().zip(&self.weight) {
+            lane.used *= kept;
             if *weight > 0.0 {
-                sum = (sum.0 + *used, sum.1 + *weight);
+                sum = (sum.0 + lane.used, sum.1 + *weight);
             }
         }
         if sum.0 <= 0.0 {
             return;
         }
         let fair = sum.0 / sum.1;
-        let places = self.base.iter_mut().zip(&self.used).zip(&self.weight);
-        for (((base, used), weight), endpoint) in places.zip(&self.endpoints) {
+        let places = self.lanes.iter_mut().zip(&self.weight);
+        for ((lane, weight), endpoint) in places.zip(&self.endpoints) {
             if *weight > 0.0 {
-                let evenness = least_response_time::evenness(*used / (fair * weight));
-                *base *= evenness;
+                let evenness = least_response_time::evenness(lane.used / (fair * weight));
+                lane.base *= evenness;
                 endpoint.set_evenness(evenness);
             }
         }
@@ -211,8 +229,8 @@ impl Column {
     fn doubt_the_quiet(&mut self, now: Moment) {
         let busy: u32 = self.endpoints.iter().map(|e| e.in_flight()).sum();
         let is_thick = least_response_time::is_thick(busy, self.usable);
-        for (stale, endpoint) in self.stale.iter_mut().zip(&self.endpoints) {
-            *stale = if is_thick {
+        for (lane, endpoint) in self.lanes.iter_mut().zip(&self.endpoints) {
+            lane.stale = if is_thick {
                 least_response_time::staleness(endpoint, now)
             } else {
                 1.0
@@ -223,15 +241,17 @@ impl Column {
     /// Index of the endpoint for one more request; `None` if nobody untried may be chosen.
     #[inline]
     pub fn pick(&mut self, tried: &[u64], rng: &mut impl Rng) -> Option<usize> {
-        if self.all_open && tried.is_empty() {
+        if tried.is_empty() {
             let in_flight = |place: usize| self.endpoints[place].in_flight();
             match &mut self.policy {
+                Policy::LeastResponseTime => return self.cheapest(least_response_time::BLOCK, rng),
+                Policy::LeastConnections => return self.cheapest(least_connections::BLOCK, rng),
+                _ if !self.all_open => {}
                 Policy::RoundRobin(turns) => return turns.next_of_all(),
                 Policy::Random(random) => return random.draw_of_all(rng),
                 Policy::PowerOfTwo(random) => {
                     return power_of_two::draw_of_all(random, in_flight, rng);
                 }
-                Policy::LeastResponseTime | Policy::LeastConnections => {}
             }
         }
         let ask = Ask {
@@ -246,27 +266,21 @@ impl Column {
         if self.usable == 0 {
             return None;
         }
-        if self.counts() {
-            self.picks_since_reading += 1;
-            let n = self.ids.len();
-            // Reading costs as much as a few picks; half a round of them is how wrong the counts may get.
-            if n <= FRESH_MAX || self.picks_since_reading > n / 2 {
-                self.read_in_flight(false);
-            }
+        if self.limited || self.scans() {
+            self.keep_up();
         }
-        let index = self.choose(ask, rng)?;
-        self.own[index] += 1;
-        if self.scans() {
-            self.used[index] += 1.0;
-            let cost = self.cost_of(index);
-            if self.ids.len() <= FRESH_MAX {
-                // The next pick reads anew anyway.
-                self.costs.set(index, cost);
-            } else {
-                self.costs.set_one(index, cost);
-            }
-        }
-        Some(index)
+        let place = self.choose(ask, rng)?;
+        self.chosen(place);
+        Some(place)
+    }
+
+    /// The place of the least cost, from which on `stretch` are looked at where there are too many.
+    #[inline]
+    fn cheapest(&mut self, stretch: usize, rng: &mut impl Rng) -> Option<usize> {
+        self.keep_up();
+        let place = self.costs.cheapest(stretch, rng)?;
+        self.chosen(place);
+        Some(place)
     }
 
     /// Whether costs are compared.
@@ -278,20 +292,37 @@ impl Column {
         )
     }
 
-    /// Whether it matters how many requests are in flight at everybody.
+    /// Reads anew what is in flight if it is time for that: reading costs as much as a few picks, and half a round of
+    /// them is how wrong the counts may get.
     #[inline]
-    fn counts(&self) -> bool {
-        self.limited || self.scans()
+    fn keep_up(&mut self) {
+        self.picks_since_reading += 1;
+        let n = self.ids.len();
+        if n <= FRESH_MAX || self.picks_since_reading > n / 2 {
+            self.read_in_flight(false);
+        }
+    }
+
+    /// Notes that the one at `place` gets the request.
+    #[inline]
+    fn chosen(&mut self, place: usize) {
+        let scans = self.scans();
+        let lane = &mut self.lanes[place];
+        lane.own += 1;
+        if scans {
+            lane.used += 1.0;
+            let cost = self.cost_of(place);
+            self.costs.chosen(place, cost);
+        }
     }
 
     fn choose(&mut self, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<usize> {
         let open = |i: usize| {
             self.weight[i] > 0.0
-                && self.own[i] < self.most[i]
+                && self.lanes[i].own < self.lanes[i].most
                 && !ask.tried.contains(&self.ids[i])
                 && ask.suits(&self.endpoints[i])
         };
-        let all = ask.tried.is_empty() && ask.wish.is_none();
         match &mut self.policy {
             Policy::RoundRobin(turns) => turns.next(open),
             Policy::Random(random) => random.draw(open, rng),
@@ -299,10 +330,6 @@ impl Column {
             Policy::PowerOfTwo(random) => {
                 power_of_two::draw(random, |i| self.endpoints[i].in_flight(), open, rng)
             }
-            Policy::LeastResponseTime if all => {
-                self.costs.cheapest(least_response_time::BLOCK, rng)
-            }
-            Policy::LeastConnections if all => self.costs.cheapest(least_connections::BLOCK, rng),
             Policy::LeastResponseTime | Policy::LeastConnections => {
                 // From a random place on, or the first would win every tie.
                 let (n, start) = (self.ids.len(), rng.random_range(0..self.ids.len()));
@@ -316,30 +343,37 @@ impl Column {
     fn read_in_flight(&mut self, all: bool) {
         self.picks_since_reading = 0;
         let scans = self.scans();
+        let mut changed = all;
         for i in 0..self.endpoints.len() {
             let own = self.endpoints[i].in_flight();
-            if all || own != self.own[i] {
-                self.own[i] = own;
-                if scans {
-                    self.costs.set(i, self.cost_of(i));
-                }
+            let before = std::mem::replace(&mut self.lanes[i].own, own);
+            if !scans {
+                continue;
+            }
+            if own != before {
+                changed = true;
+                self.costs.queue(i, self.cost_of(i));
+            } else if all {
+                self.costs.set(i, self.cost_of(i));
             }
         }
-        self.costs.settle();
+        if changed {
+            self.costs.settle();
+        }
     }
 
     #[inline]
-    fn cost_of(&self, i: usize) -> f32 {
-        let own = self.own[i];
-        if own >= self.most[i] {
+    fn cost_of(&self, place: usize) -> f32 {
+        let lane = &self.lanes[place];
+        if lane.own >= lane.most {
             return f32::INFINITY;
         }
         match self.policy {
-            Policy::LeastResponseTime if own == 0 => self.base[i] * self.stale[i],
             Policy::LeastResponseTime => {
-                self.base[i] * least_response_time::crowding(own as f32 * self.lean[i])
+                let stale = if lane.own == 0 { lane.stale } else { 1.0 };
+                lane.base * least_response_time::crowding(lane.own as f32 * lane.lean) * stale
             }
-            _ => self.base[i] * least_connections::crowding(own),
+            _ => lane.base * least_connections::crowding(lane.own),
         }
     }
 }

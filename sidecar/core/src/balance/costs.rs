@@ -1,11 +1,10 @@
-//! The costs of one tier in an array, and the smallest of each block of them, so that a pick need not read them all.
+//! The costs of one tier, and who costs least.
 //!
 //! Not here: what a cost is made of (the file of the policy).
 
 use rand::Rng;
 
-/// Costs in one block: two of them and the smallest of a thousand fit the first-level cache many times over.
-const BLOCK: usize = 64;
+use super::tournament::{CONTESTANTS_MAX, Tournament};
 
 /// Numbers that are compared at once.
 const LANES: usize = 16;
@@ -13,121 +12,101 @@ const LANES: usize = 16;
 /// Above this many endpoints a pick looks at a random stretch only.
 const SCAN_MAX: usize = 1_000;
 
+const _: () = assert!(SCAN_MAX <= CONTESTANTS_MAX);
+
 /// Index = place in the tier's members; infinite for whom no pick may choose.
 #[derive(Debug)]
-pub(super) struct Costs {
-    all: Vec<f32>,
-    /// The smallest of each block.
-    least: Vec<f32>,
-    /// Blocks that were changed since `least` was right.
-    stale: Vec<bool>,
+pub(super) enum Costs {
+    Few(Tournament),
+    Many(Vec<f32>),
 }
 
 impl Costs {
-    pub fn new(count: usize) -> Costs {
-        let blocks = count.div_ceil(BLOCK);
-        Costs {
-            all: vec![f32::INFINITY; count],
-            least: vec![f32::INFINITY; blocks],
-            stale: vec![false; blocks],
+    /// Infinite ones; `salt` shuffles who comes first among equals.
+    pub fn new(count: usize, salt: u64) -> Costs {
+        if count <= SCAN_MAX {
+            Costs::Few(Tournament::new(count, salt))
+        } else {
+            Costs::Many(vec![f32::INFINITY; count])
         }
     }
 
     #[inline]
     pub fn of(&self, place: usize) -> f32 {
-        self.all[place]
+        match self {
+            Costs::Few(few) => few.of(place),
+            Costs::Many(all) => all[place],
+        }
     }
 
     /// Changes one; [`Costs::settle`] has to follow before the next pick.
     #[inline]
     pub fn set(&mut self, place: usize, cost: f32) {
-        self.all[place] = cost;
-        self.stale[place / BLOCK] = true;
+        match self {
+            Costs::Few(few) => few.set(place, cost),
+            Costs::Many(all) => all[place] = cost,
+        }
     }
 
-    /// Makes the blocks right again.
+    /// The same for one that comes last among equals from now on.
+    #[inline]
+    pub fn queue(&mut self, place: usize, cost: f32) {
+        match self {
+            Costs::Few(few) => few.queue(place, cost),
+            Costs::Many(all) => all[place] = cost,
+        }
+    }
+
+    /// Makes changes count.
     #[inline]
     pub fn settle(&mut self) {
-        for block in 0..self.stale.len() {
-            if self.stale[block] {
-                self.settle_block(block);
-            }
+        if let Costs::Few(few) = self {
+            few.settle();
         }
     }
 
-    /// Changes one and makes its block right again.
+    /// The one at `place` was chosen, which makes its cost another one.
     #[inline]
-    pub fn set_one(&mut self, place: usize, cost: f32) {
-        self.all[place] = cost;
-        // Beyond a thousand the blocks are not looked at.
-        if self.all.len() <= SCAN_MAX {
-            self.settle_block(place / BLOCK);
-        } else {
-            self.stale[place / BLOCK] = true;
+    pub fn chosen(&mut self, place: usize, cost: f32) {
+        match self {
+            Costs::Few(few) => few.chosen(place, cost),
+            Costs::Many(all) => all[place] = cost,
         }
     }
 
+    /// Takes over who comes first among equals: `places` tells the old place of each new one.
+    pub fn carry(&mut self, before: &Costs, places: impl Iterator<Item = Option<usize>>) {
+        if let (Costs::Few(few), Costs::Few(before)) = (self, before) {
+            few.carry(before, places);
+        }
+    }
+
+    /// The place of the least cost; `None` if all are infinite. Long arrays are sampled by one random stretch.
     #[inline]
-    fn settle_block(&mut self, block: usize) {
-        self.stale[block] = false;
-        self.least[block] = least(block_of(&self.all, block));
-    }
-
-    /// The place of the least cost, ties broken by where a random start finds the first of them; `None` if all are
-    /// infinite. Long arrays are sampled by one random stretch.
-    pub fn cheapest(&mut self, stretch: usize, rng: &mut impl Rng) -> Option<usize> {
-        let n = self.all.len();
-        let start = match n {
-            0 => return None,
-            1 => 0,
-            // Multiply and shift: even to one in 2^32 / n, and without a division.
-            _ => ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize,
-        };
-        if n > SCAN_MAX {
-            let sampled = self.cheapest_of_stretch(start, stretch);
-            if sampled.is_some() {
-                return sampled;
-            }
-            self.settle();
-        }
-        let wanted = least(&self.least);
-        if wanted == f32::INFINITY {
-            return None;
-        }
-        let first = start / BLOCK;
-        let split = start % BLOCK;
-        if self.least[first] == wanted {
-            let after = place_of(wanted, &block_of(&self.all, first)[split..]);
-            if let Some(place) = after {
-                return Some(start + place);
+    pub fn cheapest(&self, stretch: usize, rng: &mut impl Rng) -> Option<usize> {
+        match self {
+            Costs::Few(few) => few.cheapest(),
+            Costs::Many(all) => {
+                // Multiply and shift: even to one in 2^32 / n, and without a division.
+                let start = ((u64::from(rng.next_u32()) * all.len() as u64) >> 32) as usize;
+                let sampled = cheapest_of_stretch(all, start, stretch);
+                sampled.or_else(|| cheapest_of_stretch(all, start, all.len()))
             }
         }
-        let blocks = (first + 1..self.least.len()).chain(0..=first);
-        for block in blocks {
-            if self.least[block] == wanted {
-                let found = place_of(wanted, block_of(&self.all, block));
-                return found.map(|place| block * BLOCK + place);
-            }
-        }
-        None
-    }
-
-    fn cheapest_of_stretch(&self, start: usize, stretch: usize) -> Option<usize> {
-        let n = self.all.len();
-        let head = &self.all[start..(start + stretch).min(n)];
-        let tail = &self.all[..(start + stretch).saturating_sub(n)];
-        let wanted = least(head).min(least(tail));
-        if wanted == f32::INFINITY {
-            return None;
-        }
-        let found = place_of(wanted, head).map(|place| start + place);
-        found.or_else(|| place_of(wanted, tail))
     }
 }
 
-#[inline]
-fn block_of(all: &[f32], block: usize) -> &[f32] {
-    &all[block * BLOCK..((block + 1) * BLOCK).min(all.len())]
+/// The place of the least of `stretch` costs from `start` on, round the end; the first of those that cost the same.
+fn cheapest_of_stretch(all: &[f32], start: usize, stretch: usize) -> Option<usize> {
+    let n = all.len();
+    let head = &all[start..(start + stretch).min(n)];
+    let tail = &all[..(start + stretch).saturating_sub(n)];
+    let wanted = least(head).min(least(tail));
+    if wanted == f32::INFINITY {
+        return None;
+    }
+    let found = place_of(wanted, head).map(|place| start + place);
+    found.or_else(|| place_of(wanted, tail))
 }
 
 /// The first place of `wanted`, sixteen numbers at a time for the same reason as in [`least`].
@@ -174,40 +153,51 @@ mod tests {
     use crate::staging::dice;
 
     #[test]
-    fn the_cheapest_is_found_wherever_it_is_and_ties_are_shared() {
+    fn the_cheapest_is_found_wherever_it_is() {
         let mut rng = dice(1);
-        for count in [1, 2, 15, 16, 17, 64, 65, 130, 1_000] {
-            let mut costs = Costs::new(count);
+        for count in [0, 1, 2, 15, 16, 17, 64, 65, 130, 1_000] {
+            let mut costs = Costs::new(count, 7);
             assert_eq!(costs.cheapest(64, &mut rng), None, "{count}");
             for place in 0..count {
                 costs.set(place, rng.random_range(2.0..3.0));
             }
             costs.settle();
-            for _ in 0..50 {
+            for _ in 0..50.min(count * 50) {
                 let place = rng.random_range(0..count);
                 let before = costs.of(place);
-                costs.set_one(place, 1.0);
+                costs.chosen(place, 1.0);
                 assert_eq!(costs.cheapest(64, &mut rng), Some(place), "{count}");
-                costs.set_one(place, before);
+                costs.chosen(place, before);
             }
         }
-        let mut costs = Costs::new(65);
-        (0..65).for_each(|place| costs.set(place, 1.0));
-        costs.settle();
-        let mut counts = [0; 65];
-        for _ in 0..65_000 {
-            counts[costs.cheapest(64, &mut rng).expect("all are open")] += 1;
+    }
+
+    #[test]
+    fn equals_take_turns_in_another_order_for_each_salt() {
+        let mut orders = std::collections::BTreeSet::new();
+        for salt in 0..20 {
+            let mut costs = Costs::new(65, salt);
+            (0..65).for_each(|place| costs.set(place, 1.0));
+            costs.settle();
+            let mut turn = || {
+                let place = costs.cheapest(64, &mut dice(1)).expect("all are open");
+                costs.chosen(place, 1.0);
+                place
+            };
+            let order: Vec<usize> = (0..65).map(|_| turn()).collect();
+            let everybody: std::collections::BTreeSet<&usize> = order.iter().collect();
+            assert_eq!(everybody.len(), 65);
+            let again: Vec<usize> = (0..65).map(|_| turn()).collect();
+            assert_eq!(order, again);
+            orders.insert(order);
         }
-        assert!(
-            counts.iter().all(|c| (850..1_150).contains(c)),
-            "{counts:?}"
-        );
+        assert_eq!(orders.len(), 20);
     }
 
     #[test]
     fn a_long_array_is_sampled_and_searched_whole_if_the_sample_is_closed() {
         let mut rng = dice(2);
-        let mut costs = Costs::new(5_000);
+        let mut costs = Costs::new(5_000, 7);
         costs.set(4_321, 7.0);
         for _ in 0..20 {
             assert_eq!(costs.cheapest(64, &mut rng), Some(4_321));

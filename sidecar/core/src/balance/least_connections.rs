@@ -1,6 +1,6 @@
 //! Fewest requests (or connections) in flight by weight: the smallest (in flight + 1) / weight.
 //!
-//! Not here: the scan, and the random place where it starts among equals (`column.rs`).
+//! Not here: who comes first among equals (`tournament.rs`).
 
 /// Above a thousand endpoints, this many are looked at.
 pub(super) const BLOCK: usize = 256;

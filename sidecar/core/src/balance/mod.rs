@@ -12,6 +12,7 @@ pub mod least_response_time;
 mod power_of_two;
 mod random;
 mod round_robin;
+mod tournament;
 pub mod wish;
 mod zones;
 

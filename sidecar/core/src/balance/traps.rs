@@ -112,7 +112,7 @@ fn weights_count_among_idle_endpoints_with_fewest_connections() {
 }
 
 #[test]
-fn equals_with_fewest_connections_are_chosen_by_chance() {
+fn equals_with_fewest_connections_share_alike() {
     let upstream = stage(Balance::LeastConnections, &[100; 8]).build(at(0));
     let ids = ids(&upstream);
     let mut rng = dice(1);
