@@ -205,6 +205,12 @@ impl Source {
         !self.state.borrow().lost
     }
 
+    /// Whether anything of the body has come.
+    pub fn has_begun(&self) -> bool {
+        let state = self.state.borrow();
+        state.frames > 0 || state.over
+    }
+
     /// Waits until so many bytes of the body have come, or all there are, and yields them and whether they are all. Every
     /// try sends them too.
     pub async fn beginning(&self, bytes_max: usize) -> (Vec<u8>, bool) {

@@ -26,7 +26,8 @@ use super::{
     control,
     front::Caller,
     headers::{self, Origin},
-    http1::{encode, head::Spelling, wire::SharedWire},
+    http1::head::Spelling,
+    interim::Ear,
     key_in_body,
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
@@ -61,7 +62,7 @@ pub struct Call {
     /// How the client spelled its head, if that is known.
     pub spelling: Option<Spelling>,
     /// Where the client can be told something before the answer; `None` for one that would not understand it.
-    pub client: Option<SharedWire>,
+    pub client: Option<Ear>,
     id: HeaderValue,
     /// Its session, if it has one.
     session: Option<Session>,
@@ -76,14 +77,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// Passes an interim answer on to the client; its connection writes it at its next turn.
+    /// Passes an interim answer on to the client.
     pub fn inform(&self, status: StatusCode, headers: &HeaderMap, spelling: Option<&Spelling>) {
         if let Some(client) = &self.client {
-            let wire = &mut *client.borrow_mut();
-            let output = wire.output();
-            encode::status_line(output, status, spelling);
-            encode::fields(output, headers, spelling);
-            output.extend_from_slice(b"\r\n");
+            client.tell(status, headers, spelling);
         }
     }
 
@@ -94,6 +91,13 @@ impl Call {
             key: self.key,
             wish: self.place.as_ref().map(control::Place::wish),
         }
+    }
+
+    /// Whether the client waits for a word before it sends its body, of which nothing has come.
+    pub fn awaits_word(&self) -> bool {
+        // It stands only in the head of one that waits.
+        self.headers.contains_key(header::EXPECT)
+            && (self.source.as_ref()).is_some_and(|source| !source.has_begun())
     }
 
     /// Tells a client that waits for it to send its body.
@@ -324,7 +328,7 @@ fn read(
     let connection = caller
         .client
         .clone()
-        .filter(|_| parts.version == Version::HTTP_11);
+        .filter(|_| parts.version != Version::HTTP_10);
     let source = Source::new(body);
     let timeout = if grpc {
         parts

@@ -31,6 +31,7 @@ use super::{
         wire::{SharedWire, Wire},
     },
     http2,
+    interim::Ear,
     listen::Place,
     patience::{CLIENT_IDLE, HEAD_READ},
     porter::Carrying,
@@ -57,8 +58,8 @@ pub struct Caller {
     pub origin: Rc<Origin>,
     /// The upstream its listener belongs to; `None`: the authority tells.
     pub upstream: Option<Rc<str>>,
-    /// An HTTP/1 client's connection, for what it is told before an answer.
-    pub client: Option<SharedWire>,
+    /// Where a client is told something before an answer; `None` until it is known what it speaks.
+    pub client: Option<Ear>,
     /// Its connection's place in the table.
     pub entry: Rc<Entry>,
 }
@@ -107,7 +108,7 @@ pub async fn serve(
         }
         Speaks::Http1 | Speaks::Undecided => {
             caller.entry.speaks(Spoken::Http1);
-            caller.client = Some(Rc::clone(&wire));
+            caller.client = Some(Ear::Http1(Rc::clone(&wire)));
             server::serve(caller, wire, head_ends).await;
         }
     }

@@ -21,6 +21,7 @@ pub mod gather;
 pub mod headers;
 pub mod http1;
 pub mod http2;
+pub mod interim;
 pub mod key_in_body;
 pub mod listen;
 pub mod look;

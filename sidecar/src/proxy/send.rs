@@ -18,7 +18,7 @@ use tower::Service;
 
 use super::{
     attempt::Attempt,
-    body::{Inflow, RequestBody},
+    body::Inflow,
     connections::{Entry, Spoken, UnderWay},
     dial::Target,
     extended,
@@ -403,10 +403,7 @@ async fn ask(
         };
         return Ok((head, body, None));
     }
-    let body = RequestBody::of(call.source.as_ref());
-    // No interim answer of HTTP/2 is passed on, so a client that waits for one is told here to go on.
-    call.go_on();
-    let answered = match http2::client::send(&line, request, body) {
+    let answered = match http2::client::send(&line, request, call) {
         Ok(exchange) => exchange.await,
         Err(trouble) => Err(trouble),
     };
@@ -479,7 +476,6 @@ fn http2_request(call: &Call, line: &Line, left: Duration) -> Result<Request<()>
     *request.headers_mut() = call.headers.clone();
     let fields = request.headers_mut();
     fields.remove(header::UPGRADE);
-    fields.remove(header::EXPECT);
     if let Some(left) = time_left(call, left) {
         fields.insert(headers::GRPC_TIMEOUT, left);
     }
@@ -501,7 +497,7 @@ pub fn time_left(call: &Call, left: Duration) -> Option<HeaderValue> {
 
 /// Reads what befell a request over HTTP/2, and how much of it the endpoint may have seen.
 fn broken(trouble: &http2::client::Trouble, call: &Call, reused: bool) -> Failure {
-    use http2::client::Trouble::{Broken, Unsent};
+    use http2::client::Trouble::{Broken, Garbled, Unsent};
     let client_failed = call
         .source
         .as_ref()
@@ -520,6 +516,7 @@ fn broken(trouble: &http2::client::Trouble, call: &Call, reused: bool) -> Failur
             (Unreachable::NotProcessed, sent)
         }
         (Broken(_), sent) => (Unreachable::Broken, sent),
+        (Garbled(_), sent) => (Unreachable::Garbled, sent),
     };
     tracing::debug!(?trouble, ?why, ?sent, "no answer");
     Failure {

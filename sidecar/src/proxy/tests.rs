@@ -42,6 +42,7 @@ use super::{
 use crate::{clock::Clock, proxy::welcome::Caller};
 
 mod http2;
+mod interim;
 mod leaving;
 mod limits;
 

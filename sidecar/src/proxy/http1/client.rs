@@ -19,10 +19,13 @@ use super::{
     incoming::{Received, Upload},
     wire::SharedWire,
 };
-use crate::proxy::{body::RequestBody, forward::Call, headers, send::time_left};
-
-/// Interim answers (1xx) to one request that are passed on; a server that sends more is not well.
-const INTERIM_MAX: u32 = 16;
+use crate::proxy::{
+    body::RequestBody,
+    forward::Call,
+    headers,
+    interim::{Interim, TooMany},
+    send::time_left,
+};
 
 /// Why there is no answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +60,7 @@ pub async fn exchange(
         header_bytes,
         seen: 0,
         begun: false,
-        interim: 0,
+        interim: Interim::of(call),
     };
     let written = wire.borrow().written();
     let mut sending = Some(Outgoing::new(wire, body, coding));
@@ -150,13 +153,14 @@ struct Reading<'a> {
     header_bytes: usize,
     seen: usize,
     begun: bool,
-    interim: u32,
+    interim: Interim<'a>,
 }
 
 type Head = (response::Parts, head::Spelling, Framing);
 
 impl Reading<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Trouble>> {
+        self.interim.poll_patience(cx);
         loop {
             match self.take() {
                 Ok(None) => {}
@@ -204,12 +208,9 @@ impl Reading<'_> {
                 wire.begin_body(meaning.framing, keeps);
                 return Ok(Some((parts, spelling, meaning.framing)));
             }
-            self.interim += 1;
-            if self.interim > INTERIM_MAX {
-                return Err(head::Fault::Malformed("too many interim answers"));
-            }
             headers::strip_hop_by_hop(&mut parts.headers, false);
-            self.call.inform(status, &parts.headers, Some(&spelling));
+            let passed = self.interim.pass(status, &parts.headers, Some(&spelling));
+            passed.map_err(|TooMany| head::Fault::Malformed("too many interim answers"))?;
         }
     }
 }

@@ -16,7 +16,7 @@ use h2::{
     client::{Builder, Connection, ResponseFuture, SendRequest},
 };
 use http::{
-    HeaderValue, Method, Request, Uri,
+    HeaderValue, Method, Request, StatusCode, Uri,
     header::CONTENT_LENGTH,
     response,
     uri::{self, Authority, PathAndQuery, Scheme},
@@ -34,11 +34,13 @@ use super::{
 use crate::proxy::{
     body::RequestBody,
     connections::Entry,
+    forward::Call,
     gather::Gathered,
     http1::{
         incoming::Upload,
         wire::{Buffers, Wire},
     },
+    interim::{Interim, TooMany},
     transport::Transport,
 };
 
@@ -258,18 +260,26 @@ pub enum Trouble {
     Unsent(h2::Error),
     /// No answer came, or a bad one.
     Broken(h2::Error),
+    /// What came before the answer may not.
+    Garbled(&'static str),
 }
 
-/// Sends a request; what comes of it is awaited.
+/// Sends a request, made of `call`; what comes of it is awaited.
 ///
 /// # Errors
 /// What befell it at once.
-pub fn send(line: &Line, mut request: Request<()>, body: RequestBody) -> Result<Exchange, Trouble> {
+pub fn send<'a>(
+    line: &Line,
+    mut request: Request<()>,
+    call: &'a Call,
+) -> Result<Exchange<'a>, Trouble> {
+    let body = RequestBody::of(call.source.as_ref());
     tell_length(&mut request, &body);
     let is_whole = body.is_end_stream();
     let (sender, answer, stream) = begin(line, request, is_whole)?;
     Ok(Exchange {
         unopened: Some(sender),
+        interim: Interim::of(call),
         answer,
         // An endpoint that does not read has the time that its answer has.
         outflow: (!is_whole).then(|| Outflow::new(body, stream, None)),
@@ -333,14 +343,15 @@ fn tell_length(request: &mut Request<()>, body: &RequestBody) {
 
 /// A request on its way out and its answer on its way in, at once; yields the answer's head. Dropped before, the stream
 /// is given up.
-pub struct Exchange {
+pub struct Exchange<'a> {
     /// Knows when the stream is opened: at once, or when the endpoint takes one more.
     unopened: Option<SendRequest<Bytes>>,
+    interim: Interim<'a>,
     answer: ResponseFuture,
     outflow: Option<Outflow<RequestBody>>,
 }
 
-impl Exchange {
+impl Exchange<'_> {
     fn poll_outflow(&mut self, cx: &mut Context<'_>) {
         if let Some(outflow) = &mut self.outflow
             && let Poll::Ready(sent) = outflow.poll(cx)
@@ -351,9 +362,23 @@ impl Exchange {
             }
         }
     }
+
+    /// Passes on what the endpoint says before its answer; ready when that comes next.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        // The answer itself, asked for first, would throw away what stands before it.
+        while let Some(said) = ready!(self.answer.poll_informational(cx)) {
+            let (head, ()) = said.map_err(Trouble::Broken)?.into_parts();
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Poll::Ready(Err(Trouble::Garbled("101, which HTTP/2 does not know")));
+            }
+            let passed = self.interim.pass(head.status, &head.headers, None);
+            passed.map_err(|TooMany| Trouble::Garbled("too many interim answers"))?;
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
-impl Future for Exchange {
+impl Future for Exchange<'_> {
     type Output = Result<(response::Parts, Received), Trouble>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -362,7 +387,9 @@ impl Future for Exchange {
             let _ = ready!(sender.poll_ready(cx));
             self.unopened = None;
         }
+        self.interim.poll_patience(cx);
         self.poll_outflow(cx);
+        ready!(self.poll_interim(cx))?;
         let answer = ready!(Pin::new(&mut self.answer).poll(cx)).map_err(Trouble::Broken)?;
         let upload = self.outflow.take().map(|mut outflow| {
             // An answer may begin before its request has ended, as in a conversation. Dropped with it, what is left of the

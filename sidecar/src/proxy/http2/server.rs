@@ -39,6 +39,7 @@ use crate::proxy::{
     front::{self, Caller, Guarding, Stack, old_age},
     gather::Gathered,
     http1::wire::SharedWire,
+    interim::{Ear, Notes},
     patience::{Answering, CLIENT_IDLE, Patience, RanOut},
     porter::Carrying,
     tunnel,
@@ -56,11 +57,13 @@ const SEND_BYTES_MAX: usize = 400 * 1024;
 const ROUNDS_MAX: usize = 8;
 
 /// Serves a client that speaks HTTP/2, until it ends.
-pub async fn serve(caller: Caller, wire: SharedWire, header_bytes: usize) {
+pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
     let worker = Rc::clone(&caller.worker);
     let patience = Patience::new(worker.clock);
     let ends = caller.entry.end();
     let io = Gathered::of_client(wire, Arc::clone(&patience), Rc::clone(&caller.entry));
+    let notes = Rc::<Notes>::default();
+    caller.client = Some(Ear::Http2(Rc::clone(&notes)));
     let mut serving = Serving {
         stage: Stage::Greeting(
             Builder::new()
@@ -81,6 +84,7 @@ pub async fn serve(caller: Caller, wire: SharedWire, header_bytes: usize) {
         worker: Rc::clone(&worker),
         entry: Rc::clone(&caller.entry),
         stack: front::stack(caller),
+        notes,
         patience: Arc::clone(&patience),
     };
     if let Err(error) = run(&worker, &patience, ends, &mut serving).await {
@@ -140,6 +144,7 @@ struct Serving {
     worker: Rc<Worker>,
     entry: Rc<Entry>,
     stack: Stack,
+    notes: Rc<Notes>,
     patience: Arc<Patience>,
 }
 
@@ -237,6 +242,7 @@ impl Serving {
         let request = Request::from_parts(head, Inflow::Http2(body));
         self.crew.add(Exchange {
             answer: self.stack.call(request),
+            notes: Rc::clone(&self.notes),
             respond,
             is_head,
             leaving,
@@ -251,6 +257,8 @@ impl Serving {
 /// One stream: its request is answered, then the answer's body follows.
 struct Exchange {
     answer: Guarding<Carrying>,
+    /// What the client is to be told before.
+    notes: Rc<Notes>,
     respond: SendResponse<Bytes>,
     /// Whatever the answer, no body follows.
     is_head: bool,
@@ -282,7 +290,9 @@ impl Exchange {
         if let Some(outflow) = &mut self.outflow {
             return outflow.poll(cx);
         }
-        let Poll::Ready(Ok(answer)) = Pin::new(&mut self.answer).poll(cx) else {
+        let answered = Pin::new(&mut self.answer).poll(cx);
+        self.tell(cx)?;
+        let Poll::Ready(Ok(answer)) = answered else {
             // A client that gives its stream up takes its request with it.
             let reason = ready!(self.respond.poll_reset(cx))?;
             return Poll::Ready(Err(Broken::Stream(reason.into())));
@@ -295,6 +305,18 @@ impl Exchange {
                 Poll::Ready(Err(Broken::Stream(error)))
             }
         }
+    }
+
+    /// Tells the client what it is to hear before its answer.
+    fn tell(&mut self, cx: &mut Context<'_>) -> Result<(), h2::Error> {
+        for note in self.notes.take() {
+            // h2 would write it to a stream that the client has given up, too.
+            if let Poll::Ready(reason) = self.respond.poll_reset(cx)? {
+                return Err(reason.into());
+            }
+            self.respond.send_informational(note)?;
+        }
+        Ok(())
     }
 
     /// Sends an answer's head, and whatever is behind it on its way.
