@@ -120,6 +120,13 @@ impl SharedH2 {
         open.push(line);
     }
 
+    /// Whether streams of an open one may leave HTTP, as far as the endpoint has said.
+    fn lets_leave(&self) -> bool {
+        let open = self.open.borrow();
+        open.iter()
+            .any(|line| line.is_open() && line.has_let_leave())
+    }
+
     fn rested(&self, now: Moment) -> usize {
         let open = &mut *self.open.borrow_mut();
         open.retain(|line| {
@@ -263,6 +270,14 @@ impl Pool {
     /// Whether the endpoint chose HTTP/2 when it had the choice.
     pub fn agreed_http2(&mut self, between: Between) -> bool {
         (self.shelf(between)).is_some_and(|shelf| shelf.agreed_http2)
+    }
+
+    /// Whether it did, and a stream of an open connection may leave HTTP.
+    pub fn leaves_http2(&mut self, between: Between) -> bool {
+        self.shelf(between).is_some_and(|shelf| {
+            let shared = shelf.h2.as_ref().filter(|_| shelf.agreed_http2);
+            shared.is_some_and(|shared| shared.lets_leave())
+        })
     }
 
     /// The endpoint has chosen HTTP/2 on this connection: from now on it is shared.

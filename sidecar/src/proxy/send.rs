@@ -121,12 +121,18 @@ pub async fn once(
     let tried = {
         // In its place from the beginning: it is large, and would be copied into whatever holds it.
         let trying = pin!(async {
-            // An upgrade needs HTTP/1, which an endpoint behind TLS speaks too if nothing else is offered.
             let agreed_http2 = || {
                 let between = terms.between(upstream, endpoint);
-                worker.pool.borrow_mut().agreed_http2(between)
+                let pool = &mut *worker.pool.borrow_mut();
+                if call.upgrade {
+                    // Unless a stream can do it, it takes HTTP/1, which an endpoint behind TLS speaks too if nothing
+                    // else is offered.
+                    extended::is_websocket(&call.headers) && pool.leaves_http2(between)
+                } else {
+                    pool.agreed_http2(between)
+                }
             };
-            if endpoint.http2 || (!call.upgrade && agreed_http2()) {
+            if endpoint.http2 || agreed_http2() {
                 over_http2(&mut attempt, upstream, call, terms).await
             } else {
                 over_http1(&mut attempt, upstream, call, terms).await

@@ -123,6 +123,11 @@ impl Line {
         }
     }
 
+    /// Whether the endpoint has said by now that streams may leave HTTP.
+    pub fn has_let_leave(&self) -> bool {
+        self.terms.is_told.get() && self.sender.borrow().is_extended_connect_protocol_enabled()
+    }
+
     /// Whether the endpoint takes another stream now, as far as is known.
     pub fn has_room(&self) -> bool {
         !self.terms.is_asked.get() && (self.entry.under_way() as usize) < self.terms.streams.get()

@@ -7,7 +7,13 @@ use http::{Request, Response};
 use mesh_core::policy::HttpVersion;
 
 use super::*;
-use crate::proxy::patience::{CLIENT_IDLE, FAREWELL};
+use crate::proxy::{
+    connections::Spoken,
+    http2::client,
+    patience::{CLIENT_IDLE, FAREWELL},
+    pool::Between,
+    send::listed,
+};
 
 /// What a client of HTTP/2 says first: its preface, and settings that change nothing.
 const HTTP2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -357,4 +363,73 @@ fn a_connection_on_which_a_request_waits_in_vain_is_asked_and_left_when_it_is_de
         let (_, open) = world.worker.pool.borrow().count();
         assert_eq!(open, 1, "the dead one is let go of");
     });
+}
+
+/// The worker has a connection on which the endpoint has chosen HTTP/2 inside TLS; streams may leave HTTP, or not.
+async fn has_agreed(world: &World, lets_leave: bool) {
+    let (ours, theirs) = duplex(64 * 1024);
+    tokio::task::spawn_local(async move {
+        let mut server = h2::server::Builder::new();
+        if lets_leave {
+            server.enable_connect_protocol();
+        }
+        let mut connection = server.handshake::<_, Bytes>(theirs).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let protocol = request.extensions().get::<h2::ext::Protocol>();
+            assert_eq!(protocol.map(h2::ext::Protocol::as_str), Some("websocket"));
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            stream
+                .send_data(Bytes::from_static(b"hello"), true)
+                .unwrap();
+        }
+    });
+    let worker = &world.worker;
+    let snapshot = worker.snapshot();
+    let upstream = snapshot.upstream("web").unwrap();
+    let ask = Ask::default();
+    let pick = (worker.desk(upstream)).pick(worker, upstream, &ask, worker.clock.now());
+    let endpoint = pick.unwrap().endpoint;
+    let entry = listed(worker, upstream, &endpoint, Transport::Pipe(ours));
+    entry.speaks(Spoken::Http2);
+    let line = client::open(entry, &worker.buffers, 64 * 1024)
+        .await
+        .unwrap();
+    assert_eq!(line.lets_leave().await, lets_leave);
+    let between = Between {
+        client: 0,
+        endpoint: endpoint.id,
+    };
+    worker.pool.borrow_mut().agree_http2(between, line);
+}
+
+#[test]
+fn a_websocket_takes_the_http2_that_was_agreed_where_streams_may_leave_it() {
+    let ask = "GET /chat HTTP/1.1\r\nHost: web.mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    for lets_leave in [true, false] {
+        run(async {
+            let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+            has_agreed(&world, lets_leave).await;
+            let mut client = world.client();
+            client.write_all(ask.as_bytes()).await.unwrap();
+            let answer = head(&mut client).await;
+            if lets_leave {
+                assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+                let accepted = "\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+                assert!(
+                    answer.to_lowercase().contains(&accepted.to_lowercase()),
+                    "{answer}"
+                );
+                let mut hello = [0; 5];
+                client.read_exact(&mut hello).await.unwrap();
+                assert_eq!(&hello, b"hello");
+                assert_eq!(*world.dialled.borrow(), [], "another connection");
+            } else {
+                assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+                let asked = head(&mut client).await.to_lowercase();
+                assert!(asked.contains("\r\nupgrade: websocket\r\n"), "{asked}");
+                assert_eq!(*world.dialled.borrow(), [address(1)]);
+            }
+        });
+    }
 }
