@@ -32,6 +32,7 @@ pub mod porter;
 pub mod proxy_header;
 pub mod reply;
 pub mod send;
+pub mod splice;
 pub mod standby;
 pub mod tally;
 pub mod transport;

@@ -43,6 +43,7 @@ use super::{
     outage::Outages,
     pool::Pool,
     porter::Porters,
+    splice::Pipes,
     tally::Meters,
 };
 use crate::{access_log::AccessLog, clock::Clock, config::Network, request_key, tls::ClientTls};
@@ -126,6 +127,8 @@ pub struct Worker {
     pub pool: RefCell<Pool>,
     /// Every connection, for whoever asks.
     pub connections: Rc<Connections>,
+    /// Pipes that carry nothing now.
+    pub pipes: Pipes,
     /// What becomes of relayed connections whose endpoint went bad.
     pub outages: Outages,
     /// Dice.
@@ -209,6 +212,7 @@ impl Worker {
             clock: common.clock,
             buffers: Rc::default(),
             porters: Rc::default(),
+            pipes: Pipes::default(),
             pool: RefCell::default(),
             connections: Connections::new(common.clock),
             outages: Outages::default(),
