@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -53,6 +53,7 @@ pub struct Endpoint {
     started_ms: AtomicU64,
     grown: AtomicU64,
     evenness: AtomicU32,
+    sated: AtomicBool,
 }
 
 /// Changes of [`Endpoint::evenness`] below this are not told: nobody would see them, and every worker would write anew all
@@ -103,6 +104,7 @@ impl Endpoint {
             started_ms: AtomicU64::new(started_ms),
             grown: AtomicU64::new(0),
             evenness: AtomicU32::new(1_f32.to_bits()),
+            sated: AtomicBool::new(false),
         };
         endpoint.grow(started_ms, unix_ms, now);
         endpoint
@@ -187,6 +189,17 @@ impl Endpoint {
     pub(crate) fn set_evenness(&self, factor: f32) {
         if (factor - self.evenness()).abs() > EVENNESS_STEP {
             self.evenness.store(factor.to_bits(), Relaxed);
+        }
+    }
+
+    /// Whether it weighs less than others and has had its part of the requests, as the worker has it that looked last.
+    pub fn is_sated(&self) -> bool {
+        self.sated.load(Relaxed)
+    }
+
+    pub(crate) fn set_sated(&self, sated: bool) {
+        if sated != self.is_sated() {
+            self.sated.store(sated, Relaxed);
         }
     }
 

@@ -17,8 +17,9 @@ use super::{
 #[command(after_help = "\
 The cost is what the policy compares within a tier, the smallest being called next. For least_response_time its factors \
  are latency, requests of this sidecar in flight by weight, success share, stall, ramp, evenness (below 1 for who was \
- asked less than its share lately: it sets near ties apart) and quiet (over 1 for who has not answered for a while, \
- although requests come thick); for least_connections (in flight + 1) by weight; for power_of_two those in flight. The \
+ asked less than its share lately: it sets near ties apart), quiet (over 1 for who has not answered for a while, \
+ although requests come thick) and sated (over 1 for who weighs less than others, is idle and has had its part of the \
+ requests); for least_connections (in flight + 1) by weight; for power_of_two those in flight. The \
  other policies compare nothing.
 
 Examples:
@@ -97,7 +98,7 @@ const ZONES: [Column; 8] = [
     }),
 ];
 
-const COSTS: [Column; 11] = [
+const COSTS: [Column; 12] = [
     words("INSTANCE", |row| text(row, "instance")),
     numbers("TIER", |row| text(row, "tier")),
     numbers("COST", |row| cost(&row["cost"])),
@@ -109,6 +110,7 @@ const COSTS: [Column; 11] = [
     numbers("WEIGHT", |row| number(&row["cost"], "weight", 0)),
     numbers("EVENNESS", |row| number(&row["cost"], "evenness", 2)),
     numbers("QUIET", |row| number(&row["cost"], "quiet", 1)),
+    numbers("SATED", |row| number(&row["cost"], "sated", 1)),
 ];
 
 const ORDER: [Column; 3] = [
@@ -263,7 +265,7 @@ mod tests {
                 {"instance": "a", "node": "n", "address": "10.0.0.1:80", "zone": "z", "tier": 0, "usable": true,
                     "why": null, "in_flight": 1, "latency_ms": 1.25, "success": 1.0, "ejected_for_ms": null,
                     "cost": {"latency_ms": 1.25, "own": 1, "success": 1.0, "stall": 1.0, "ramp": 1.0, "weight": 100.0,
-                        "evenness": 0.83, "quiet": 1.0, "cost": 64951.9}},
+                        "evenness": 0.83, "quiet": 1.0, "sated": 8.0, "cost": 64951.9}},
                 {"instance": "b", "node": "n", "address": "10.0.0.2:80", "zone": "z", "tier": 0, "usable": false,
                     "why": "ejected", "in_flight": 0, "latency_ms": null, "success": 0.5, "ejected_for_ms": 1500,
                     "cost": null},
@@ -281,6 +283,7 @@ mod tests {
             "64952",
             "EVENNESS",
             "0.83",
+            "SATED",
             "ejected (for 1.5s)",
         ] {
             assert!(story.contains(part), "{part}\n{story}");

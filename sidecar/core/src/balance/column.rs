@@ -9,8 +9,8 @@ use rand::{Rng, RngExt};
 use crate::{endpoint::Endpoint, moment::Moment, policy::Balance, upstream::Member};
 
 use super::{
-    Ask, costs::Costs, least_connections, least_response_time, power_of_two, random::Random,
-    round_robin::RoundRobin,
+    Ask, costs::Costs, least_connections, least_response_time, portion::Portions, power_of_two,
+    random::Random, round_robin::RoundRobin,
 };
 
 /// Up to this many endpoints the requests in flight that matter are read anew for every pick.
@@ -25,6 +25,7 @@ pub(super) struct Column {
     lanes: Vec<Lane>,
     /// What one more request costs.
     costs: Costs,
+    portions: Portions,
     refreshed: Moment,
     /// Who is out by ejection.
     pub out: Vec<usize>,
@@ -118,6 +119,7 @@ impl Column {
             weight: vec![0.0; n],
             lanes: vec![CLOSED; n],
             costs,
+            portions: Portions::new(members),
             refreshed: Moment::START,
             out: Vec::with_capacity(n),
             blemished: Vec::with_capacity(n),
@@ -151,6 +153,7 @@ impl Column {
         self.out.clear();
         self.blemished.clear();
         self.limited = self.limit != u32::MAX;
+        let mut claim = 0.0_f64;
         for (i, member) in members.iter().enumerate() {
             let endpoint = &*member.endpoint;
             let lane = &mut self.lanes[i];
@@ -179,8 +182,10 @@ impl Column {
                 Policy::LeastResponseTime => {
                     let weight = member.weight / mean_weight;
                     lane.lean = weight.recip() as f32;
-                    least_response_time::Factors::of(endpoint, weight, ramp, mean, now).at_rest()
-                        as f32
+                    let factors =
+                        least_response_time::Factors::of(endpoint, weight, ramp, mean, now);
+                    claim = claim.max(member.weight * factors.soundness());
+                    factors.at_rest() as f32
                 }
                 _ => least_connections::at_rest(self.weight[i]),
             };
@@ -195,6 +200,7 @@ impl Column {
         if matches!(self.policy, Policy::LeastResponseTime) {
             self.even_out(now);
             self.doubt_the_quiet(now);
+            self.spare_the_sated(members, claim);
         }
         self.refreshed = now;
         self.read_in_flight(true);
@@ -235,6 +241,19 @@ impl Column {
             } else {
                 1.0
             };
+        }
+    }
+
+    /// Whoever weighs less than others and has had its part of the requests costs, idle, as much as with one in flight.
+    fn spare_the_sated(&mut self, members: &[Member], claim: f64) {
+        let used = |place: usize| self.lanes[place].used;
+        let over = self.portions.overdrawn(members, used, &self.weight, claim);
+        for (lane, member) in self.lanes.iter_mut().zip(members) {
+            let sated = member.weight <= over;
+            member.endpoint.set_sated(sated);
+            if sated {
+                lane.stale *= least_response_time::crowding(lane.lean);
+            }
         }
     }
 

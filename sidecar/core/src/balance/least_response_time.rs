@@ -94,10 +94,15 @@ impl Factors {
 
     /// The cost while nothing is in flight. The weight has no part in it: a backend of twice the capacity is no quicker
     /// when both are idle, and if it were cheaper it would get all requests then. Among equals they go by weight
-    /// (`evenness`).
+    /// (`evenness`), and one that is quicker gets no more than its part (`portion.rs`).
     pub fn at_rest(&self) -> f64 {
         let success = self.success.max(SUCCESS_FLOOR);
         self.latency * self.stall / (self.ramp * success * success)
+    }
+
+    /// What failures, a silence under way and youth leave of it; 1 is all.
+    pub fn soundness(&self) -> f64 {
+        self.latency / self.at_rest()
     }
 
     /// The cost of one more request, but for what sets near ties apart.
@@ -109,7 +114,7 @@ impl Factors {
 
 /// What requests in flight make of the cost: (1 + κ·own)^1.5, where `own` is divided by the weight.
 #[inline]
-pub(super) fn crowding(own: f32) -> f32 {
+pub(crate) fn crowding(own: f32) -> f32 {
     let crowd = 1.0 + KAPPA * own;
     crowd * crowd.sqrt()
 }

@@ -9,6 +9,7 @@ mod column;
 mod costs;
 pub mod least_connections;
 pub mod least_response_time;
+mod portion;
 mod power_of_two;
 mod random;
 mod round_robin;
@@ -566,3 +567,6 @@ mod tests;
 
 #[cfg(test)]
 mod traps;
+
+#[cfg(test)]
+mod weights;

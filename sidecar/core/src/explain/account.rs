@@ -179,6 +179,7 @@ fn rounded(cost: CostView) -> CostView {
         weight: round(cost.weight),
         evenness: round(cost.evenness),
         quiet: round(cost.quiet),
+        sated: round(cost.sated),
         cost: cost.cost.map(round),
         ..cost
     }

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use crate::{
-    balance::least_response_time::{Factors, is_thick, mean_latency, mean_weight, staleness},
+    balance::least_response_time::{
+        Factors, crowding, is_thick, mean_latency, mean_weight, staleness,
+    },
     endpoint::{Endpoint, Word},
     moment::Moment,
     policy::Balance,
@@ -68,6 +70,9 @@ pub struct CostView {
     pub evenness: f64,
     /// Factor of not having answered for a while where all others do; 1 with requests in flight, which tell more.
     pub quiet: f64,
+    /// Factor of weighing less than others and having had its part of the requests: what one in flight would make of the
+    /// cost; 1 with requests in flight, which do so themselves. As the worker has it that looked last.
+    pub sated: f64,
     /// What its policy compares, the smallest being called: all of it together for `least_response_time`, (in flight + 1)
     /// by weight for `least_connections`, those in flight for `power_of_two`; none where nothing is compared. Only
     /// comparisons within a tier mean anything.
@@ -152,9 +157,15 @@ fn cost(balance: Balance, member: &Member, usual: &Usual, now: Moment) -> CostVi
     } else {
         1.0
     };
-    let (evenness, quiet, own) = (
+    let sated = if by_time && endpoint.is_sated() && factors.own == 0 {
+        crowding(weight.recip() as f32)
+    } else {
+        1.0
+    };
+    let (evenness, quiet, sated, own) = (
         f64::from(evenness),
         f64::from(quiet),
+        f64::from(sated),
         f64::from(factors.own),
     );
     CostView {
@@ -166,8 +177,9 @@ fn cost(balance: Balance, member: &Member, usual: &Usual, now: Moment) -> CostVi
         weight: member.weight,
         evenness,
         quiet,
+        sated,
         cost: match balance {
-            Balance::LeastResponseTime => Some(factors.cost() * evenness * quiet),
+            Balance::LeastResponseTime => Some(factors.cost() * evenness * quiet * sated),
             Balance::LeastConnections => Some((own + 1.0) / (weight * ramp)),
             Balance::PowerOfTwo => Some(own),
             Balance::RoundRobin | Balance::Random => None,
