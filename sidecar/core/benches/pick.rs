@@ -60,6 +60,7 @@ fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
         let report = Report {
             outcome: Outcome::Success,
             latency: Some(Duration::from_micros(rng.random_range(500..2_000))),
+            canary: None,
             connection: 1,
         };
         upstream.report(&member.endpoint, &report, now, &mut rng);

@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{load::Load, moment::Moment, outcome::Outcome, outlier::Trial};
+use crate::{
+    load::Load,
+    moment::Moment,
+    outcome::Outcome,
+    outlier::{Canary, Cause, Trial},
+};
 
 /// How long a new or readmitted endpoint takes to get its full share.
 pub const RAMP: Duration = Duration::from_secs(10);
@@ -81,6 +86,8 @@ pub struct Report {
     pub latency: Option<Duration>,
     /// Tells this attempt's connection from others; 0 if there was none.
     pub connection: u64,
+    /// What [`Pick::canary`](crate::balance::Pick::canary) said of it.
+    pub canary: Option<Canary>,
 }
 
 impl Endpoint {
@@ -162,6 +169,11 @@ impl Endpoint {
         self.trial.out_for(now)
     }
 
+    /// Why it is sent out; `None` when it is in.
+    pub fn ejected_because(&self) -> Option<Cause> {
+        self.trial.cause()
+    }
+
     /// Until when it asked to be left alone because it is full; `None` if it is not.
     pub fn full_for(&self, now: Moment) -> Option<Duration> {
         self.trial.full_for(now)
@@ -176,8 +188,13 @@ impl Endpoint {
         }
     }
 
+    /// One that SWIM took away and that is kept all the same has to answer before it gets more than one request.
     pub(crate) fn set_word(&self, word: Word) {
-        self.word.store(word as u8, Relaxed);
+        let before = self.word.swap(word as u8, Relaxed);
+        let (had_vanished, has_vanished) = (before == Word::Vanished as u8, word == Word::Vanished);
+        if had_vanished != has_vanished {
+            self.load.doubt(has_vanished);
+        }
     }
 
     /// What it makes of its cost that it was asked more or less than its share lately, 0.7 to 1.3, as the worker has it

@@ -50,6 +50,8 @@ pub struct Load {
     quiet_since: AtomicU64,
     begun: AtomicU64,
     answered: AtomicBool,
+    /// See [`Load::allowance`]; 0 = as many as one likes.
+    allowance: AtomicU32,
 }
 
 impl Load {
@@ -64,6 +66,7 @@ impl Load {
             quiet_since: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicBool::new(false),
+            allowance: AtomicU32::new(0),
         }
     }
 
@@ -165,7 +168,7 @@ impl Load {
     /// A good answer whose head took `latency`. One that is the caller's own fault may raise the figure but not
     /// lower it: refusing is quicker than working.
     pub(crate) fn went_well(&self, latency: Option<Duration>, may_lower: bool, now: Moment) {
-        self.answered.store(true, Relaxed);
+        self.answers();
         self.count_success(true);
         match latency {
             Some(latency) if may_lower => self.sample(latency, now),
@@ -176,6 +179,28 @@ impl Load {
 
     pub(crate) fn answers(&self) {
         self.answered.store(true, Relaxed);
+        if self.allowance.load(Relaxed) != 0 {
+            self.allowance.store(0, Relaxed);
+        }
+    }
+
+    /// Most requests in flight until it answers: those that were there when it was doubted, and one more. `None` if nothing
+    /// is doubted.
+    pub fn allowance(&self) -> Option<u32> {
+        match self.allowance.load(Relaxed) {
+            0 => None,
+            most => Some(most),
+        }
+    }
+
+    /// Whether it is there at all has become doubtful, or is no more.
+    pub(crate) fn doubt(&self, doubtful: bool) {
+        let most = if doubtful {
+            self.in_flight().saturating_add(1)
+        } else {
+            0
+        };
+        self.allowance.store(most, Relaxed);
     }
 
     pub(crate) fn went_wrong(&self) {

@@ -3,9 +3,10 @@
 //! Not here: which of the others are asked meanwhile (`balance/`), and what makes a whole tier ill (`zone/`).
 
 use std::{
+    num::NonZeroU64,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -52,7 +53,7 @@ const FULL_MIN: Duration = Duration::from_millis(250);
 pub(crate) struct Trial {
     /// Nanoseconds until which it is out; 0 = in.
     out_until: AtomicU64,
-    /// When its canary went; 0 = none.
+    /// Its [`Canary`]; 0 = none.
     canary: AtomicU64,
     /// When its ramp back to a full share ends; 0 = no ramp.
     ramp_end: AtomicU64,
@@ -67,6 +68,8 @@ pub(crate) struct Trial {
     /// Whether it is out because nobody is there (it refuses connections, or its host is dead), which uses up no
     /// allowance.
     absent: AtomicBool,
+    /// The [`Cause`] it was last sent out for.
+    cause: AtomicU8,
     /// Outcomes by second, packed.
     window: [AtomicU64; WINDOW_SECONDS],
     times: AtomicU32,
@@ -97,6 +100,11 @@ struct Run {
     apart: bool,
 }
 
+/// The one request that finds out whether an endpoint that was sent out is well again. What it comes to is the verdict;
+/// what comes of requests that went before it is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Canary(NonZeroU64);
+
 /// That an endpoint was sent out, for metric and log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ejected {
@@ -112,17 +120,41 @@ pub struct Ejected {
 
 /// Why an endpoint was sent out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Cause {
     /// Too many failures that it answered, in a row.
-    Answers,
+    Answers = 0,
     /// Too many attempts without an answer, in a row.
-    Silence,
+    Silence = 1,
     /// Too small a share of successes.
-    SuccessShare,
+    SuccessShare = 2,
     /// SWIM doubted its host, and it could not be connected to.
-    Confirmed,
+    Confirmed = 3,
     /// Its canary failed.
-    Canary,
+    Canary = 4,
+}
+
+impl Cause {
+    /// The words that listings and the log use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cause::Answers => "answered with errors, several in a row",
+            Cause::Silence => "gave no answer, several times in a row",
+            Cause::SuccessShare => "too small a share of successes",
+            Cause::Confirmed => "its host was doubted and it could not be connected to",
+            Cause::Canary => "failed again when one request tried it",
+        }
+    }
+
+    fn of(number: u8) -> Cause {
+        match number {
+            1 => Cause::Silence,
+            2 => Cause::SuccessShare,
+            3 => Cause::Confirmed,
+            4 => Cause::Canary,
+            _ => Cause::Answers,
+        }
+    }
 }
 
 /// What the rest of the service allows; asked only when an endpoint is about to be sent out.
@@ -159,6 +191,7 @@ impl Trial {
             well: AtomicU64::new(0),
             troubled: AtomicBool::new(false),
             absent: AtomicBool::new(false),
+            cause: AtomicU8::new(Cause::Answers as u8),
             window: Default::default(),
             times: AtomicU32::new(0),
             file: Mutex::default(),
@@ -179,6 +212,11 @@ impl Trial {
             0 => None,
             until => Some(Moment::from_nanos(until).since(now)),
         }
+    }
+
+    /// Why it is out; `None` when it is in.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        self.is_out().then(|| Cause::of(self.cause.load(Relaxed)))
     }
 
     pub(crate) fn full_for(&self, now: Moment) -> Option<Duration> {
@@ -242,9 +280,22 @@ impl Trial {
         self.is_out() && !self.canary_is_free(now)
     }
 
-    /// The canary ended without a verdict.
-    pub(crate) fn release_canary(&self) {
-        self.canary.store(0, Relaxed);
+    /// Its canary, if that was claimed at `now`.
+    pub(crate) fn canary_of(&self, now: Moment) -> Option<Canary> {
+        self.canary_under_way()
+            .filter(|canary| canary.0.get() == stamp(now))
+    }
+
+    /// Its canary, if one was claimed and has not come to anything yet.
+    pub(crate) fn canary_under_way(&self) -> Option<Canary> {
+        NonZeroU64::new(self.canary.load(Relaxed)).map(Canary)
+    }
+
+    /// Takes the canary's place away from `canary`; false if it has not got it.
+    pub(crate) fn release(&self, canary: Canary) -> bool {
+        let canary = canary.0.get();
+        let released = self.canary.compare_exchange(canary, 0, Relaxed, Relaxed);
+        released.is_ok()
     }
 
     /// Its owner says it is well again: the canary may go at once.
@@ -261,14 +312,14 @@ impl Trial {
         before <= now.as_nanos()
     }
 
-    /// It did its part. True when this brought it back in.
-    pub(crate) fn went_well(&self, now: Moment) -> bool {
+    /// It did its part, in an attempt that was its `canary` or none. True when this brought it back in.
+    pub(crate) fn went_well(&self, canary: Option<Canary>, now: Moment) -> bool {
         self.count(true, now);
         self.well.store(stamp(now), Relaxed);
         if self.bad.load(Relaxed) != 0 {
             self.bad.store(0, Relaxed);
         }
-        if self.is_out() && self.canary.load(Relaxed) != 0 {
+        if self.is_out() && canary.is_some_and(|canary| self.release(canary)) {
             let mut file = self.file();
             *file = File {
                 returned: now,
@@ -279,7 +330,6 @@ impl Trial {
             self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
             self.absent.store(false, Relaxed);
             self.out_until.store(0, Relaxed);
-            self.canary.store(0, Relaxed);
             return true;
         }
         if self.troubled.load(Relaxed) {
@@ -329,7 +379,8 @@ impl Trial {
         if until != 0 {
             // Attempts that were under way when it went are no news, nor is one sent before its time because nobody
             // else was left; its canary is.
-            if self.canary.swap(0, Relaxed) != 0 && now.as_nanos() >= until {
+            let is_canary = report.canary.is_some_and(|canary| self.release(canary));
+            if is_canary && now.as_nanos() >= until {
                 return Some(self.send_out(&mut file, gone, Cause::Canary, rules, now, rng));
             }
             if gone {
@@ -421,6 +472,7 @@ impl Trial {
             self.absent.store(true, Relaxed);
         }
         self.canary.store(0, Relaxed);
+        self.cause.store(cause as u8, Relaxed);
         self.out_until.store(stamp(now + duration), Relaxed);
         Ejected {
             duration,

@@ -181,7 +181,7 @@ fn instance(i: usize, zone: &str) -> Instance {
     }
 }
 
-/// Tells the `i`-th member what an attempt came to.
+/// Tells the `i`-th member what an attempt came to: its canary, if one is under way.
 pub(crate) fn report(
     upstream: &Upstream,
     i: usize,
@@ -194,6 +194,7 @@ pub(crate) fn report(
         outcome,
         latency: outcome.is_well().then_some(MS),
         connection,
+        canary: member.endpoint.trial.canary_under_way(),
     };
     upstream.report(&member.endpoint, &report, now, &mut dice(7))
 }

@@ -19,7 +19,7 @@ use crate::{
     mesh::{Demand, Instance},
     moment::Moment,
     outcome::Outcome,
-    outlier::{Company, Ejected},
+    outlier::{Canary, Company, Ejected},
     policy::Policy,
     retry::Budget,
     session::{Hosts, Sources},
@@ -348,7 +348,7 @@ impl Upstream {
             Outcome::Success | Outcome::ClientFault => {
                 let may_lower = report.outcome == Outcome::Success;
                 endpoint.load.went_well(report.latency, may_lower, now);
-                self.went_well(endpoint, now);
+                self.went_well(endpoint, report.canary, now);
                 None
             }
             Outcome::Overloaded { retry_after } => {
@@ -357,7 +357,7 @@ impl Upstream {
                     self.shared.alarm();
                 }
                 // Full is not sick: an endpoint that comes back and is full has come back.
-                self.went_well(endpoint, now);
+                self.went_well(endpoint, report.canary, now);
                 None
             }
             Outcome::ServerFault { .. } | Outcome::Unreachable(_) => {
@@ -378,11 +378,19 @@ impl Upstream {
         }
     }
 
-    /// The client went away `elapsed` after the attempt began and before its answer head: no verdict on the
-    /// endpoint, but its latency is at least that.
-    pub fn cancelled(&self, endpoint: &Endpoint, elapsed: Duration, now: Moment) {
+    /// The client went away `elapsed` after the attempt, its `canary` or none, began and before its answer head: no
+    /// verdict on the endpoint, but its latency is at least that.
+    pub fn cancelled(
+        &self,
+        endpoint: &Endpoint,
+        canary: Option<Canary>,
+        elapsed: Duration,
+        now: Moment,
+    ) {
         endpoint.load.at_least(elapsed, now);
-        endpoint.trial.release_canary();
+        if let Some(canary) = canary {
+            endpoint.trial.release(canary);
+        }
     }
 
     /// A connection to an endpoint that was to carry no request was refused.
@@ -399,8 +407,8 @@ impl Upstream {
         untried.any(|endpoint| endpoint.trial.is_on_trial(now) && !tried.contains(&endpoint.id))
     }
 
-    fn went_well(&self, endpoint: &Endpoint, now: Moment) {
-        if endpoint.trial.went_well(now) {
+    fn went_well(&self, endpoint: &Endpoint, canary: Option<Canary>, now: Moment) {
+        if endpoint.trial.went_well(canary, now) {
             endpoint.load.forgive();
             self.shared.alarm();
         }

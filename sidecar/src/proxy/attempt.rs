@@ -8,7 +8,7 @@ use mesh_core::{
     endpoint::{Endpoint, Report},
     moment::Moment,
     outcome::Outcome,
-    outlier::Cause,
+    outlier::{Canary, Cause},
     snapshot::Upstream,
 };
 
@@ -23,6 +23,7 @@ pub struct Attempt {
     upstream: Arc<Upstream>,
     endpoint: Arc<Endpoint>,
     began: Moment,
+    canary: Option<Canary>,
     connection: u64,
     /// Its stream, on a connection that others share.
     stream: Option<UnderWay>,
@@ -39,11 +40,12 @@ enum Stage {
 }
 
 impl Attempt {
-    /// Opens the account.
+    /// Opens the account; `canary` as the pick has it.
     pub fn begin(
         worker: &Rc<Worker>,
         upstream: &Arc<Upstream>,
         endpoint: &Arc<Endpoint>,
+        canary: Option<Canary>,
     ) -> Attempt {
         let began = worker.clock.now();
         endpoint.begin(began);
@@ -52,6 +54,7 @@ impl Attempt {
             upstream: Arc::clone(upstream),
             endpoint: Arc::clone(endpoint),
             began,
+            canary,
             connection: 0,
             stream: None,
             stage: Stage::Waiting,
@@ -149,6 +152,7 @@ impl Attempt {
             outcome,
             latency,
             connection: self.connection,
+            canary: self.canary,
         };
         let was_out = self.endpoint.is_ejected();
         let ejected = {
@@ -174,8 +178,9 @@ impl Drop for Attempt {
         match self.stage {
             Stage::Waiting => {
                 self.endpoint.gave_up(now);
+                let elapsed = now.since(self.began);
                 self.upstream
-                    .cancelled(&self.endpoint, now.since(self.began), now);
+                    .cancelled(&self.endpoint, self.canary, elapsed, now);
                 if self.endpoint.is_ejected() {
                     self.worker.common.verdicts.notify_waiters();
                 }

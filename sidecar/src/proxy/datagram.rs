@@ -266,7 +266,7 @@ impl Hub {
                 desk.meters.retry();
             }
             tried.push(pick.endpoint.id);
-            let mut attempt = Attempt::begin(&self.worker, upstream, &pick.endpoint);
+            let mut attempt = Attempt::begin(&self.worker, upstream, &pick.endpoint, pick.canary);
             attempt.on_connection(connections::number());
             match sent_to(pick.endpoint.key.address, &first) {
                 Ok(socket) => {

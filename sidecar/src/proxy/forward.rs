@@ -188,6 +188,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             deadline: tries.attempt_deadline(now),
             fresh,
             client: &caller.entry,
+            canary: pick.canary,
         };
         let tried = send::once(worker, &upstream, &pick.endpoint, &call, terms).await;
 

@@ -10,6 +10,7 @@ use mesh_core::{
     endpoint::Endpoint,
     moment::Moment,
     outcome::{Outcome, Unreachable},
+    outlier::Canary,
     retry::Sent,
     snapshot::Upstream,
 };
@@ -96,6 +97,8 @@ pub struct Terms<'a> {
     pub fresh: bool,
     /// The client's connection.
     pub client: &'a Entry,
+    /// The trial of its endpoint that it is, if it is one.
+    pub canary: Option<Canary>,
 }
 
 impl Terms<'_> {
@@ -117,7 +120,7 @@ pub async fn once(
     call: &Call,
     terms: Terms<'_>,
 ) -> Result<Answer, Failure> {
-    let mut attempt = Attempt::begin(worker, upstream, endpoint);
+    let mut attempt = Attempt::begin(worker, upstream, endpoint, terms.canary);
     let tried = {
         // In its place from the beginning: it is large, and would be copied into whatever holds it.
         let trying = pin!(async {

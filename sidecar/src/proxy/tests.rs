@@ -886,7 +886,7 @@ fn whoever_stands_by_goes_on_with_the_verdict() {
         assert_eq!(endpoint.key.address, address(1));
         for _ in 0..5 {
             let refused = Outcome::Unreachable(Unreachable::Refused);
-            Attempt::begin(worker, upstream, endpoint).failed(refused);
+            Attempt::begin(worker, upstream, endpoint, None).failed(refused);
         }
         assert!(endpoint.is_ejected());
         // The one that is in refuses; one request asks the one that is out, and the other waits for what comes of it.
@@ -912,11 +912,11 @@ fn a_stream_that_its_client_ends_is_no_doubt_about_its_endpoint() {
         let snapshot = worker.snapshot();
         let upstream = snapshot.upstream("web").unwrap();
         let endpoint = &upstream.tiers[0].members[0].endpoint;
-        Attempt::begin(worker, upstream, endpoint).headed(None);
+        Attempt::begin(worker, upstream, endpoint, None).headed(None);
         assert!(endpoint.load().answered());
         for _ in 0..5 {
             let refused = Outcome::Unreachable(Unreachable::Refused);
-            Attempt::begin(worker, upstream, endpoint).failed(refused);
+            Attempt::begin(worker, upstream, endpoint, None).failed(refused);
         }
         assert!(endpoint.is_ejected());
         tokio::time::advance(Duration::from_secs(60)).await;
@@ -928,7 +928,7 @@ fn a_stream_that_its_client_ends_is_no_doubt_about_its_endpoint() {
         let pick = desk.pick(worker, upstream, &ask, worker.clock.now());
         let canary = pick.filter(|pick| pick.kind == PickKind::Canary).unwrap();
         assert_eq!(canary.endpoint.id, endpoint.id);
-        let mut stream = Attempt::begin(worker, upstream, endpoint);
+        let mut stream = Attempt::begin(worker, upstream, endpoint, canary.canary);
         stream.headed(None);
         assert!(endpoint.is_ejected(), "its end may tell otherwise");
         drop(stream);

@@ -218,7 +218,7 @@ pub async fn reach(
         };
         standby.leave();
         tries.picked(pick.endpoint.id, pick.tier);
-        let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint);
+        let mut attempt = Attempt::begin(worker, upstream, &pick.endpoint, pick.canary);
         let connected = timeout(
             upstream.policy.timeouts.connect,
             dialled(worker, upstream, &pick.endpoint, false, header),

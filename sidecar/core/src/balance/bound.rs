@@ -18,7 +18,7 @@ use crate::{
     zone::TRIP_CANARY_SHARE,
 };
 
-use super::{Ask, Choice, Pick, PickKind, Picker, kind_of};
+use super::{Ask, Choice, Pick, PickKind, Picker, canary_of, kind_of};
 
 /// An owner may always have this many requests in flight: among few, chance alone makes one look busy.
 const BUSY_MIN: f64 = 8.0;
@@ -34,7 +34,7 @@ pub enum Hindrance {
     Ejected,
     /// It asked to be left alone for a while.
     Overloaded,
-    /// It has as many requests as `limits.per_endpoint.requests` allows.
+    /// It has as many requests as `limits.per_endpoint.requests` allows, or has yet to answer since SWIM took it away.
     Full,
     /// It has more than its share of the requests in flight; called all the same if everybody has.
     Busy,
@@ -67,7 +67,13 @@ impl Hindrance {
             let in_flight = endpoint.in_flight();
             f64::from(in_flight) >= BUSY_MIN && in_flight >= busy_from(upstream, owners, owner)
         };
-        Hindrance::of(upstream, endpoint, now).or_else(|| is_busy().then_some(Hindrance::Busy))
+        let is_unproven = endpoint
+            .load()
+            .allowance()
+            .is_some_and(|most| endpoint.in_flight() >= most);
+        Hindrance::of(upstream, endpoint, now)
+            .or_else(|| is_unproven.then_some(Hindrance::Full))
+            .or_else(|| is_busy().then_some(Hindrance::Busy))
     }
 
     /// The word that listings use.
@@ -120,6 +126,7 @@ impl Picker {
             tier: host.tier,
             kind,
             patience,
+            canary: canary_of(&host.endpoint, kind, now),
         };
         if self.is_own_canary(&host.endpoint, host.tier, ask, now) {
             let patience = self.patience(host.tier);
@@ -181,7 +188,7 @@ impl Picker {
         now: Moment,
     ) -> bool {
         let trial = &endpoint.trial;
-        if !ask.tried.is_empty() {
+        if !ask.tried.is_empty() || !self.takes_canary(endpoint, ask, now) {
             return false;
         }
         if trial.awaits_canary(ask.idempotent, now) && trial.claim_canary(now) {

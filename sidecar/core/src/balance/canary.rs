@@ -40,7 +40,7 @@ impl Picker {
         let returning = out.find(|seat| {
             let endpoint = &upstream.at(*seat).endpoint;
             let trial = &endpoint.trial;
-            ask.suits(endpoint)
+            self.takes_canary(endpoint, ask, now)
                 && trial.awaits_canary(ask.idempotent, now)
                 && trial.claim_canary(now)
         });
@@ -48,7 +48,7 @@ impl Picker {
             return Some(as_canary(seat));
         }
         if self.trip_canary_is_due(ask, now)
-            && let Some(seat) = self.trip_candidate(&upstream, ask)
+            && let Some(seat) = self.trip_candidate(&upstream, ask, now)
         {
             self.trip_canary_goes(now);
             return Some(as_canary(seat));
@@ -60,7 +60,7 @@ impl Picker {
             let is_due = |seat: &Seat| {
                 let endpoint = &upstream.at(*seat).endpoint;
                 let due = now.since(endpoint.load().begun()) >= CANARY_AFTER;
-                due && !endpoint.is_waited_for() && ask.suits(endpoint)
+                due && !endpoint.is_waited_for() && self.takes_canary(endpoint, ask, now)
             };
             let columns = self.columns.iter().enumerate();
             let mut blemished =
@@ -71,6 +71,14 @@ impl Picker {
             }
         }
         None
+    }
+
+    /// Whether a request may go to `endpoint` to find something out: it is where the caller wants it, did not ask to be
+    /// left alone, and has fewer requests than it may have.
+    pub(super) fn takes_canary(&self, endpoint: &Endpoint, ask: &Ask<'_>, now: Moment) -> bool {
+        let limit = self.upstream.policy.limits.endpoint_requests;
+        let has_room = limit.is_none_or(|limit| endpoint.in_flight() < limit);
+        has_room && endpoint.full_for(now).is_none() && ask.suits(endpoint)
     }
 
     pub(super) fn trip_canary_is_due(&self, ask: &Ask<'_>, now: Moment) -> bool {
@@ -91,12 +99,12 @@ impl Picker {
     }
 
     /// The endpoint of a tripped tier that has been left alone for longest.
-    fn trip_candidate(&self, upstream: &Upstream, ask: &Ask<'_>) -> Option<Seat> {
+    fn trip_candidate(&self, upstream: &Upstream, ask: &Ask<'_>, now: Moment) -> Option<Seat> {
         let of_ill = upstream.seats().filter(|s| self.trips[s.tier].is_ill());
         let members = of_ill.map(|seat| (seat, &upstream.at(seat).endpoint));
         let longest = members
             .filter(|(seat, e)| !e.is_ejected() && !self.trips[seat.tier].is_proven(e))
-            .filter(|(_, e)| !e.is_waited_for() && ask.suits(e))
+            .filter(|(_, e)| !e.is_waited_for() && self.takes_canary(e, ask, now))
             .min_by_key(|(_, e)| e.load().begun());
         longest.map(|(seat, _)| seat)
     }
@@ -118,8 +126,7 @@ impl Picker {
                 (full, seat.tier, m.endpoint.in_flight())
             });
         if let Some((seat, _)) = spared {
-            let kind = PickKind::Usual;
-            return Some(Choice { seat, kind });
+            return Some(self.called(seat));
         }
         // Who is in and has as much as it may get is no reason to ask others; who is in and was tried in vain is.
         if all().any(|(_, m)| !m.endpoint.is_ejected() && untried(&m.endpoint)) {
@@ -138,3 +145,6 @@ fn as_canary(seat: Seat) -> Choice {
     let kind = PickKind::Canary;
     Choice { seat, kind }
 }
+
+#[cfg(test)]
+mod tests;

@@ -166,18 +166,19 @@ impl Column {
                 self.well += 1;
                 self.capacity += member.capacity;
             }
-            if endpoint.load().success() < 1.0 {
-                self.blemished.push(i);
-            }
             if endpoint.full_for(now).is_some() {
                 continue;
+            }
+            if endpoint.load().success() < 1.0 {
+                self.blemished.push(i);
             }
             self.usable += 1;
             let ramp = endpoint.ramp(now) / top_ramp;
             self.weight[i] = (member.weight * ramp) as f32;
             let lone = others_answered && !endpoint.load().answered();
-            self.limited |= lone;
-            lane.most = if lone { 1.min(self.limit) } else { self.limit };
+            let allowance = endpoint.load().allowance().or(lone.then_some(1));
+            self.limited |= allowance.is_some();
+            lane.most = allowance.unwrap_or(u32::MAX).min(self.limit);
             lane.base = match self.policy {
                 Policy::LeastResponseTime => {
                     let weight = member.weight / mean_weight;

@@ -24,6 +24,7 @@ use rand::{Rng, RngExt};
 use crate::{
     endpoint::{Endpoint, Word},
     moment::Moment,
+    outlier::Canary,
     session::Session,
     upstream::{Seat, Tier, Upstream},
     zone::{self, TRIP_WINDOW},
@@ -104,6 +105,8 @@ pub struct Pick {
     pub kind: PickKind,
     /// For a canary: how long to wait for its answer head, see [`Tries::as_canary`](crate::retry::Tries::as_canary).
     pub patience: Option<Duration>,
+    /// The trial that it is, where the endpoint was sent out: whoever reports what it came to hands this on.
+    pub canary: Option<Canary>,
 }
 
 /// Why an endpoint was picked.
@@ -263,7 +266,7 @@ impl Picker {
         }
         let Some(session) = ask.session else {
             let choice = self.choose(ask, now, rng)?;
-            return Some(self.picked(choice));
+            return Some(self.picked(choice, now));
         };
         self.take_note(now);
         let pick = match self.stayed(session, ask, now) {
@@ -273,19 +276,21 @@ impl Picker {
             }
             None => {
                 let choice = self.choose(ask, now, rng)?;
-                self.picked(choice)
+                self.picked(choice, now)
             }
         };
         self.remember(session, &pick, now);
         Some(pick)
     }
 
-    fn picked(&self, Choice { seat, kind }: Choice) -> Pick {
+    fn picked(&self, Choice { seat, kind }: Choice, now: Moment) -> Pick {
+        let endpoint = Arc::clone(&self.upstream.at(seat).endpoint);
         Pick {
-            endpoint: Arc::clone(&self.upstream.at(seat).endpoint),
             tier: seat.tier,
             kind,
             patience: (kind == PickKind::Canary).then(|| self.patience(seat.tier)),
+            canary: canary_of(&endpoint, kind, now),
+            endpoint,
         }
     }
 
@@ -526,6 +531,14 @@ fn kind_of(endpoint: &Endpoint) -> PickKind {
     match endpoint.word() {
         Word::Vanished => PickKind::Panic,
         Word::Sure | Word::Suspect => PickKind::Usual,
+    }
+}
+
+/// The trial of a pick that was just made, if it is one.
+fn canary_of(endpoint: &Endpoint, kind: PickKind, now: Moment) -> Option<Canary> {
+    match kind {
+        PickKind::Usual => None,
+        PickKind::Canary | PickKind::Panic => endpoint.trial.canary_of(now),
     }
 }
 

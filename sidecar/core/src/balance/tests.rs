@@ -284,6 +284,7 @@ fn idle_endpoints_alike_in_speed_are_asked_by_weight() {
             outcome: Outcome::Success,
             latency: Some(5 * MS),
             connection: 1,
+            canary: pick.canary,
         };
         upstream.report(&pick.endpoint, &well, at(i * 20 + 5), &mut rng);
         *counts.entry(pick.endpoint.id).or_insert(0.0) += 1.0 / 5_000.0;
@@ -651,6 +652,7 @@ fn a_zone_found_bad_within_a_second_is_left_at_once_and_returns_by_a_ramp() {
             outcome: if dead { REFUSED } else { Outcome::Success },
             latency: (!dead).then_some(MS),
             connection: 1,
+            canary: pick.canary,
         };
         upstream.report(&pick.endpoint, &told, at(i), &mut rng);
         if pick.tier == 0 {
@@ -698,6 +700,7 @@ fn a_zone_comes_back_while_streams_into_it_are_open() {
             outcome: Outcome::Success,
             latency: Some(MS),
             connection: 1,
+            canary: pick.canary,
         };
         upstream.report(&pick.endpoint, &told, at(i), &mut rng);
     }
@@ -727,6 +730,7 @@ fn half_a_zone_that_stays_dead_does_not_keep_the_other_half_away() {
             outcome: if refused { REFUSED } else { Outcome::Success },
             latency: (!refused).then_some(MS),
             connection: 1,
+            canary: pick.canary,
         };
         upstream.report(&pick.endpoint, &told, at(i), &mut rng);
         local[(i / 1_000) as usize] += i32::from(pick.tier == 0);
@@ -889,7 +893,7 @@ fn clients_that_lose_patience_do_not_hide_a_silence() {
         if pick.tier == 0 {
             local.push(i);
             pick.endpoint.gave_up(over);
-            upstream.cancelled(&pick.endpoint, 200 * MS, over);
+            upstream.cancelled(&pick.endpoint, None, 200 * MS, over);
         } else {
             pick.endpoint.head_came(began);
         }

@@ -50,6 +50,7 @@ fn shares_if(stage: &mut Stage, mut answer: impl FnMut(usize) -> (Outcome, u32))
             outcome,
             latency: outcome.is_well().then_some(MS * millis),
             connection: n,
+            canary: None,
         };
         upstream.report(&endpoint, &report, over, &mut rng);
         if n >= WARM_UP {

@@ -59,6 +59,7 @@ impl Picker {
             tier,
             kind: PickKind::Usual,
             patience: None,
+            canary: None,
         })
     }
 }

@@ -356,10 +356,94 @@ fn a_canary_whose_client_went_away_makes_room_for_another() {
     let over = at(4) + out.duration;
     assert!(sick.trial.claim_canary(over));
     assert!(!sick.trial.claim_canary(over + MS));
-    upstream.cancelled(&sick, MS, over + 2 * MS);
+    let canary = sick.trial.canary_under_way();
+    upstream.cancelled(&sick, canary, MS, over + 2 * MS);
     assert!(sick.trial.claim_canary(over + 3 * MS));
     // Even one that was never heard of again.
     assert!(sick.trial.claim_canary(over + CANARY_LOST * 2));
+}
+
+/// Tells the first member what came of an attempt that was no canary.
+fn report_another(upstream: &Upstream, outcome: Outcome, now: Moment) -> Option<Ejected> {
+    let report = Report {
+        outcome,
+        latency: None,
+        connection: 1,
+        canary: None,
+    };
+    upstream.report(&endpoint(upstream, 0), &report, now, &mut dice(7))
+}
+
+#[test]
+fn what_comes_of_requests_that_were_under_way_before_is_no_verdict() {
+    const TIMED_OUT: Outcome = Outcome::Unreachable(Unreachable::AnswerTimedOut);
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let hung = endpoint(&upstream, 0);
+    let out = fail(&upstream, 0, TIMED_OUT, at(0)).expect("sent out");
+    let over = at(4) + out.duration;
+    assert!(hung.trial.claim_canary(over));
+    for n in 1..5 {
+        let now = over + MS * n;
+        assert_eq!(report_another(&upstream, TIMED_OUT, now), None);
+        report_another(&upstream, Outcome::Success, now);
+        upstream.cancelled(&hung, None, MS, now);
+        assert!(hung.is_ejected(), "its canary has not answered yet");
+        assert!(!hung.trial.claim_canary(now), "one at a time");
+    }
+    let again = report(&upstream, 0, TIMED_OUT, 1, over + 10 * MS).expect("the canary failed");
+    assert_eq!((again.times, again.cause), (2, Cause::Canary));
+    let over = over + 10 * MS + again.duration;
+    assert!(hung.trial.claim_canary(over));
+    report_another(&upstream, TIMED_OUT, over + MS);
+    assert_eq!(
+        report(&upstream, 0, Outcome::Success, 1, over + 2 * MS),
+        None
+    );
+    assert!(!hung.is_ejected());
+}
+
+#[test]
+fn a_canary_given_up_for_lost_is_no_verdict_when_it_is_heard_of_again() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let sick = endpoint(&upstream, 0);
+    let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    let over = at(4) + out.duration;
+    assert!(sick.trial.claim_canary(over));
+    let lost = sick.trial.canary_under_way();
+    let later = over + CANARY_LOST * 2;
+    assert!(sick.trial.claim_canary(later));
+    let told = Report {
+        outcome: Outcome::Success,
+        latency: Some(MS),
+        connection: 1,
+        canary: lost,
+    };
+    upstream.report(&sick, &told, later + MS, &mut dice(1));
+    assert!(sick.is_ejected());
+    report(&upstream, 0, Outcome::Success, 1, later + 2 * MS);
+    assert!(!sick.is_ejected());
+}
+
+#[test]
+fn why_one_is_out_is_known_while_it_is_out() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let sick = endpoint(&upstream, 0);
+    assert_eq!(sick.ejected_because(), None);
+    let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    assert_eq!(sick.ejected_because(), Some(Cause::Answers));
+    let over = at(4) + out.duration;
+    assert!(sick.trial.claim_canary(over));
+    report(&upstream, 0, BROKEN, 1, over);
+    assert_eq!(sick.ejected_because(), Some(Cause::Canary));
+    assert!(fail(&upstream, 1, BROKEN, over).is_some());
+    assert_eq!(
+        endpoint(&upstream, 1).ejected_because(),
+        Some(Cause::Silence)
+    );
+    let later = over + Duration::from_secs(10);
+    assert!(sick.trial.claim_canary(later));
+    report(&upstream, 0, Outcome::Success, 1, later);
+    assert_eq!(sick.ejected_because(), None);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use rand::rngs::StdRng;
 
 use super::*;
 use crate::{
-    balance::{Ask, Picker},
-    endpoint::{Endpoint, Report},
+    balance::{Ask, Pick, Picker},
+    endpoint::Report,
     mesh::NodeState,
     snapshot::Upstream,
     staging::{Stage, at, dice},
@@ -69,7 +69,7 @@ impl Client {
                 return None;
             };
             tries.picked(pick.endpoint.id, pick.tier);
-            let (outcome, sent) = self.attempt(&pick.endpoint, now, loss);
+            let (outcome, sent) = self.attempt(&pick, now, loss);
             if outcome.is_well() {
                 if pick.tier > 0 {
                     self.first_elsewhere.get_or_insert(now);
@@ -85,7 +85,8 @@ impl Client {
         }
     }
 
-    fn attempt(&mut self, endpoint: &Endpoint, now: Moment, loss: Option<Loss>) -> (Outcome, Sent) {
+    fn attempt(&mut self, pick: &Pick, now: Moment, loss: Option<Loss>) -> (Outcome, Sent) {
+        let endpoint = &*pick.endpoint;
         self.attempts += 1;
         endpoint.begin(now);
         let outcome = match loss {
@@ -105,6 +106,7 @@ impl Client {
             outcome,
             latency: outcome.is_well().then_some(Duration::from_millis(2)),
             connection: u64::from(self.attempts),
+            canary: pick.canary,
         };
         self.upstream.report(endpoint, &report, now, &mut self.rng);
         (outcome, Sent::Nothing)

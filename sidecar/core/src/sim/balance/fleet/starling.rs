@@ -13,6 +13,7 @@ use crate::{
     mesh::{Instance, Mesh, Node, NodeState},
     moment::Moment,
     outcome::{Outcome, Unreachable},
+    outlier::Canary,
     policy::{Balance, Policy},
     snapshot::{Inputs, Snapshot, Upstream},
 };
@@ -34,6 +35,8 @@ struct Client {
     picker: Picker,
     /// By backend.
     endpoints: Vec<Option<Arc<Endpoint>>>,
+    /// By backend: the last request that was to find out whether it is well again, and when it began.
+    canaries: Vec<Option<(Moment, Canary)>>,
 }
 
 pub(super) struct Starling {
@@ -72,6 +75,7 @@ impl Starling {
                 name,
                 picker: Picker::new(&upstream, dice),
                 endpoints: places(&upstream, scenario.backends.len()),
+                canaries: vec![None; scenario.backends.len()],
                 snapshot,
                 upstream,
             });
@@ -185,9 +189,14 @@ impl Fleet for Starling {
             idempotent: true,
             ..Ask::default()
         };
-        let pick = self.clients[client].picker.pick(&ask, now, dice)?;
+        let client = &mut self.clients[client];
+        let pick = client.picker.pick(&ask, now, dice)?;
         pick.endpoint.begin(now);
-        Some(pick.endpoint.key.node as usize - 1)
+        let backend = pick.endpoint.key.node as usize - 1;
+        if let Some(canary) = pick.canary {
+            client.canaries[backend] = Some((now, canary));
+        }
+        Some(backend)
     }
 
     fn ended(&mut self, attempt: &Attempt, now: Moment, dice: &mut SmallRng) {
@@ -211,6 +220,9 @@ impl Fleet for Starling {
             outcome,
             latency: outcome.is_well().then_some(attempt.latency),
             connection: self.attempts,
+            canary: client.canaries[attempt.backend]
+                .filter(|(began, _)| *began + attempt.latency == now)
+                .map(|(_, canary)| canary),
         };
         client.upstream.report(endpoint, &report, now, dice);
     }
