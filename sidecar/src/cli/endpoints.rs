@@ -50,11 +50,16 @@ pub(super) fn run(args: &Args) -> Ended {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is said against an endpoint, and for how much longer it is out.
+/// What is said against an endpoint; for how much longer it is out and what for.
 fn why(row: &Value) -> String {
+    let mut why = text(row, "why");
     match row["ejected_for_ms"].as_u64() {
-        Some(0) => format!("{} (one request may try)", text(row, "why")),
-        Some(left) => format!("{} (for {})", text(row, "why"), span(left)),
-        None => text(row, "why"),
+        Some(0) => why += " (one request may try)",
+        Some(left) => why += &format!(" (for {})", span(left)),
+        None => {}
     }
+    if let Some(because) = row["ejected_because"].as_str() {
+        why += &format!(": {because}");
+    }
+    why
 }

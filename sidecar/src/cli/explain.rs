@@ -268,7 +268,7 @@ mod tests {
                         "evenness": 0.83, "quiet": 1.0, "sated": 8.0, "cost": 64951.9}},
                 {"instance": "b", "node": "n", "address": "10.0.0.2:80", "zone": "z", "tier": 0, "usable": false,
                     "why": "ejected", "in_flight": 0, "latency_ms": null, "success": 0.5, "ejected_for_ms": 1500,
-                    "cost": null},
+                    "ejected_because": "too small a share of successes", "cost": null},
             ],
         });
         let story = told(&answer);
@@ -284,7 +284,7 @@ mod tests {
             "EVENNESS",
             "0.83",
             "SATED",
-            "ejected (for 1.5s)",
+            "ejected (for 1.5s): too small a share of successes",
         ] {
             assert!(story.contains(part), "{part}\n{story}");
         }

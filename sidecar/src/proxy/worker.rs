@@ -298,6 +298,7 @@ impl Worker {
             address = %endpoint.key.address,
             for_ms = u64::try_from(ejected.duration.as_millis()).unwrap_or(u64::MAX),
             gone = ejected.gone,
+            because = ejected.cause.as_str(),
             "endpoint sent out: it fails for this sidecar"
         );
     }

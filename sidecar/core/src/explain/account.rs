@@ -70,6 +70,9 @@ pub struct Away {
     pub instance: Box<str>,
     /// Why not.
     pub why: &'static str,
+    /// Why it was sent out, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ejected_because: Option<&'static str>,
 }
 
 /// One that was called.
@@ -189,6 +192,7 @@ fn away(view: EndpointView) -> Away {
     Away {
         instance: view.instance,
         why: view.why.unwrap_or("not usable"),
+        ejected_because: view.ejected_because,
     }
 }
 
@@ -223,9 +227,11 @@ mod tests {
         };
         assert_eq!(names, [name(2), name(1), name(3)]);
         assert_eq!(account.out.len(), 1);
+        let away = &account.out[0];
+        assert_eq!((&*away.instance, away.why), (name(0), "ejected"));
         assert_eq!(
-            (&*account.out[0].instance, account.out[0].why),
-            (name(0), "ejected")
+            away.ejected_because,
+            Some("gave no answer, several times in a row")
         );
         let mut rng = dice(1);
         let mut picker = Picker::new(&upstream, &mut rng);

@@ -12,6 +12,7 @@ use crate::{
     },
     endpoint::{Endpoint, Word},
     moment::Moment,
+    outlier::Cause,
     policy::Balance,
     upstream::{Member, Out, Tier, Upstream},
 };
@@ -43,6 +44,8 @@ pub struct EndpointView {
     pub success: f64,
     /// For how much longer it is out; 0 while its canary is awaited, none when it is in.
     pub ejected_for_ms: Option<u64>,
+    /// Why it was sent out; none when it is in.
+    pub ejected_because: Option<&'static str>,
     /// What it adds to its zone's C: requests per second where they are known of every instance, declared or learned, else
     /// its weight; none for whom nobody may call.
     pub capacity: Option<f64>,
@@ -218,6 +221,7 @@ fn view(
         latency_ms: endpoint.load().latency().map(|nanos| nanos / 1e6),
         success: f64::from(endpoint.load().success()),
         ejected_for_ms: endpoint.ejected_for(now).map(millis),
+        ejected_because: endpoint.ejected_because().map(Cause::as_str),
         capacity: None,
         cost,
     }
@@ -275,6 +279,10 @@ mod tests {
             ]
         );
         assert!(seen[0].ejected_for_ms.is_some_and(|ms| ms > 700));
+        assert_eq!(
+            (seen[0].ejected_because, seen[1].ejected_because),
+            (Some("gave no answer, several times in a row"), None)
+        );
         let cost = seen[2].cost.as_ref().unwrap();
         assert_eq!((cost.weight, cost.own, cost.stall), (25.0, 0, 1.0));
         let view = explained(&upstream, at(10));
