@@ -51,6 +51,12 @@ impl Entries {
         Entries(entries.into())
     }
 
+    /// Whose the key's entry is; [`NOBODY`] if there are no owners.
+    #[inline]
+    pub fn first(&self, key: u64) -> u16 {
+        self.0[(key % ENTRIES as u64) as usize]
+    }
+
     /// The first owner from the key's entry on that `open` takes.
     pub fn find(&self, key: u64, mut open: impl FnMut(usize) -> bool) -> Option<usize> {
         let (before, after) = self.0.split_at((key % ENTRIES as u64) as usize);

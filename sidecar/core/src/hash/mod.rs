@@ -121,13 +121,29 @@ impl Table {
     }
 
     /// The number of the owner of `key`: its place among [`Table::owners`]; `None` if there are no owners.
+    #[inline]
     pub fn owner(&self, key: u64) -> Option<usize> {
         self.find(key, |_| true)
     }
 
     /// The first owner of `key` that `open` takes, in the order in which they own it. `open` may be asked about one
     /// of them more than once.
+    #[inline]
     pub fn find(&self, key: u64, mut open: impl FnMut(usize) -> bool) -> Option<usize> {
+        let first = self.built.get().map_or(NOBODY, |built| match built {
+            Built::Rendezvous(slots) => slots.first(key),
+            Built::Ring(ring) => ring.first(key),
+            Built::Maglev(entries) => entries.first(key),
+        });
+        // Nearly always it ends here.
+        if first != NOBODY && open(usize::from(first)) {
+            return Some(usize::from(first));
+        }
+        self.search(key, open)
+    }
+
+    /// The same whoever comes first, built or not.
+    fn search(&self, key: u64, mut open: impl FnMut(usize) -> bool) -> Option<usize> {
         if self.owners.is_empty() {
             return None;
         }
@@ -140,11 +156,11 @@ impl Table {
         }
         match self.get() {
             Built::Rendezvous(slots) => {
-                let mut owners = slots.owners(key).iter().filter(|owner| **owner != NOBODY);
-                let stored = owners.find(|owner| open(usize::from(**owner)));
-                match stored {
+                let stored = slots.owners(key);
+                let mut owners = stored.iter().filter(|owner| **owner != NOBODY);
+                match owners.find(|owner| open(usize::from(**owner))) {
                     Some(owner) => Some(usize::from(*owner)),
-                    None if self.owners.len() <= slots.owners(key).len() => None,
+                    None if self.owners.len() <= stored.len() => None,
                     None => rendezvous::best(&self.owners, key, open),
                 }
             }

@@ -3,7 +3,7 @@
 //! Not here: what becomes of an owner that is out (Karger et al., 1997).
 
 use super::{
-    Owner,
+    NOBODY, Owner,
     function::{mix, nth},
 };
 
@@ -61,13 +61,26 @@ impl Ring {
         }
     }
 
-    /// The owner of the first point from `key` on that `open` takes.
-    pub fn find(&self, key: u64, mut open: impl FnMut(usize) -> bool) -> Option<usize> {
+    /// The owner of the first point from `key` on; [`NOBODY`] if there are none.
+    #[inline]
+    pub fn first(&self, key: u64) -> u16 {
+        let owner = self.owners.get(self.point(key)).or(self.owners.first());
+        owner.copied().unwrap_or(NOBODY)
+    }
+
+    /// The first point from `key` on; their number behind the last one.
+    #[inline]
+    fn point(&self, key: u64) -> usize {
         let mut at = self.starts[(key >> self.shift) as usize] as usize;
         while at < self.points.len() && self.points[at] < key {
             at += 1;
         }
-        let (before, after) = self.owners.split_at(at);
+        at
+    }
+
+    /// The owner of the first point from `key` on that `open` takes.
+    pub fn find(&self, key: u64, mut open: impl FnMut(usize) -> bool) -> Option<usize> {
+        let (before, after) = self.owners.split_at(self.point(key));
         let owners = after.iter().chain(before);
         owners
             .map(|owner| usize::from(*owner))
