@@ -25,10 +25,11 @@ use super::{
     body::{BodyTime, Exit, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
     control,
     front::Caller,
-    headers::{self, Origin},
+    headers::{self, Introduction, Origin},
     http1::head::Spelling,
     interim::Ear,
     key_in_body,
+    present::Present,
     reply::{Cause, reply},
     send::{self, Answer, Failure, Terms},
     standby::Standby,
@@ -51,8 +52,12 @@ pub struct Call {
     pub uri: Uri,
     /// What `Host` or `:authority` said.
     pub authority: HeaderValue,
-    /// The headers to send, hop-by-hop ones gone, ours added.
+    /// The headers to send, hop-by-hop ones gone.
     pub headers: HeaderMap,
+    /// What stood in them as they came.
+    pub there: Present,
+    /// What is sent beside them of who called; `None`: they say it.
+    pub introduction: Option<Rc<Introduction>>,
     /// The client's body; `None` if it is empty.
     pub source: Option<Source>,
     /// gRPC is spoken.
@@ -63,7 +68,8 @@ pub struct Call {
     pub spelling: Option<Spelling>,
     /// Where the client can be told something before the answer; `None` for one that would not understand it.
     pub client: Option<Ear>,
-    id: HeaderValue,
+    /// Its id, sent beside its headers unless they came with one.
+    pub id: HeaderValue,
     /// Its session, if it has one.
     session: Option<Session>,
     /// What it belongs to an endpoint by, hashed.
@@ -96,13 +102,14 @@ impl Call {
     /// Whether the client waits for a word before it sends its body, of which nothing has come.
     pub fn awaits_word(&self) -> bool {
         // It stands only in the head of one that waits.
-        self.headers.contains_key(header::EXPECT)
+        self.there.has(Present::EXPECT)
+            && self.headers.contains_key(header::EXPECT)
             && (self.source.as_ref()).is_some_and(|source| !source.has_begun())
     }
 
     /// Tells a client that waits for it to send its body.
     pub fn go_on(&self) {
-        if self.headers.contains_key(header::EXPECT) {
+        if self.there.has(Present::EXPECT) && self.headers.contains_key(header::EXPECT) {
             self.inform(StatusCode::CONTINUE, &HeaderMap::new(), None);
         }
     }
@@ -244,7 +251,8 @@ fn start(upstream: &Upstream, call: &Call, began: Moment) -> Tries {
         value.and_then(|count| count.parse().ok()).unwrap_or(0)
     };
     // Envoy counts the first attempt too, gRPC only those before this one.
-    let already_retry = count(ENVOY_ATTEMPTS) > 1 || count(GRPC_PREVIOUS_ATTEMPTS) > 0;
+    let already_retry = call.there.has(Present::PREVIOUS_ATTEMPTS)
+        && (count(ENVOY_ATTEMPTS) > 1 || count(GRPC_PREVIOUS_ATTEMPTS) > 0);
     let mut tries = Tries::start(
         &upstream.policy,
         call.method.is_idempotent(),
@@ -280,7 +288,8 @@ fn read(
 ) -> Result<(Arc<Upstream>, Call), Refused> {
     let worker = &caller.worker;
     let settings = worker.settings();
-    let grpc = is_grpc(request.headers());
+    let there = Present::of(request.headers());
+    let grpc = there.has(Present::CONTENT_TYPE) && is_grpc(request.headers());
     let refused = |cause| Refused {
         cause,
         grpc,
@@ -289,6 +298,7 @@ fn read(
     let (mut parts, mut body) = request.into_parts();
     // What follows the body of such a request would have to be told from the other protocol's first bytes.
     let upgrade = parts.version == Version::HTTP_11
+        && there.has(Present::UPGRADE)
         && body.is_end_stream()
         && headers::is_upgrade(&parts.headers);
     let own = caller
@@ -347,17 +357,28 @@ fn read(
     });
     let waits =
         connection.is_some() && source.is_some() && headers::expects_continue(&parts.headers);
-    headers::strip_hop_by_hop(&mut parts.headers, upgrade);
-    headers::strip_answered(&mut parts.headers, source.is_some(), waits);
-    headers::join_cookies(&mut parts.headers);
-    headers::add_forwarded(&mut parts.headers, &caller.origin, &authority);
-    headers::add_via(&mut parts.headers, parts.version, &settings.via);
-    let id = headers::request_id(&mut parts.headers, &mut *worker.rng.borrow_mut());
-    parts.headers.remove(header::HOST);
+    headers::strip_hop_by_hop(&mut parts.headers, there, upgrade);
+    // What `Connection` named is gone.
+    let there = if there.has(Present::CONNECTION) {
+        Present::of(&parts.headers)
+    } else {
+        there
+    };
+    headers::strip_answered(&mut parts.headers, there, source.is_some(), waits);
+    headers::join_cookies(&mut parts.headers, there);
+    let via = settings.via.of(parts.version);
+    let fields = &mut parts.headers;
+    let introduction = headers::introduce(fields, there, &caller.origin, &authority, via);
+    let id = headers::request_id(&mut parts.headers, there, &mut *worker.rng.borrow_mut());
+    if there.has(Present::HOST) {
+        parts.headers.remove(header::HOST);
+    }
     let call = Call {
         uri: origin_form(&parts.uri),
         method: parts.method,
         headers: parts.headers,
+        there,
+        introduction,
         authority,
         source,
         grpc,
@@ -482,6 +503,7 @@ fn pass_on(
     let worker = &caller.worker;
     let Answer {
         mut head,
+        there,
         mut body,
         attempt,
         connection,
@@ -499,7 +521,7 @@ fn pass_on(
             Some(&call.id),
         );
     }
-    headers::strip_hop_by_hop(&mut head.headers, switches);
+    headers::strip_hop_by_hop(&mut head.headers, there, switches);
     headers::add_via(&mut head.headers, head.version, &worker.settings().via);
     if let Some(cookie) = request_key::new_cookie(upstream, attempt.endpoint().id, call.session) {
         head.headers.append(header::SET_COOKIE, cookie);
@@ -602,15 +624,19 @@ pub fn cause_of_unreachable(why: Unreachable) -> Cause {
     }
 }
 
-/// What an answer's head says of how the attempt went; `None`: its trailers will tell.
-pub fn judge(head: &http::response::Parts, ends_here: bool) -> Option<Outcome> {
-    if is_grpc(&head.headers) && head.status == StatusCode::OK {
+/// What an answer's head, in which so much is `there`, says of how the attempt went; `None`: its trailers will tell.
+pub fn judge(head: &http::response::Parts, there: Present, ends_here: bool) -> Option<Outcome> {
+    let is_grpc = there.has(Present::CONTENT_TYPE) && is_grpc(&head.headers);
+    if is_grpc && head.status == StatusCode::OK {
         return match grpc_outcome(&head.headers) {
             None if ends_here => Some(Outcome::Unreachable(Unreachable::Garbled)),
             told => told,
         };
     }
-    let retry_after = head.headers.get(header::RETRY_AFTER).map(|value| {
+    let told = there
+        .has(Present::RETRY_AFTER)
+        .then(|| head.headers.get(header::RETRY_AFTER));
+    let retry_after = told.flatten().map(|value| {
         // A date instead of seconds means "not now" all the same.
         let seconds = value
             .to_str()

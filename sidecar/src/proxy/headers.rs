@@ -2,7 +2,7 @@
 //!
 //! Not here: rules the operator writes; they come with routes.
 
-use std::{cell::RefCell, net::IpAddr};
+use std::{cell::RefCell, net::IpAddr, rc::Rc};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
@@ -13,8 +13,10 @@ use http::{
 };
 use rand::Rng;
 
-use super::control;
+use super::{control, http1::encode, present::Present};
 use crate::config::Network;
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Longest request id that is taken over from a caller, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -56,8 +58,50 @@ pub struct Origin {
     pub trusted: bool,
     /// `https` if it came by TLS, else `http`.
     pub scheme: &'static str,
-    /// The authority last asked for and its `Forwarded` element: nearly always the next one's too.
-    last: RefCell<Option<(HeaderValue, HeaderValue)>>,
+    /// What was said of its last request: nearly always the next one's too.
+    last: RefCell<Option<Rc<Introduction>>>,
+}
+
+/// What this sidecar says of a request that came without a word of who called and how: the same for all requests of
+/// one client connection to one authority, so it is made once, also as HTTP/1 writes it.
+#[derive(Debug)]
+pub struct Introduction {
+    host: HeaderValue,
+    fields: [(HeaderName, HeaderValue); 5],
+    lines: Vec<u8>,
+}
+
+impl Introduction {
+    fn new(origin: &Origin, host: &HeaderValue, via: &HeaderValue) -> Option<Introduction> {
+        let fields = [
+            (FORWARDED, origin.forwarded(host)?),
+            (X_FORWARDED_FOR, origin.forwarded_for.clone()),
+            (X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme)),
+            (X_FORWARDED_HOST, host.clone()),
+            (VIA, via.clone()),
+        ];
+        let mut lines = Vec::new();
+        for (name, value) in &fields {
+            encode::field(&mut lines, name, value);
+        }
+        Some(Introduction {
+            host: host.clone(),
+            fields,
+            lines,
+        })
+    }
+
+    /// Its fields as lines of an HTTP/1 head.
+    pub fn lines(&self) -> &[u8] {
+        &self.lines
+    }
+
+    /// Adds its fields to those that came.
+    pub fn add_to(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.fields {
+            headers.append(name, value.clone());
+        }
+    }
 }
 
 impl Origin {
@@ -84,37 +128,38 @@ impl Origin {
 
     /// A request's authority as a field; `None` if it cannot be one.
     pub fn host(&self, authority: &str) -> Option<HeaderValue> {
-        let known = |(known, _): &&(HeaderValue, HeaderValue)| *known == authority;
+        let known = |known: &&Rc<Introduction>| known.host == authority;
         match self.last.borrow().as_ref().filter(known) {
-            Some((known, _)) => Some(known.clone()),
+            Some(known) => Some(known.host.clone()),
             None => HeaderValue::from_str(authority).ok(),
         }
     }
 
     /// The `Forwarded` element of a request for `host`; `None` if that is no text.
     fn forwarded(&self, host: &HeaderValue) -> Option<HeaderValue> {
-        let last = &mut *self.last.borrow_mut();
-        if let Some((known, element)) = last
-            && known == host
-        {
-            return Some(element.clone());
-        }
         let text = host.to_str().ok()?;
         let element = format!("for={};host=\"{text}\";proto={}", self.node, self.scheme);
-        let element = HeaderValue::try_from(element).ok()?;
-        *last = Some((host.clone(), element.clone()));
-        Some(element)
+        HeaderValue::try_from(element).ok()
+    }
+
+    fn introduction(&self, host: &HeaderValue, via: &HeaderValue) -> Option<Rc<Introduction>> {
+        let last = &mut *self.last.borrow_mut();
+        if last.as_ref().is_none_or(|last| last.host != host) {
+            *last = Introduction::new(self, host, via).map(Rc::new);
+        }
+        last.clone()
     }
 }
 
 /// Removes what concerns one connection only (RFC 9110, 7.6.1), and what `Connection` names.
 ///
-/// `TE: trailers` survives, for gRPC; `Upgrade` survives when the caller says that this is an upgrade.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    if !headers.keys().any(is_hop_by_hop) {
+/// `TE: trailers` survives, for gRPC; `Upgrade` survives when the caller says that this is an `upgrade`. `there` is what
+/// `headers` hold.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, there: Present, upgrade: bool) {
+    if !there.has(CONCERNS_ONE_CONNECTION) {
         return;
     }
-    if headers.contains_key(CONNECTION) {
+    if there.has(Present::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -153,28 +198,24 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// Whether [`strip_hop_by_hop`] looks at a field of this name.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
-    )
-}
+/// What [`strip_hop_by_hop`] looks at.
+const CONCERNS_ONE_CONNECTION: Present = Present::HOP_BY_HOP
+    .or(Present::CONNECTION)
+    .or(Present::KEEP_ALIVE)
+    .or(Present::TRANSFER_ENCODING)
+    .or(Present::UPGRADE);
 
 /// Removes from a request what must not be repeated: `Expect` where the body comes anyway, `Trailer` without a body.
-pub fn strip_answered(headers: &mut HeaderMap, has_body: bool, expects_continue: bool) {
-    if !expects_continue {
+pub fn strip_answered(
+    headers: &mut HeaderMap,
+    there: Present,
+    has_body: bool,
+    expects_continue: bool,
+) {
+    if !expects_continue && there.has(Present::EXPECT) {
         headers.remove(EXPECT);
     }
-    if !has_body {
+    if !has_body && there.has(Present::TRAILER) {
         headers.remove(TRAILER);
     }
 }
@@ -186,9 +227,18 @@ pub fn expects_continue(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Appends `Forwarded` and `X-Forwarded-For`, `-Proto`, `-Host`; what an untrusted caller said of itself is dropped.
-pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &HeaderValue) {
-    if !origin.trusted {
+/// Says of a request who called and how, by `Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`, and that it came this way,
+/// by `Via`. What an untrusted caller said of itself is dropped, what a trusted one said is added to; where nothing is left
+/// to add to, the words are returned and still to be added.
+pub fn introduce(
+    headers: &mut HeaderMap,
+    there: Present,
+    origin: &Origin,
+    host: &HeaderValue,
+    via: &HeaderValue,
+) -> Option<Rc<Introduction>> {
+    let was_told = there.has(Present::FORWARDING);
+    if was_told && !origin.trusted {
         for name in [
             FORWARDED,
             X_FORWARDED_FOR,
@@ -197,6 +247,11 @@ pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &HeaderValu
         ] {
             headers.remove(name);
         }
+    }
+    if (!was_told || !origin.trusted)
+        && let Some(introduction) = origin.introduction(host, via)
+    {
+        return Some(introduction);
     }
     if let Some(element) = origin.forwarded(host) {
         headers.append(FORWARDED, element);
@@ -208,6 +263,8 @@ pub fn add_forwarded(headers: &mut HeaderMap, origin: &Origin, host: &HeaderValu
     if !headers.contains_key(X_FORWARDED_HOST) {
         headers.insert(X_FORWARDED_HOST, host.clone());
     }
+    headers.append(VIA, via.clone());
+    None
 }
 
 /// The client's address: the caller's, or, where the caller is a trusted proxy, the last of those it names that is
@@ -238,12 +295,7 @@ pub fn own_via_count(headers: &HeaderMap, pseudonym: &str) -> usize {
 
 /// Appends this hop to `Via`, with the version the message was received in.
 pub fn add_via(headers: &mut HeaderMap, version: Version, via: &Via) {
-    let value = if version == Version::HTTP_2 {
-        &via.two
-    } else {
-        &via.one
-    };
-    headers.append(VIA, value.clone());
+    headers.append(VIA, via.of(version).clone());
 }
 
 /// This sidecar's `Via` elements, made once.
@@ -269,6 +321,14 @@ impl Via {
             pseudonym: pseudonym.into(),
         }
     }
+
+    /// The element of a message that was received in `version`.
+    pub fn of(&self, version: Version) -> &HeaderValue {
+        match version {
+            Version::HTTP_2 => &self.two,
+            _ => &self.one,
+        }
+    }
 }
 
 /// Whether the server at the other end of an answer's connection is a Starling: whoever sent it stands last in `Via`.
@@ -279,9 +339,12 @@ pub fn is_of_starling(headers: &HeaderMap) -> bool {
         .is_some_and(|name| name.starts_with(PSEUDONYM_PREFIX))
 }
 
-/// The request's id: the caller's if it is sound, else 16 random bytes in hex.
-pub fn request_id(headers: &mut HeaderMap, rng: &mut impl Rng) -> HeaderValue {
-    if let Some(id) = headers.get(X_REQUEST_ID) {
+/// The request's id: the caller's if it is sound, else 16 random bytes in hex, which take a bad one's place; where there
+/// was none, they are still to be added.
+pub fn request_id(headers: &mut HeaderMap, there: Present, rng: &mut impl Rng) -> HeaderValue {
+    if there.has(Present::REQUEST_ID)
+        && let Some(id) = headers.get(X_REQUEST_ID)
+    {
         let sound = !id.is_empty()
             && id.len() <= REQUEST_ID_BYTES_MAX
             && id.as_bytes().iter().all(u8::is_ascii_graphic);
@@ -289,15 +352,17 @@ pub fn request_id(headers: &mut HeaderMap, rng: &mut impl Rng) -> HeaderValue {
             return id.clone();
         }
     }
-    let mut text = [0u8; 32];
-    let mut number: [u64; 2] = [rng.next_u64(), rng.next_u64()];
-    for (index, digit) in text.iter_mut().enumerate() {
-        let half = &mut number[index / 16];
-        *digit = b"0123456789abcdef"[(*half & 0xf) as usize];
-        *half >>= 4;
+    let mut random = [0; 16];
+    rng.fill_bytes(&mut random);
+    let mut text = [0; 32];
+    for (digits, byte) in text.chunks_exact_mut(2).zip(random) {
+        digits[0] = HEX[usize::from(byte >> 4)];
+        digits[1] = HEX[usize::from(byte & 0xf)];
     }
     let id = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"));
-    headers.insert(X_REQUEST_ID, id.clone());
+    if there.has(Present::REQUEST_ID) {
+        headers.insert(X_REQUEST_ID, id.clone());
+    }
     id
 }
 
@@ -323,7 +388,10 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Joins the `Cookie` fields that HTTP/2 may split into the one that HTTP/1 knows (RFC 9113, 8.2.3).
-pub fn join_cookies(headers: &mut HeaderMap) {
+pub fn join_cookies(headers: &mut HeaderMap, there: Present) {
+    if !there.has(Present::COOKIE) {
+        return;
+    }
     let name = http::header::COOKIE;
     if headers.get_all(&name).iter().nth(1).is_none() {
         return;

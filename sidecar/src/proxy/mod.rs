@@ -29,6 +29,7 @@ pub mod outage;
 pub mod patience;
 pub mod pool;
 pub mod porter;
+pub mod present;
 pub mod proxy_header;
 pub mod reply;
 pub mod send;

@@ -31,6 +31,7 @@ use super::{
     },
     http2::{self, client::Line},
     pool::{Between, IDLE_MAX, Idle, SharedH2},
+    present::Present,
     transport::Transport,
     worker::{Admission, Worker},
 };
@@ -42,16 +43,18 @@ const STALE_SOON: Duration = Duration::from_millis(500);
 
 /// Fields with another value in each request. In HPACK's table they would push out those that come again, and each would
 /// be compared with all that came before it; a value that is called sensitive stays out of it (RFC 7541, 6.2.3).
-const NEW_EACH_TIME: [HeaderName; 3] = [
-    headers::X_REQUEST_ID,
-    headers::GRPC_TIMEOUT,
-    HeaderName::from_static("traceparent"),
+const NEW_EACH_TIME: [(Present, HeaderName); 3] = [
+    (Present::REQUEST_ID, headers::X_REQUEST_ID),
+    (Present::GRPC_TIMEOUT, headers::GRPC_TIMEOUT),
+    (Present::TRACEPARENT, HeaderName::from_static("traceparent")),
 ];
 
 /// An answer's head, its body still to come.
 pub struct Answer {
     /// The head.
     pub head: response::Parts,
+    /// What stands in it.
+    pub there: Present,
     /// The body.
     pub body: Inflow,
     /// The account, open until the body's end.
@@ -145,13 +148,15 @@ pub async fn once(
     };
     match tried {
         Ok(Ok((head, body, connection))) => {
-            let told = judge(&head, body.is_end_stream());
+            let there = Present::of(&head.headers);
+            let told = judge(&head, there, body.is_end_stream());
             attempt.headed(told);
             Ok(Answer {
-                connection: connection.map(|idle| keeps_as_told(idle, &head)),
+                connection: connection.map(|idle| keeps_as_told(idle, &head, there)),
                 outcome: told.unwrap_or(Outcome::Success),
                 sent: all_sent(call),
                 head,
+                there,
                 body,
                 attempt,
             })
@@ -484,12 +489,24 @@ fn http2_request(call: &Call, line: &Line, left: Duration) -> Result<Request<()>
     })?;
     *request.headers_mut() = call.headers.clone();
     let fields = request.headers_mut();
-    fields.remove(header::UPGRADE);
+    if call.there.has(Present::UPGRADE) {
+        fields.remove(header::UPGRADE);
+    }
+    if let Some(introduction) = &call.introduction {
+        introduction.add_to(fields);
+    }
+    if !call.there.has(Present::REQUEST_ID) {
+        fields.append(headers::X_REQUEST_ID, call.id.clone());
+    }
+    let mut there = call.there.or(Present::REQUEST_ID);
     if let Some(left) = time_left(call, left) {
         fields.insert(headers::GRPC_TIMEOUT, left);
+        there = there.or(Present::GRPC_TIMEOUT);
     }
-    for name in NEW_EACH_TIME {
-        if let Some(value) = fields.get_mut(name) {
+    for (seen, name) in NEW_EACH_TIME {
+        if there.has(seen)
+            && let Some(value) = fields.get_mut(name)
+        {
             value.set_sensitive(true);
         }
     }
@@ -535,7 +552,10 @@ fn broken(trouble: &http2::client::Trouble, call: &Call, reused: bool) -> Failur
 }
 
 /// An idle connection rests one second less than the server said it would keep it, and long with another Starling.
-fn keeps_as_told(mut idle: Idle, head: &response::Parts) -> Idle {
+fn keeps_as_told(mut idle: Idle, head: &response::Parts, there: Present) -> Idle {
+    if !there.has(Present::KEEP_ALIVE.or(Present::VIA)) {
+        return idle;
+    }
     let told = head
         .headers
         .get(headers::KEEP_ALIVE)

@@ -306,6 +306,19 @@ fn a_request_arrives_with_our_headers_and_its_own_host() {
 }
 
 #[test]
+fn an_id_that_connection_names_away_is_replaced() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let get = "GET / HTTP/1.1\r\nHost: web.mesh\r\nX-Request-Id: mine\r\n\
+            Connection: close, x-request-id\r\n\r\n";
+        let answer = world.ask(get).await.to_lowercase();
+        let sent = answer.split("\r\n\r\n").nth(1).unwrap();
+        assert_eq!(sent.matches("x-request-id: ").count(), 1, "{sent}");
+        assert!(!sent.contains("mine"), "{sent}");
+    });
+}
+
+#[test]
 fn a_refused_connection_is_tried_elsewhere_at_once() {
     run(async {
         let world = world(vec![(2, script(|_, s| echo(s)))], &[1, 2], |_| {});

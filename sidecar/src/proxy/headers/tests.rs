@@ -10,6 +10,21 @@ fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
     map
 }
 
+fn strip(map: &mut HeaderMap) {
+    strip_hop_by_hop(map, Present::of(map), false);
+}
+
+fn told(map: &mut HeaderMap, origin: &Origin, host: &HeaderValue) {
+    let via = HeaderValue::from_static("1.1 starling-web-1");
+    if let Some(words) = introduce(map, Present::of(map), origin, host, &via) {
+        words.add_to(map);
+    }
+}
+
+fn id_of(map: &mut HeaderMap, rng: &mut SmallRng) -> HeaderValue {
+    request_id(map, Present::of(map), rng)
+}
+
 #[test]
 fn hop_by_hop_headers_end_here() {
     let mut map = headers(&[
@@ -23,7 +38,7 @@ fn hop_by_hop_headers_end_here() {
         ("x-secret", "1"),
         ("x-kept", "2"),
     ]);
-    strip_hop_by_hop(&mut map, false);
+    strip(&mut map);
     let mut left: Vec<_> = map
         .iter()
         .map(|(n, v)| (n.as_str(), v.to_str().unwrap()))
@@ -39,7 +54,7 @@ fn connection_cannot_name_away_the_host_or_the_length() {
         ("host", "a"),
         ("content-length", "3"),
     ]);
-    strip_hop_by_hop(&mut map, false);
+    strip(&mut map);
     assert_eq!(map["host"], "a");
     assert_eq!(map["content-length"], "3");
 }
@@ -51,7 +66,7 @@ fn an_untrusted_callers_forwarding_headers_are_dropped() {
         ("forwarded", "for=6.6.6.6"),
         ("x-forwarded-host", "evil"),
     ]);
-    add_forwarded(
+    told(
         &mut map,
         &Origin::new(Some([10, 0, 0, 1].into()), false, false),
         &HeaderValue::from_static("payments.mesh"),
@@ -70,7 +85,7 @@ fn a_trusted_callers_forwarding_headers_are_added_to() {
         ("x-forwarded-for", "6.6.6.6"),
         ("x-forwarded-proto", "https"),
     ]);
-    add_forwarded(
+    told(
         &mut map,
         &Origin::new(Some([10, 0, 0, 1].into()), true, false),
         &HeaderValue::from_static("payments.mesh"),
@@ -96,9 +111,9 @@ fn own_hops_are_counted_and_others_are_not() {
 fn a_sound_request_id_is_kept_and_a_bad_one_replaced() {
     let rng = &mut SmallRng::seed_from_u64(1);
     let mut map = headers(&[("x-request-id", "abc-1")]);
-    assert_eq!(request_id(&mut map, rng), "abc-1");
+    assert_eq!(id_of(&mut map, rng), "abc-1");
     let mut map = headers(&[("x-request-id", "with space")]);
-    let made = request_id(&mut map, rng);
+    let made = id_of(&mut map, rng);
     assert_eq!(made.len(), 32);
     assert_eq!(map["x-request-id"], made);
 }
@@ -106,7 +121,7 @@ fn a_sound_request_id_is_kept_and_a_bad_one_replaced() {
 #[test]
 fn split_cookies_are_joined() {
     let mut map = headers(&[("cookie", "a=1"), ("cookie", "b=2")]);
-    join_cookies(&mut map);
+    join_cookies(&mut map, Present::COOKIE);
     assert_eq!(
         map.get_all("cookie").iter().collect::<Vec<_>>(),
         ["a=1; b=2"]

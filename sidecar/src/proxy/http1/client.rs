@@ -24,6 +24,7 @@ use crate::proxy::{
     forward::Call,
     headers,
     interim::{Interim, TooMany},
+    present::Present,
     send::time_left,
 };
 
@@ -117,6 +118,12 @@ fn write_head(wire: &SharedWire, call: &Call, body: &RequestBody, left: Duration
     encode::request_line(output, &call.method, target);
     encode::field(output, &header::HOST, &call.authority);
     encode::fields(output, &call.headers, call.spelling.as_ref());
+    if let Some(introduction) = &call.introduction {
+        output.extend_from_slice(introduction.lines());
+    }
+    if !call.there.has(Present::REQUEST_ID) {
+        encode::field(output, &headers::X_REQUEST_ID, &call.id);
+    }
     if let Some(left) = time_left(call, left) {
         encode::field(output, &headers::GRPC_TIMEOUT, &left);
     }
@@ -208,7 +215,8 @@ impl Reading<'_> {
                 wire.begin_body(meaning.framing, keeps);
                 return Ok(Some((parts, spelling, meaning.framing)));
             }
-            headers::strip_hop_by_hop(&mut parts.headers, false);
+            let there = Present::of(&parts.headers);
+            headers::strip_hop_by_hop(&mut parts.headers, there, false);
             let passed = self.interim.pass(status, &parts.headers, Some(&spelling));
             passed.map_err(|TooMany| head::Fault::Malformed("too many interim answers"))?;
         }

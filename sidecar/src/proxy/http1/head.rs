@@ -9,8 +9,9 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
 };
+use memchr::memchr;
 
-use crate::proxy::headers::expects_continue;
+use crate::proxy::{headers::expects_continue, present::Present};
 
 /// Longest request line, in bytes.
 pub const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
@@ -60,6 +61,8 @@ pub struct Meaning {
     pub keep_alive: bool,
     /// The sender waits for `100 Continue` before its body.
     pub expects_continue: bool,
+    /// What stands in it.
+    pub there: Present,
 }
 
 /// How a head was written, where it can be written more than one way: the case of names, the reason phrase.
@@ -107,7 +110,7 @@ pub type AnswerHead = (Response<()>, Meaning, Spelling);
 pub fn end_of(input: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
     // The last two bytes looked at may begin what ends the head.
     let mut from = seen.saturating_sub(2);
-    while let Some(found) = input[from..].iter().position(|byte| *byte == b'\n') {
+    while let Some(found) = memchr(b'\n', &input[from..]) {
         let end = from + found;
         if end < 1 || input[end - 1] != b'\r' {
             return Err(Fault::Malformed("a line feed without its carriage return"));
@@ -153,7 +156,7 @@ pub fn request(head: &Bytes, map: HeaderMap) -> Result<RequestHead, Fault> {
         return Err(Fault::LineTooLong);
     }
     let line = &head[start..line_end];
-    let method_end = position(line, b' ').ok_or(Fault::Malformed("no target"))?;
+    let method_end = memchr(b' ', line).ok_or(Fault::Malformed("no target"))?;
     let version_at = line
         .len()
         .checked_sub(8)
@@ -173,8 +176,8 @@ pub fn request(head: &Bytes, map: HeaderMap) -> Result<RequestHead, Fault> {
         head: head.clone(),
         ..Spelling::default()
     };
-    let mut headers = fields(head, line_end + 2, &mut spelling.names, map)?;
-    let meaning = meaning_of_request(&mut headers, version)?;
+    let (mut headers, there) = fields(head, line_end + 2, &mut spelling.names, map)?;
+    let meaning = meaning_of_request(&mut headers, there, version)?;
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -214,8 +217,8 @@ pub fn answer(head: &Bytes, to_head: bool, map: HeaderMap) -> Result<AnswerHead,
         reason: (reason as u32, line_end as u32),
         names: Vec::new(),
     };
-    let mut headers = fields(head, line_end + 2, &mut spelling.names, map)?;
-    let meaning = meaning_of_answer(&mut headers, version, status, to_head)?;
+    let (mut headers, there) = fields(head, line_end + 2, &mut spelling.names, map)?;
+    let meaning = meaning_of_answer(&mut headers, there, version, (status, to_head))?;
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = version;
@@ -235,7 +238,7 @@ pub fn may_be_answer(input: &[u8]) -> bool {
 /// # Errors
 /// It is malformed, too large, or names what trailers may not say (RFC 9110, 6.5.1).
 pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
-    let trailers = fields(block, 0, &mut Vec::new(), HeaderMap::new())?;
+    let (trailers, _) = fields(block, 0, &mut Vec::new(), HeaderMap::new())?;
     let forbidden = [
         header::TRANSFER_ENCODING,
         header::CONTENT_LENGTH,
@@ -258,27 +261,24 @@ pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
 
 /// Where the first line ends, before its CR LF.
 fn line_of(bytes: &[u8]) -> Option<usize> {
-    position(bytes, b'\n')?.checked_sub(1)
+    memchr(b'\n', bytes)?.checked_sub(1)
 }
 
-fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
-    bytes.iter().position(|byte| *byte == wanted)
-}
-
-/// Fields from `from` to the empty line that ends the block, added to `headers`; where names are not lower case is
-/// noted in `names`.
+/// Fields from `from` to the empty line that ends the block, added to `headers`, and which they are; where names are not
+/// lower case is noted in `names`.
 fn fields(
     block: &Bytes,
     mut from: usize,
     names: &mut Vec<(u32, u32)>,
     mut headers: HeaderMap,
-) -> Result<HeaderMap, Fault> {
+) -> Result<(HeaderMap, Present), Fault> {
     let mut count = 0;
+    let mut there = Present::default();
     loop {
         let line = &block[from..];
         let end = line_of(line).ok_or(Fault::Malformed("a line without an end"))?;
         if end == 0 {
-            return Ok(headers);
+            return Ok((headers, there));
         }
         count += 1;
         if count > FIELDS_MAX {
@@ -286,9 +286,10 @@ fn fields(
         }
         // A folded line begins with a blank, and a blank is no part of a name.
         let colon =
-            position(&line[..end], b':').ok_or(Fault::Malformed("a field without a colon"))?;
+            memchr(b':', &line[..end]).ok_or(Fault::Malformed("a field without a colon"))?;
         let name = HeaderName::from_bytes(&line[..colon])
             .map_err(|_| Fault::Malformed("a field name that is no token"))?;
+        there = there.and(&name);
         let (mut left, mut right) = (colon + 1, end);
         while left < right && is_blank(line[left]) {
             left += 1;
@@ -371,8 +372,12 @@ fn target_of(method: &Method, target: Bytes) -> Result<Uri, Fault> {
     }
 }
 
-fn meaning_of_request(headers: &mut HeaderMap, version: Version) -> Result<Meaning, Fault> {
-    let framing = match (is_chunked(headers)?, length(headers)?) {
+fn meaning_of_request(
+    headers: &mut HeaderMap,
+    there: Present,
+    version: Version,
+) -> Result<Meaning, Fault> {
+    let framing = match (is_chunked(headers, there)?, length(headers, there)?) {
         (true, Some(_)) => {
             return Err(Fault::Malformed("Content-Length beside Transfer-Encoding"));
         }
@@ -386,32 +391,33 @@ fn meaning_of_request(headers: &mut HeaderMap, version: Version) -> Result<Meani
     if headers.get_all(header::HOST).iter().nth(1).is_some() {
         return Err(Fault::Malformed("more than one Host"));
     }
-    if version == Version::HTTP_11 && !headers.contains_key(header::HOST) {
+    if version == Version::HTTP_11 && !there.has(Present::HOST) {
         return Err(Fault::Malformed("no Host"));
     }
     let waits =
         version == Version::HTTP_11 && framing != Framing::Empty && expects_continue(headers);
     Ok(Meaning {
         framing,
-        keep_alive: keeps_alive(headers, version),
+        keep_alive: keeps_alive(headers, there, version),
         expects_continue: waits,
+        there,
     })
 }
 
 fn meaning_of_answer(
     headers: &mut HeaderMap,
+    there: Present,
     version: Version,
-    status: StatusCode,
-    to_head: bool,
+    (status, to_head): (StatusCode, bool),
 ) -> Result<Meaning, Fault> {
-    let (chunked, length) = (is_chunked(headers)?, length(headers)?);
+    let (chunked, length) = (is_chunked(headers, there)?, length(headers, there)?);
     if chunked && length.is_some() {
         return Err(Fault::Malformed("Content-Length beside Transfer-Encoding"));
     }
     if chunked && version == Version::HTTP_10 {
         return Err(Fault::Malformed("Transfer-Encoding in HTTP/1.0"));
     }
-    let mut keep_alive = keeps_alive(headers, version);
+    let mut keep_alive = keeps_alive(headers, there, version);
     let no_content = status.is_informational() || status == StatusCode::NO_CONTENT;
     let framing = if no_content || to_head || status == StatusCode::NOT_MODIFIED {
         if no_content {
@@ -436,11 +442,15 @@ fn meaning_of_answer(
         framing,
         keep_alive,
         expects_continue: false,
+        there,
     })
 }
 
 /// Whether the body comes in chunks; any other transfer coding is one that we could not pass on.
-fn is_chunked(headers: &HeaderMap) -> Result<bool, Fault> {
+fn is_chunked(headers: &HeaderMap, there: Present) -> Result<bool, Fault> {
+    if !there.has(Present::TRANSFER_ENCODING) {
+        return Ok(false);
+    }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else {
         return Ok(false);
@@ -453,7 +463,10 @@ fn is_chunked(headers: &HeaderMap) -> Result<bool, Fault> {
 }
 
 /// The one length that is told; the same told several times counts as once, and goes on as one (RFC 9112, 6.3).
-fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Fault> {
+fn length(headers: &mut HeaderMap, there: Present) -> Result<Option<u64>, Fault> {
+    if !there.has(Present::CONTENT_LENGTH) {
+        return Ok(None);
+    }
     let mut told = None;
     let mut times = 0;
     for value in headers.get_all(header::CONTENT_LENGTH) {
@@ -486,7 +499,10 @@ fn digits(text: &[u8]) -> Option<u64> {
     )
 }
 
-fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
+fn keeps_alive(headers: &HeaderMap, there: Present, version: Version) -> bool {
+    if !there.has(Present::CONNECTION) {
+        return version == Version::HTTP_11;
+    }
     let says = |wanted: &[u8]| {
         headers.get_all(header::CONNECTION).iter().any(|value| {
             value

@@ -33,6 +33,7 @@ use crate::proxy::{
     front::{Caller, Stack, stack},
     headers,
     patience::{CLIENT_IDLE, HEAD_READ},
+    present::Present,
     reply::{Cause, reply},
     tunnel,
     worker::Phase,
@@ -188,7 +189,7 @@ impl Conversation {
             is_head: request.method() == Method::HEAD,
             is_connect: request.method() == Method::CONNECT,
             may_leave: request.method() == Method::CONNECT
-                || headers::is_upgrade(request.headers()),
+                || (meaning.there.has(Present::UPGRADE) && headers::is_upgrade(request.headers())),
         };
         let received = Received::new(&self.wire, spelling, None);
         let request = request.map(|()| Inflow::Http1(received));
@@ -428,6 +429,7 @@ impl Conversation {
                 framing: Framing::Empty,
                 keep_alive: false,
                 expects_continue: false,
+                there: Present::default(),
             },
             version: Version::HTTP_11,
             is_head: false,
