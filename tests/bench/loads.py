@@ -9,6 +9,7 @@ import hashlib
 import os
 import http.client
 import json
+import math
 import re
 import resource
 import selectors
@@ -30,6 +31,8 @@ end
 """
 READ_BYTES = 256 * 1024
 HEAD_BYTES_MAX = 16 * 1024
+# h2load logs some 25 bytes a request: a minute of 100,000 requests a second.
+LOG_BYTES_MAX = 150 * 1024 * 1024
 
 
 def finished(words, cores):
@@ -51,9 +54,11 @@ def wrk(program, place, target, path, clients, seconds, cores, close=False):
     return {**figures, "requests": told["requests"], "failed": told["failed"], "rate": told["requests"] / seconds, "bytes": told["bytes"]}
 
 
-def h2load(program, target, path, connections, streams, seconds, cores):
-    """HTTP/2 by prior knowledge, as fast as it can; it tells no percentiles."""
-    words = [program, f"-c{connections}", f"-m{streams}", "-t1", f"-D{seconds}", f"http://{target}{path}"]
+def h2load(program, place, target, path, connections, streams, seconds, cores):
+    """HTTP/2 by prior knowledge, as fast as it can. It tells no percentiles itself, so each request's time is logged."""
+    log = place / "h2load.log"
+    log.unlink(missing_ok=True)
+    words = [program, f"-c{connections}", f"-m{streams}", "-t1", f"-D{seconds}", f"--log-file={log}", f"http://{target}{path}"]
     out = finished(words, cores)
     number = lambda pattern: float(re.search(pattern, out).group(1))
     if "Application protocol: h2c" not in out:
@@ -62,11 +67,27 @@ def h2load(program, target, path, connections, streams, seconds, cores):
     good = number(r"(\d+) succeeded")
     failed = sum(number(rf"(\d+) {kind}") for kind in ("failed", "errored", "timeout", "3xx", "4xx", "5xx"))
     return {
+        **logged_percentiles(log),
         "requests": int(good),
         "failed": int(failed),
         "rate": number(r"([\d.]+) req/s"),
         "bytes": int(number(r"headers \(space savings [\d.-]+%\), \S+ \((\d+)\) data")),
     }
+
+
+def logged_percentiles(log):
+    """p50, p99 and p99.9 of h2load's log: start in µs, status and time in µs of each request. At most LOG_BYTES_MAX are read,
+    from the beginning; the log is gone afterwards."""
+    with log.open("rb") as lines:
+        told = lines.read(LOG_BYTES_MAX)
+    log.unlink()
+    # The last line may be cut.
+    fields = (line.split(b"\t") for line in told.split(b"\n")[:-1])
+    times = sorted(int(field[2]) for field in fields if len(field) == 3)
+    if not times:
+        sys.exit("h2load logged no request")
+    rank = lambda share: times[max(0, math.ceil(share * len(times)) - 1)] / 1000
+    return {"p50_ms": rank(0.5), "p99_ms": rank(0.99), "p999_ms": rank(0.999)}
 
 
 def caller(program, target, path, rate, seconds, cores):

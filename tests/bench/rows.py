@@ -67,8 +67,9 @@ def cost(*targets, more=()):
 # ---- loads as fast as they can --------------------------------------------------------------------------------------
 
 
-def at_full_speed(front, back, load):
-    """Every proxy in turn before both backends, as fast as the load can. `load`: (bench, target, seconds) → figures."""
+def at_full_speed(front, back, load, direct=False):
+    """Every proxy in turn before both backends, as fast as the load can. `load`: (bench, target, seconds) → figures.
+    `direct`: the load speaks what a backend does, so each round also has one without a proxy."""
 
     def act(bench, row):
         words, options = {}, bench.options
@@ -78,15 +79,25 @@ def at_full_speed(front, back, load):
         shape = peers.Shape(front, back, bench.backends.addresses(back), bench.place)
         children = bench.start(row, shape, words)
         bench.prove(children, shape)
-        once = lambda name, seconds: measure.one_round(
-            name, children[name], lambda: load(bench, children[name].target, seconds), bench.cores
+        targets = {name: child.target for name, child in children.items()}
+        if direct:
+            targets["direct"] = shape.endpoints[0]
+        once = lambda name: measure.one_round(
+            name, children.get(name), lambda: load(bench, targets[name], options.seconds), bench.cores
         )
-        warm = lambda name: load(bench, children[name].target, 1)
-        seen = measure.in_turns(list(children), lambda name: once(name, options.seconds), options.rounds, warm)
+        seen = measure.in_turns(list(targets), once, options.rounds, warm=lambda name: load(bench, targets[name], 1))
         bench.processes.end(list(children.values()))
+        if direct:
+            alone = measure.summary(seen.pop("direct"))
+            words["note"] = f"without a proxy, one backend: {alone['rate']['median']:.0f} requests/s, {milliseconds(alone)}"
         return seen, words
 
     return act
+
+
+def milliseconds(alone):
+    told = " / ".join(f"{alone[key]['median']:.2f}" for key in ("p50_ms", "p99_ms", "p999_ms"))
+    return f"{told} ms (p50 / p99 / p99.9)"
 
 
 def by_wrk(close=False):
@@ -102,7 +113,7 @@ def by_wrk(close=False):
 
 def by_h2load(bench, target, seconds):
     program, small = bench.programs["h2load"], bench.backends.small
-    figures = loads.h2load(program, target, small, HTTP2_CONNECTIONS, HTTP2_STREAMS, seconds, bench.load_cores)
+    figures = loads.h2load(program, bench.place, target, small, HTTP2_CONNECTIONS, HTTP2_STREAMS, seconds, bench.load_cores)
     whole(target, figures)
     return figures
 
@@ -147,10 +158,10 @@ def open_loop(bench, row):
     bench.processes.end(list(children.values()))
     for name in children:
         for figures, alone in zip(seen[name], seen["direct"]):
-            figures["p50_added_us"] = (figures["p50_ms"] - alone["p50_ms"]) * 1000
+            for key in ("p50", "p99", "p999"):
+                figures[f"{key}_added_us"] = (figures[f"{key}_ms"] - alone[f"{key}_ms"]) * 1000
     alone = measure.summary(seen.pop("direct"))
-    told = " / ".join(f"{alone[key]['median']:.2f}" for key in ("p50_ms", "p99_ms", "p999_ms"))
-    words["note"] = f"{rate} requests/s; a direct call took {told} ms (p50 / p99 / p99.9)"
+    words["note"] = f"{rate} requests/s; a direct call took {milliseconds(alone)}"
     return seen, words
 
 
@@ -346,14 +357,14 @@ ROWS = [
         "http1",
         "H1 → H1, {clients} keep-alive clients, 1 KiB",
         cost(("haproxy", 0.95), ("envoy", 0.25), more=[Line("of that, user time", "user_us", 1, [("most", 12)]), *SATURATED]),
-        at_full_speed("http1", "http1", by_wrk()),
+        at_full_speed("http1", "http1", by_wrk(), direct=True),
         ("wrk",),
         saturating=True,
     ),
     Row(
         "h2c-http1",
         f"h2c → H1, {H2_TITLE}",
-        cost(("haproxy", 1.15), more=SATURATED[:1]),
+        cost(("haproxy", 1.15), more=SATURATED),
         at_full_speed("h2c", "http1", by_h2load),
         ("h2load",),
         saturating=True,
@@ -361,8 +372,8 @@ ROWS = [
     Row(
         "h2c-h2c",
         f"h2c → h2c, {H2_TITLE}",
-        cost(("haproxy", 1.3), ("envoy", 0.25), more=SATURATED[:1]),
-        at_full_speed("h2c", "h2c", by_h2load),
+        cost(("haproxy", 1.3), ("envoy", 0.25), more=SATURATED),
+        at_full_speed("h2c", "h2c", by_h2load, direct=True),
         ("h2load",),
         saturating=True,
     ),
@@ -373,6 +384,8 @@ ROWS = [
             ("haproxy", 1.0),
             more=[
                 Line("p50 added to a direct call, µs", "p50_added_us", 0, [("haproxy", 1.0)]),
+                Line("p99 added, µs", "p99_added_us", 0),
+                Line("p99.9 added, µs", "p999_added_us", 0),
                 Line("p99, ms", "p99_ms", 2, [("haproxy", 1.0)]),
                 Line("p99.9, ms", "p999_ms", 2, [("haproxy", 1.0)]),
             ],
@@ -400,7 +413,7 @@ ROWS = [
         "connections",
         "new client connection per request, H1 → H1, 1 KiB",
         cost(("haproxy", 1.0), more=SATURATED),
-        at_full_speed("http1", "http1", by_wrk(close=True)),
+        at_full_speed("http1", "http1", by_wrk(close=True), direct=True),
         ("wrk",),
         saturating=True,
     ),
@@ -426,7 +439,7 @@ ROWS = [
         "tcp-small",
         "1 KiB over TCP, {clients} clients",
         cost(("haproxy", 1.0), more=SATURATED),
-        at_full_speed("tcp", "http1", by_wrk()),
+        at_full_speed("tcp", "http1", by_wrk(), direct=True),
         ("wrk",),
         saturating=True,
     ),
