@@ -8,6 +8,7 @@ use serde_json::Value;
 const GAP: &str = "  ";
 
 /// One column: its heading, and what a row has in it.
+#[derive(Clone, Copy)]
 pub struct Column {
     /// The heading.
     pub title: &'static str,

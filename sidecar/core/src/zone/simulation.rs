@@ -4,9 +4,8 @@
 //! (`tests/zones` of the workspace).
 //!
 //! A zone that is asked for more than it can take loses the rest. Sidecars act on figures that are `lag` old. The others'
-//! rules are written anew: priority with spill as Envoy documents it, and Envoy's load-aware locality picking (its own
-//! zone while that is no more than 0.1 above the mean of the others, then by headroom, a fraction of 0.03 always remote,
-//! figures anew every second and smoothed).
+//! rules are written anew: priority with spill as Envoy documents it, and Envoy's load-aware locality picking
+//! (`sim/balance/fleet/locality.rs`).
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -16,9 +15,11 @@ use super::{
     health, spill,
     water::{Figures, Levels},
 };
-use crate::moment::Moment;
+use crate::{
+    moment::Moment,
+    sim::balance::{fleet::locality::LoadAware, scenario::ZONES},
+};
 
-const ZONES: usize = 3;
 const STEP: Duration = Duration::from_millis(50);
 /// Requests per second that a zone takes when all is well.
 const CAPACITY: f64 = 1_000.0;
@@ -116,66 +117,15 @@ fn by_capacity(own: usize, tiers: [f64; 2], known: &Known) -> [f64; ZONES] {
     })
 }
 
-/// Envoy's load-aware locality picking.
-struct LoadAware {
-    own: usize,
-    smoothed: Option<[f64; ZONES]>,
-    waited: Duration,
-    shares: [f64; ZONES],
-}
-
-impl LoadAware {
-    fn new(own: usize) -> LoadAware {
-        LoadAware {
-            own,
-            smoothed: None,
-            // The three do not reckon at the same moment.
-            waited: Duration::from_millis(300 * own as u64),
-            shares: std::array::from_fn(|zone| if zone == own { 1.0 } else { 0.0 }),
-        }
-    }
-}
-
 impl Rule for LoadAware {
     fn shares(&mut self, known: &Known, elapsed: Duration) -> [f64; ZONES] {
-        const PERIOD: Duration = Duration::from_secs(1);
-        const ALPHA: f64 = 0.3;
-        const ABOVE: f64 = 0.1;
-        const PROBES: f64 = 0.03;
-        self.waited += elapsed;
-        if self.waited < PERIOD {
-            return self.shares;
-        }
-        self.waited -= PERIOD;
-        let before = self.smoothed.unwrap_or(known.utilization);
-        let now = std::array::from_fn(|zone| {
-            before[zone] + ALPHA * (known.utilization[zone].min(1.0) - before[zone])
-        });
-        self.smoothed = Some(now);
-        let alive: Vec<usize> = (0..ZONES)
-            .filter(|zone| known.capacity[*zone] > 0.0)
-            .collect();
-        let far: Vec<usize> = alive
-            .iter()
-            .copied()
-            .filter(|zone| *zone != self.own)
-            .collect();
-        let mean = far.iter().map(|zone| now[*zone]).sum::<f64>() / far.len().max(1) as f64;
-        let mut weights = [0.0; ZONES];
-        for zone in &alive {
-            weights[*zone] = known.capacity[*zone] * (1.0 - now[*zone]).max(0.01);
-        }
-        if alive.contains(&self.own) && now[self.own] <= mean + ABOVE {
-            let away: f64 = far.iter().map(|zone| weights[*zone]).sum();
-            for zone in &far {
-                weights[*zone] *= PROBES / away;
-            }
-            weights[self.own] = 1.0 - PROBES;
-        }
-        let sum: f64 = weights.iter().sum();
-        self.shares = weights.map(|weight| weight / sum);
-        self.shares
+        self.follow(&known.capacity, &known.utilization, elapsed)
     }
+}
+
+/// Envoy's load-aware locality picking; the three do not reckon at the same moment.
+fn load_aware(own: usize) -> LoadAware {
+    LoadAware::new(own, Duration::from_millis(300 * own as u64))
 }
 
 /// What this project does not do: steer the own share by how busy zones are.
@@ -287,7 +237,7 @@ fn water_filling_loses_least_when_a_zone_is_asked_for_too_much() {
     for lag in [0.5, 2.0] {
         let (water, unrest) = lost(&SURGE, lag, Waterfill::new);
         let (priority, _) = lost(&SURGE, lag, |own| Priority { own });
-        let (aware, aware_unrest) = lost(&SURGE, lag, LoadAware::new);
+        let (aware, aware_unrest) = lost(&SURGE, lag, load_aware);
         let (feedback, feedback_unrest) = lost(&SURGE, lag, |own| Feedback { own, local: 1.0 });
         println!(
             "surge, {lag} s old: water {:.2} %, priority {:.2} %, load-aware {:.2} %, feedback {:.2} %; unrest {unrest:.3} {aware_unrest:.3} {feedback_unrest:.3}",
@@ -308,7 +258,7 @@ fn a_zone_that_returns_cold_is_not_flooded() {
     for lag in [0.5, 2.0] {
         let (water, unrest) = lost(&COLD, lag, Waterfill::new);
         let (priority, _) = lost(&COLD, lag, |own| Priority { own });
-        let (aware, aware_unrest) = lost(&COLD, lag, LoadAware::new);
+        let (aware, aware_unrest) = lost(&COLD, lag, load_aware);
         println!(
             "cold, {lag} s old: water {:.2} %, priority {:.2} %, load-aware {:.2} %; unrest {unrest:.3} {aware_unrest:.3}",
             water * 100.0,

@@ -7,8 +7,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use mesh_core::sim::{
     balance::{
         fleet::Way,
-        scenario::{self, Scenario},
-        tally::{Figures, QUANTILES},
+        scenario::{self, Scenario, ZONES},
+        tally::{Figures, QUANTILES, Stretch, by_zone},
         verdict::Comparison,
     },
     plot::{self, Chart},
@@ -40,6 +40,11 @@ Independent clients, each with a picker and figures of its own, send requests to
  and speed, and sends each request where the wait is shortest. The told_ policies are an experiment: \
  least_response_time with servers that tell how busy they are. Nobody retries.
 
+The scenarios named zones_ have three zones, each a third of clients and backends, and news that is half a second or two \
+ seconds old: here least_response_time fills zones like water, as a sidecar does unless told otherwise; priority is the \
+ same with priority and spill, which is what envoy does as well; envoy_load_aware picks zones by how busy they are. ZONES \
+ are the shares of the three, AWAY is what left the zone of its client.
+
 P50 to P99.9 are milliseconds of good answers and of those that never came (which count 2 s); ERRORS is the share that \
  came to nothing, BAD the share sent to slow or failing backends, SPREAD the largest share of a good backend divided \
  by the smallest. TARGET lines say what least_response_time has to reach. Its parameters were chosen on the \
@@ -54,7 +59,7 @@ pub struct Args {
     /// Which scenarios; all of them if none is named
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
-    /// Which policies, any number of times [default: least_response_time and all of the others' ways]
+    /// Which policies, any number of times [default: least_response_time and the others' ways]
     #[arg(long, value_name = "POLICY")]
     policy: Vec<String>,
     /// The seed of the first run
@@ -89,6 +94,19 @@ const RESULTS: [Column; 9] = [
     numbers("SPREAD", |row| number(row, "spread", 2)),
 ];
 
+const ZONED: [Column; 10] = [
+    RESULTS[0],
+    RESULTS[1],
+    RESULTS[2],
+    RESULTS[3],
+    RESULTS[4],
+    RESULTS[5],
+    RESULTS[6],
+    words("ZONES", zones),
+    numbers("AWAY", |row| share(row, "away")),
+    RESULTS[8],
+];
+
 pub(super) fn run(args: &Args) -> Ended {
     if args.list {
         print(&list())?;
@@ -109,7 +127,11 @@ pub(super) fn run(args: &Args) -> Ended {
     let mut all = Vec::new();
     let mut missed = 0;
     for scenario in scenarios {
-        let comparison = Comparison::play(scenario, &ways, args.seed, args.runs);
+        let ways = match &ways {
+            Some(ways) => ways,
+            None => Way::usual(&scenario),
+        };
+        let comparison = Comparison::play(scenario, ways, args.seed, args.runs);
         missed += comparison.verdicts().iter().filter(|v| !v.is_met()).count();
         let seen = as_json(&comparison);
         if args.json {
@@ -156,12 +178,13 @@ fn scenarios(names: &[String]) -> Result<Vec<Scenario>, Failure> {
     names.iter().map(named).collect()
 }
 
-fn ways(names: &[String]) -> Result<Vec<Way>, Failure> {
+/// The ways of these names; `None` if none is named.
+fn ways(names: &[String]) -> Result<Option<Vec<Way>>, Failure> {
     if names.is_empty() {
-        return Ok(Way::usual().to_vec());
+        return Ok(None);
     }
     let named = |name: &String| Way::named(name).ok_or_else(|| unknown("policy", name));
-    names.iter().map(named).collect()
+    names.iter().map(named).collect::<Result<_, _>>().map(Some)
 }
 
 fn unknown(what: &str, name: &str) -> Failure {
@@ -206,6 +229,8 @@ fn row(comparison: &Comparison, way: Way, figures: &Figures) -> Value {
         "errors": figures.errors,
         "bad_share": figures.bad_share,
         "spread": figures.spread,
+        "zones": figures.zones,
+        "away": figures.zones.map(|_| figures.away),
     })
 }
 
@@ -216,12 +241,24 @@ fn share(row: &Value, key: &str) -> String {
         .map_or_else(|| "-".to_owned(), |share| format!("{:.3}%", share * 100.0))
 }
 
+/// The share of each zone in whole percents.
+fn zones(row: &Value) -> String {
+    let shares = row["zones"].as_array().into_iter().flatten();
+    let shares = shares.filter_map(Value::as_f64);
+    let shares: Vec<String> = shares.map(|s| format!("{:.0}", s * 100.0)).collect();
+    shares.join("/")
+}
+
 fn as_text(comparison: &Comparison, seen: &Value) -> String {
     let scenario = &comparison.scenario;
     let mut text = format!("{}: {}\n", scenario.name, scenario.about);
+    let columns = match scenario.zones {
+        None => &RESULTS[..],
+        Some(_) => &ZONED[..],
+    };
     text.push_str(&table::draw(
         &seen["results"],
-        &RESULTS,
+        columns,
         "nothing was played",
     ));
     for verdict in comparison.verdicts() {
@@ -240,7 +277,7 @@ fn draw(comparison: &Comparison, file: &PathBuf) -> Result<(), Failure> {
     let (mut p99, mut errors, mut charts) = (Vec::new(), Vec::new(), Vec::new());
     for (way, tally) in &comparison.results {
         let stretches = tally.stretches(STRETCH);
-        let line = |of: &dyn Fn(&mesh_core::sim::balance::tally::Stretch) -> f64| {
+        let line = |of: &dyn Fn(&Stretch) -> f64| {
             stretches
                 .iter()
                 .map(|s| (s.at_s, of(s)))
@@ -248,6 +285,20 @@ fn draw(comparison: &Comparison, file: &PathBuf) -> Result<(), Failure> {
         };
         p99.push((way.name().to_owned(), line(&|s| s.p99_ms)));
         errors.push((way.name().to_owned(), line(&|s| s.errors * 100.0)));
+        if comparison.scenario.zones.is_some() {
+            charts.push(Chart {
+                title: format!("{name}, {}: share of each zone", way.name()),
+                x: "seconds",
+                y: "%",
+                lines: (0..ZONES)
+                    .map(|zone| {
+                        let share = |s: &Stretch| by_zone(&s.shares)[zone] * 100.0;
+                        (format!("zone {zone}"), line(&share))
+                    })
+                    .collect(),
+            });
+            continue;
+        }
         let backends = comparison.scenario.backends.iter().enumerate();
         let (bad, good): (Vec<_>, Vec<_>) = backends.partition(|(_, backend)| backend.bad);
         let shown = bad.iter().chain(good.iter().take(SHARES_SHOWN));
@@ -289,7 +340,7 @@ mod tests {
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.next.contains("--list"));
         assert!(ways(&["envoy".to_owned(), "nonsense".to_owned()]).is_err());
-        assert_eq!(ways(&[]).map(|ways| ways.len()), Ok(6));
+        assert_eq!(ways(&[]), Ok(None));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tally::{Sample, Tally};
 /// How long a client waits for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between a client and a backend and back.
+/// Between a client and a backend and back, where there are no zones.
 pub const ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// What a backend that fails takes to say so, beside the way.
@@ -55,6 +55,9 @@ enum Event {
     ToldFailing {
         backend: usize,
     },
+    ToldWell {
+        backend: usize,
+    },
     Tick,
 }
 
@@ -67,7 +70,7 @@ struct Request {
     ahead: usize,
     /// Service time in means of its backend.
     work: f64,
-    fails: bool,
+    fails: Option<Ended>,
     over: bool,
 }
 
@@ -123,6 +126,9 @@ impl Run<'_> {
             if let Some(told) = self.servers[backend].backend.told {
                 self.after(told, Event::ToldFailing { backend });
             }
+            if let Some(told) = self.servers[backend].backend.told_well {
+                self.after(told, Event::ToldWell { backend });
+            }
         }
         self.after(TICK, Event::Tick);
         let end = Moment::START + self.scenario.span;
@@ -144,6 +150,7 @@ impl Run<'_> {
                 Event::GaveUp { request } => self.end(request, Ended::TimedOut),
                 Event::Joins { backend } => self.fleet.joined(backend, now),
                 Event::ToldFailing { backend } => self.fleet.told_failing(backend, now),
+                Event::ToldWell { backend } => self.fleet.told_well(backend, now),
             }
         }
         self.tally
@@ -160,6 +167,7 @@ impl Run<'_> {
 
     fn arrival(&mut self, client: usize) {
         let mean = self.scenario.clients as f64 / self.scenario.requests_per_second();
+        let mean = mean / self.scenario.asks(client, self.now);
         let gap = Duration::from_secs_f64(mean * exponential(&mut self.load));
         self.after(gap, Event::Arrives { client });
     }
@@ -176,9 +184,11 @@ impl Run<'_> {
             self.tally.refused(self.now);
             return;
         };
-        let fails = match self.servers[backend].backend.fault {
-            Fault::FailsFast { share } => luck < share,
-            Fault::None | Fault::Silent { .. } => false,
+        let fault = self.servers[backend].backend.fault;
+        let fails = match fault {
+            Fault::FailsFast { share } => (luck < share).then_some(Ended::Failed),
+            Fault::Gone { .. } => fault.refuses(self.now).then_some(Ended::Refused),
+            Fault::None | Fault::Silent { .. } => None,
         };
         let request = self.requests.len();
         self.requests.push(Request {
@@ -191,8 +201,9 @@ impl Run<'_> {
             over: false,
         });
         self.after(PATIENCE, Event::GaveUp { request });
-        if fails {
-            self.after(ROUND_TRIP + FAILS_WITHIN, Event::Answered { request });
+        if fails.is_some() {
+            let round_trip = self.scenario.round_trip(client, backend);
+            self.after(round_trip + FAILS_WITHIN, Event::Answered { request });
         } else if self.servers[backend].takes(request) {
             self.work(request);
         }
@@ -210,8 +221,14 @@ impl Run<'_> {
     }
 
     fn worked(&mut self, request: usize) {
-        self.after(ROUND_TRIP, Event::Answered { request });
-        let backend = self.requests[request].backend;
+        let Request {
+            client, backend, ..
+        } = self.requests[request];
+        if self.servers[backend].backend.fault.refuses(self.now) {
+            self.requests[request].fails = Some(Ended::Refused);
+        }
+        let round_trip = self.scenario.round_trip(client, backend);
+        self.after(round_trip, Event::Answered { request });
         while let Some(next) = self.servers[backend].next() {
             // A server sees that a client went away before it starts to work for it.
             if !self.requests[next].over {
@@ -222,11 +239,7 @@ impl Run<'_> {
     }
 
     fn answered(&mut self, request: usize) {
-        let ended = if self.requests[request].fails {
-            Ended::Failed
-        } else {
-            Ended::Well
-        };
+        let ended = self.requests[request].fails.unwrap_or(Ended::Well);
         self.end(request, ended);
     }
 
@@ -258,6 +271,7 @@ impl Run<'_> {
         self.tally.count(Sample {
             began,
             latency,
+            client,
             backend,
             ended,
         });

@@ -3,12 +3,16 @@
 //! Not here: the play. Scenarios whose name ends in `held_back` were never used to choose a parameter.
 
 mod list;
+mod zones;
 
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
+use crate::moment::Moment;
+
 pub use list::{all, named};
+pub use zones::{ZONES, Zones};
 
 /// One play.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct Scenario {
     pub load: f64,
     /// Whether this mesh sends out who fails; without, the cost alone has to keep away from it.
     pub ejection: bool,
+    /// Where clients and backends stand and how old their news is; `None`: all are in one place.
+    pub zones: Option<Zones>,
     /// How service times spread around their mean.
     pub work: Work,
     /// Until when requests arrive.
@@ -44,6 +50,8 @@ pub struct Targets {
     pub to_oracle: Option<f64>,
     /// Most share of the requests that all bad backends together get.
     pub bad_share: Option<f64>,
+    /// Most share of the requests that come to nothing.
+    pub errors: Option<f64>,
 }
 
 /// One backend.
@@ -69,6 +77,8 @@ pub struct Backend {
     pub cold: Option<Cold>,
     /// When the sidecar beside it tells everybody that it fails.
     pub told: Option<Duration>,
+    /// When it tells that it is well again.
+    pub told_well: Option<Duration>,
 }
 
 /// How a backend fails.
@@ -86,6 +96,21 @@ pub enum Fault {
         /// Since the start.
         from: Duration,
     },
+    /// Its host refuses every connection for a while, and whoever waits for an answer is cut off.
+    Gone {
+        /// Since the start.
+        from: Duration,
+        /// It listens again from then on.
+        until: Duration,
+    },
+}
+
+impl Fault {
+    /// Whether its host refuses connections at `now`.
+    pub fn refuses(self, now: Moment) -> bool {
+        let at = now.since(Moment::START);
+        matches!(self, Fault::Gone { from, until } if (from..until).contains(&at))
+    }
 }
 
 /// Standing still now and then, as a garbage collector makes a server do.
@@ -106,7 +131,7 @@ pub struct Flip {
     pub factor: f64,
 }
 
-/// Service times right after joining.
+/// Service times right after joining or returning.
 #[derive(Clone, Copy, Debug)]
 pub struct Cold {
     /// As a multiple, at first.
@@ -144,6 +169,26 @@ impl Scenario {
         self.load * self.backends.iter().map(Backend::capacity).sum::<f64>()
     }
 
+    /// The zone that a client or a backend of this number stands in.
+    pub fn zone_of(&self, place: usize) -> usize {
+        self.zones.map_or(0, |_| place % ZONES)
+    }
+
+    /// Between a client and a backend and back.
+    pub fn round_trip(&self, client: usize, backend: usize) -> Duration {
+        match self.zones {
+            None => super::ROUND_TRIP,
+            Some(zones) if client % ZONES == backend % ZONES => zones.within,
+            Some(zones) => zones.across,
+        }
+    }
+
+    /// How much more than usual a client asks for.
+    pub(super) fn asks(&self, client: usize, now: Moment) -> f64 {
+        self.zones
+            .map_or(1.0, |zones| zones.asks(client % ZONES, now))
+    }
+
     /// Whether it was kept from the choice of parameters.
     pub fn is_held_back(&self) -> bool {
         self.name.ends_with("held_back")
@@ -151,9 +196,11 @@ impl Scenario {
 }
 
 impl Backend {
-    /// What it can work off, in requests per second on average over a long time; 0 if it always fails.
+    /// What it can work off, in requests per second on average over a long time; 0 if it always fails, and as if it were
+    /// always there if it is gone for a while.
     pub fn capacity(&self) -> f64 {
-        if self.fault != Fault::None || !self.joins.is_zero() {
+        let stays = matches!(self.fault, Fault::None | Fault::Gone { .. });
+        if !stays || !self.joins.is_zero() {
             return 0.0;
         }
         let moving = self.stalls.map_or(1.0, |stall| {
@@ -164,5 +211,13 @@ impl Backend {
             .flip
             .map_or(1.0, |flip| 0.5 * (1.0 + flip.factor.recip()));
         moving * speed * self.workers as f64 / self.mean.as_secs_f64()
+    }
+
+    /// When it came last: joined, or returned.
+    pub(super) fn came(&self, now: Moment) -> Moment {
+        match self.fault {
+            Fault::Gone { until, .. } if now >= Moment::START + until => Moment::START + until,
+            _ => Moment::START + self.joins,
+        }
     }
 }

@@ -81,9 +81,11 @@ impl Server {
             }
             None => 1.0,
         };
-        let age = now.since(Moment::START + self.backend.joins);
+        let came = self.backend.came(now);
+        let age = now.since(came);
         let cold = match self.backend.cold {
-            Some(cold) if age < cold.lasting => {
+            // Whoever was always there is warm until it was gone.
+            Some(cold) if came > Moment::START && age < cold.lasting => {
                 let left = 1.0 - age.as_secs_f64() / cold.lasting.as_secs_f64();
                 1.0 + (cold.factor - 1.0) * left
             }

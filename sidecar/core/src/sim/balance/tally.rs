@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use crate::moment::Moment;
 
-use super::{fleet::Ended, scenario::Scenario};
+use super::{
+    fleet::Ended,
+    scenario::{Scenario, ZONES},
+};
 
 /// One attempt that is over.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Sample {
     pub began: Moment,
     pub latency: Duration,
+    pub client: usize,
     pub backend: usize,
     pub ended: Ended,
 }
@@ -22,6 +26,7 @@ pub(super) struct Sample {
 pub struct Tally {
     samples: Vec<Sample>,
     bad: Vec<bool>,
+    has_zones: bool,
     warm_up: Moment,
     span: Duration,
     refused: u64,
@@ -41,6 +46,10 @@ pub struct Figures {
     pub bad_share: f64,
     /// Largest share of one backend as a multiple of the smallest of those that are not bad.
     pub spread: f64,
+    /// Share of attempts that each zone got; `None` where there are no zones.
+    pub zones: Option<[f64; ZONES]>,
+    /// Share of attempts that left the zone of their client.
+    pub away: f64,
 }
 
 /// The quantiles that [`Figures`] holds.
@@ -64,6 +73,7 @@ impl Tally {
         Tally {
             samples: Vec::new(),
             bad: scenario.backends.iter().map(|b| b.bad).collect(),
+            has_zones: scenario.zones.is_some(),
             warm_up: Moment::START + scenario.warm_up,
             span: scenario.span,
             refused: 0,
@@ -105,6 +115,14 @@ impl Tally {
             // A sum of nothing is minus zero.
             bad_share: of_bad.fold(0.0, |sum, (share, _)| sum + share),
             spread: most / least,
+            zones: self.has_zones.then(|| by_zone(&shares)),
+            away: part(if self.has_zones {
+                counted()
+                    .filter(|s| s.client % ZONES != s.backend % ZONES)
+                    .count() as f64
+            } else {
+                0.0
+            }),
         }
     }
 
@@ -143,9 +161,14 @@ impl Tally {
     }
 }
 
+/// Shares of backends added up by their zones.
+pub fn by_zone(shares: &[f64]) -> [f64; ZONES] {
+    std::array::from_fn(|zone| shares.iter().skip(zone).step_by(ZONES).sum())
+}
+
 /// Sorted milliseconds.
 fn latencies<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<f64> {
-    let answered = samples.filter(|s| s.ended != Ended::Failed);
+    let answered = samples.filter(|s| !s.ended.is_quick_error());
     let mut millis: Vec<f64> = answered.map(|s| s.latency.as_secs_f64() * 1e3).collect();
     millis.sort_unstable_by(f64::total_cmp);
     millis

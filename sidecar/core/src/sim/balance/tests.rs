@@ -62,6 +62,47 @@ fn a_backend_that_fails_fast_gets_hardly_any_traffic() {
 }
 
 #[test]
+fn what_fails_fast_draws_traffic_where_only_latency_counts() {
+    let mut scenario = short("failing");
+    scenario.ejection = false;
+    let ours = ours(&scenario, 12).bad_share;
+    // Prequal with error aversion keeps away as well, and is not asked here.
+    let linkerd = play(&scenario, Way::Linkerd { breaker: false }, 12).figures();
+    println!("linkerd: {:.5}", linkerd.bad_share);
+    assert!(
+        linkerd.bad_share > 10.0 * ours,
+        "{} {ours}",
+        linkerd.bad_share
+    );
+}
+
+/// A scenario with zones and half the workers, so that a test takes seconds and not tens of them.
+fn smaller(name: &str) -> Scenario {
+    let mut scenario = named(name).expect("it is in the list");
+    for backend in &mut scenario.backends {
+        backend.workers = 2;
+    }
+    scenario.span = Duration::from_secs(40);
+    scenario
+}
+
+#[test]
+fn zones_that_are_filled_like_water_lose_least() {
+    let scenario = smaller("zones_surge_late");
+    let water = ours(&scenario, 13);
+    let priority = play(&scenario, Way::Priority, 13).figures();
+    println!("priority: {priority:?}");
+    assert!(water.errors <= 0.0032, "{}", water.errors);
+    let slow = |figures: &Figures| figures.quantiles_ms[2];
+    assert!(
+        slow(&water) < 0.5 * slow(&priority),
+        "{water:?} {priority:?}"
+    );
+    // Nothing leaves a zone that has room: the first one's surplus is all there is to go.
+    assert!(water.away > 0.0 && water.away < 0.2, "{}", water.away);
+}
+
+#[test]
 fn one_that_the_mesh_knows_to_fail_gets_even_less() {
     let mut scenario = named("failing_told_held_back").expect("it is in the list");
     scenario.span = Duration::from_secs(30);
@@ -121,7 +162,12 @@ fn a_cold_joiner_is_not_flooded() {
 
 #[test]
 fn the_default_policy_beats_envoys_way() {
-    for (name, most) in [("alike_90", 1.0), ("speeds", 0.55), ("all", 0.55)] {
+    for (name, most) in [
+        ("alike_90", 1.0),
+        ("speeds", 0.55),
+        ("all", 0.55),
+        ("stalls", 0.8),
+    ] {
         let ratio = ratio(short(name), 8);
         assert!(ratio <= most, "{name}: {ratio}");
     }

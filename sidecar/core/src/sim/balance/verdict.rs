@@ -93,6 +93,7 @@ impl Comparison {
                 ours.map(|f| f.bad_share),
                 targets.bad_share,
             ),
+            verdict("errors", ours.map(|f| f.errors), targets.errors),
         ];
         verdicts.into_iter().flatten().collect()
     }

@@ -1,6 +1,6 @@
 //! What Envoy's LEAST_REQUEST does, with outlier detection, both at their defaults.
 //!
-//! Not here: its zones, slow start and panic page. Written from Envoy's documentation ("Load balancers: weighted
+//! Not here: which zone a request goes to (`locality.rs`), slow start and panic page. Written from Envoy's documentation ("Load balancers: weighted
 //! least request", "Outlier detection", v1.31): equal weights take the less busy of two draws WITH replacement;
 //! others an earliest-deadline-first queue by weight / (active + 1).
 
@@ -10,7 +10,11 @@ use rand::{RngExt, rngs::SmallRng};
 
 use crate::moment::Moment;
 
-use super::{Attempt, Ended, Fleet, Scenario, Server};
+use super::{
+    Attempt, Ended, Fleet, Scenario, Server,
+    locality::{LoadAware, Reports, priority},
+};
+use crate::sim::balance::scenario::ZONES;
 
 /// 5xx in a row that send a host out.
 const CONSECUTIVE: u32 = 5;
@@ -36,6 +40,8 @@ const SUCCESS_RATE_FACTOR: f64 = 1.9;
 #[derive(Clone, Default)]
 struct Host {
     here: bool,
+    /// Its control plane says that it fails.
+    failing: bool,
     active: u32,
     in_a_row: u32,
     good: u32,
@@ -50,19 +56,29 @@ struct Client {
     /// Deadlines by weight, where weights differ.
     turns: BinaryHeap<Reverse<(u64, usize)>>,
     clock: u64,
+    zone: usize,
+    aware: LoadAware,
+    asked: Moment,
 }
 
 pub(super) struct Envoy {
     clients: Vec<Client>,
     weights: Vec<f64>,
     even: bool,
+    zones: Option<Locality>,
+}
+
+/// How a zone is chosen, where there are any; only hosts of equal weight stand in zones.
+enum Locality {
+    Priority,
+    LoadAware(Reports),
 }
 
 impl Envoy {
-    pub fn new(scenario: &Scenario, dice: &mut SmallRng) -> Envoy {
+    pub fn new(scenario: &Scenario, load_aware: bool, dice: &mut SmallRng) -> Envoy {
         let backends = &scenario.backends;
         let weights: Vec<f64> = backends.iter().map(|b| f64::from(b.weight)).collect();
-        let client = |start: f64| Client {
+        let client = |zone: usize, start: f64| Client {
             hosts: backends
                 .iter()
                 .map(|backend| Host {
@@ -73,11 +89,19 @@ impl Envoy {
             next_interval: Moment::START + INTERVAL.mul_f64(start),
             turns: BinaryHeap::new(),
             clock: 0,
+            zone,
+            // Clients do not reckon at the same moment.
+            aware: LoadAware::new(zone, Duration::from_secs(1).mul_f64(start)),
+            asked: Moment::START,
         };
         let mut envoy = Envoy {
             clients: (0..scenario.clients)
-                .map(|_| client(dice.random()))
+                .map(|at| client(scenario.zone_of(at), dice.random()))
                 .collect(),
+            zones: scenario.zones.map(|zones| match load_aware {
+                true => Locality::LoadAware(Reports::new(zones.news)),
+                false => Locality::Priority,
+            }),
             even: weights.windows(2).all(|pair| pair[0] == pair[1]),
             weights,
         };
@@ -93,13 +117,32 @@ impl Envoy {
     }
 }
 
+impl Envoy {
+    fn told(&mut self, backend: usize, failing: bool) {
+        // Elsewhere it is compared with its outlier detection alone.
+        if self.zones.is_some() {
+            for client in &mut self.clients {
+                client.hosts[backend].failing = failing;
+            }
+        }
+    }
+}
+
 impl Client {
     fn is_in(&self, host: usize) -> bool {
-        self.hosts[host].here && self.hosts[host].out_since.is_none()
+        let Host {
+            here,
+            failing,
+            out_since,
+            ..
+        } = self.hosts[host];
+        here && !failing && out_since.is_none()
     }
 
-    fn by_chance(&self, dice: &mut SmallRng) -> Option<usize> {
-        let inside: Vec<usize> = (0..self.hosts.len()).filter(|i| self.is_in(*i)).collect();
+    /// The less busy of two of those hosts that are in.
+    fn by_chance(&self, among: impl Fn(usize) -> bool, dice: &mut SmallRng) -> Option<usize> {
+        let inside = (0..self.hosts.len()).filter(|i| self.is_in(*i) && among(*i));
+        let inside: Vec<usize> = inside.collect();
         if inside.is_empty() {
             return None;
         }
@@ -110,6 +153,36 @@ impl Client {
         } else {
             Some(first)
         }
+    }
+
+    /// The same in the own zone or in all others together, as priority with spill has it.
+    fn by_priority(&self, dice: &mut SmallRng) -> Option<usize> {
+        let is_own = |host: usize| host % ZONES == self.zone;
+        let count = |own: bool| {
+            let hosts = (0..self.hosts.len()).filter(|i| self.hosts[*i].here && is_own(*i) == own);
+            let well = hosts.clone().filter(|i| self.is_in(*i)).count();
+            (well as u32, hosts.count() as u32)
+        };
+        let [own, _] = priority(count(true), count(false));
+        let own = dice.random::<f64>() < own;
+        self.by_chance(|host| is_own(host) == own, dice)
+    }
+
+    /// The same in a zone that load-aware picking has chosen.
+    fn by_load(&mut self, busy: &[f64; ZONES], now: Moment, dice: &mut SmallRng) -> Option<usize> {
+        let well = |zone: usize| {
+            let hosts = (zone..self.hosts.len()).step_by(ZONES);
+            hosts.filter(|i| self.is_in(*i)).count() as f64
+        };
+        let capacity = std::array::from_fn(well);
+        let shares = self.aware.follow(&capacity, busy, now.since(self.asked));
+        self.asked = now;
+        let mut at = dice.random::<f64>();
+        let drawn = shares.iter().position(|share| {
+            at -= share;
+            at < 0.0
+        });
+        self.by_chance(|host| drawn.is_none_or(|zone| host % ZONES == zone), dice)
     }
 
     fn by_turn(&mut self, weights: &[f64]) -> Option<usize> {
@@ -172,7 +245,7 @@ impl Fleet for Envoy {
     fn pick(
         &mut self,
         client: usize,
-        _: &[Server],
+        servers: &[Server],
         now: Moment,
         dice: &mut SmallRng,
     ) -> Option<usize> {
@@ -181,11 +254,17 @@ impl Fleet for Envoy {
             client.interval(now);
             client.next_interval = client.next_interval + INTERVAL;
         }
-        let host = if self.even {
-            client.by_chance(dice)
-        } else {
-            client.by_turn(&self.weights)
-        }?;
+        let host = match &mut self.zones {
+            Some(Locality::Priority) => client.by_priority(dice),
+            Some(Locality::LoadAware(reports)) => {
+                let busy = reports.heard(servers, now);
+                client.by_load(&busy, now, dice)
+            }
+            None if self.even => client.by_chance(|_| true, dice),
+            None => client.by_turn(&self.weights),
+        }
+        // A zone that has just lost its last host in this client's eyes.
+        .or_else(|| client.by_chance(|_| true, dice))?;
         client.hosts[host].active += 1;
         Some(host)
     }
@@ -212,5 +291,13 @@ impl Fleet for Envoy {
         for client in &mut self.clients {
             client.hosts[backend].here = true;
         }
+    }
+
+    fn told_failing(&mut self, backend: usize, _: Moment) {
+        self.told(backend, true);
+    }
+
+    fn told_well(&mut self, backend: usize, _: Moment) {
+        self.told(backend, false);
     }
 }

@@ -4,6 +4,7 @@
 
 mod envoy;
 mod linkerd;
+pub mod locality;
 mod oracle;
 mod prequal;
 mod starling;
@@ -13,7 +14,10 @@ use std::time::Duration;
 
 use rand::{RngExt, rngs::SmallRng};
 
-use crate::{moment::Moment, policy::Balance};
+use crate::{
+    moment::Moment,
+    policy::{Balance, ZoneMode},
+};
 
 use super::{scenario::Scenario, server::Server};
 
@@ -28,6 +32,15 @@ pub enum Ended {
     Failed,
     /// No answer within the client's patience.
     TimedOut,
+    /// No connection, or one that was cut off.
+    Refused,
+}
+
+impl Ended {
+    /// Whether it came to nothing in less time than work takes.
+    pub fn is_quick_error(self) -> bool {
+        matches!(self, Ended::Failed | Ended::Refused)
+    }
 }
 
 /// An attempt that is over.
@@ -64,8 +77,12 @@ pub trait Fleet {
     /// A backend appeared, and everybody hears of it.
     fn joined(&mut self, backend: usize, now: Moment);
 
-    /// The sidecar beside a backend found out that it fails. Only Starling has one.
+    /// Everybody hears that a backend fails: from the sidecar beside it, which only Starling has, and where there are zones
+    /// Envoy from its control plane.
     fn told_failing(&mut self, _backend: usize, _now: Moment) {}
+
+    /// And that it is back.
+    fn told_well(&mut self, _backend: usize, _now: Moment) {}
 
     /// Time goes by.
     fn tick(&mut self, _now: Moment) {}
@@ -74,12 +91,16 @@ pub trait Fleet {
 /// A way of balancing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// This mesh, with one of its policies and its ejection.
+    /// This mesh, with one of its policies and its ejection; zones are filled like water.
     Starling(Balance),
+    /// The default policy with priority and spill between zones.
+    Priority,
     /// The default policy, if servers told with their answers how busy they are: an experiment.
     Told(Word),
-    /// Envoy's LEAST_REQUEST with outlier detection.
+    /// Envoy's LEAST_REQUEST with outlier detection; between zones, priority with spill.
     Envoy,
+    /// The same with load-aware locality picking between zones.
+    EnvoyLoadAware,
     /// Linkerd's peak EWMA, with the breaker or without.
     Linkerd {
         /// Endpoints that fail seven times in a row are closed.
@@ -93,7 +114,7 @@ pub enum Way {
 
 impl Way {
     /// Every way, the default policy first.
-    pub const ALL: [Way; 14] = [
+    pub const ALL: [Way; 16] = [
         Way::Starling(Balance::LeastResponseTime),
         Way::Envoy,
         Way::Linkerd { breaker: false },
@@ -104,15 +125,28 @@ impl Way {
         Way::Starling(Balance::PowerOfTwo),
         Way::Starling(Balance::RoundRobin),
         Way::Starling(Balance::Random),
+        Way::Priority,
+        Way::EnvoyLoadAware,
         Way::Told(Word::Nothing),
         Way::Told(Word::InFlight),
         Way::Told(Word::Latency),
         Way::Told(Word::Both),
     ];
 
-    /// Those that are compared unless somebody asks for others.
-    pub fn usual() -> &'static [Way] {
-        &Way::ALL[..6]
+    /// Those that are compared in a scenario unless somebody asks for others: where there are zones, those that know them.
+    pub fn usual(scenario: &Scenario) -> &'static [Way] {
+        const ZONED: [Way; 5] = [
+            Way::Starling(Balance::LeastResponseTime),
+            Way::Priority,
+            Way::Envoy,
+            Way::EnvoyLoadAware,
+            Way::Oracle,
+        ];
+        if scenario.zones.is_some() {
+            &ZONED
+        } else {
+            &Way::ALL[..6]
+        }
     }
 
     /// What it is called by.
@@ -123,6 +157,8 @@ impl Way {
             Way::Starling(Balance::PowerOfTwo) => "power_of_two",
             Way::Starling(Balance::RoundRobin) => "round_robin",
             Way::Starling(_) => "random",
+            Way::Priority => "priority",
+            Way::EnvoyLoadAware => "envoy_load_aware",
             Way::Told(Word::Nothing) => "told_nothing",
             Way::Told(Word::InFlight) => "told_in_flight",
             Way::Told(Word::Latency) => "told_latency",
@@ -142,12 +178,24 @@ impl Way {
 
     pub(super) fn fleet(self, scenario: &Scenario, dice: &mut SmallRng) -> Box<dyn Fleet> {
         match self {
-            Way::Starling(balance) => Box::new(starling::Starling::new(scenario, balance, dice)),
+            Way::Starling(balance) => Box::new(starling::Starling::new(
+                scenario,
+                balance,
+                ZoneMode::Waterfill,
+                dice,
+            )),
+            Way::Priority => Box::new(starling::Starling::new(
+                scenario,
+                Balance::LeastResponseTime,
+                ZoneMode::Priority,
+                dice,
+            )),
             Way::Told(word) => Box::new(told::Told::new(scenario, word, dice)),
-            Way::Envoy => Box::new(envoy::Envoy::new(scenario, dice)),
+            Way::Envoy => Box::new(envoy::Envoy::new(scenario, false, dice)),
+            Way::EnvoyLoadAware => Box::new(envoy::Envoy::new(scenario, true, dice)),
             Way::Linkerd { breaker } => Box::new(linkerd::Linkerd::new(scenario, breaker)),
             Way::Prequal => Box::new(prequal::Prequal::new(scenario)),
-            Way::Oracle => Box::new(oracle::Oracle),
+            Way::Oracle => Box::new(oracle::Oracle::new(scenario)),
         }
     }
 }

@@ -7,15 +7,24 @@ use rand::rngs::SmallRng;
 
 use crate::moment::Moment;
 
-use super::{Attempt, Fleet, Server};
+use super::{Attempt, Fleet, Scenario, Server};
 use crate::sim::balance::scenario::Fault;
 
-pub(super) struct Oracle;
+pub(super) struct Oracle {
+    scenario: Scenario,
+}
+
+impl Oracle {
+    pub fn new(scenario: &Scenario) -> Oracle {
+        let scenario = scenario.clone();
+        Oracle { scenario }
+    }
+}
 
 impl Fleet for Oracle {
     fn pick(
         &mut self,
-        _: usize,
+        client: usize,
         servers: &[Server],
         now: Moment,
         _: &mut SmallRng,
@@ -25,10 +34,14 @@ impl Fleet for Oracle {
                 Fault::None => true,
                 Fault::FailsFast { .. } => false,
                 Fault::Silent { from } => now < Moment::START + from,
+                fault @ Fault::Gone { .. } => !fault.refuses(now),
             };
             well && Moment::START + server.backend.joins <= now
         });
-        let best = there.min_by_key(|(_, server)| (server.true_wait(now), server.in_flight()));
+        let best = there.min_by_key(|(place, server)| {
+            let way = self.scenario.round_trip(client, *place);
+            (server.true_wait(now) + way, server.in_flight())
+        });
         best.map(|(place, _)| place)
     }
 

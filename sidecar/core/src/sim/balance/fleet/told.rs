@@ -12,7 +12,7 @@ use crate::{
         Factors, evenness, is_thick, mean_latency, staleness, use_kept,
     },
     moment::Moment,
-    policy::Balance,
+    policy::{Balance, ZoneMode},
 };
 
 use super::{Attempt, Ended, Fleet, Scenario, Server, starling::Starling};
@@ -68,7 +68,12 @@ impl Told {
             picked: Moment::START,
         };
         Told {
-            real: Starling::new(scenario, Balance::LeastResponseTime, dice),
+            real: Starling::new(
+                scenario,
+                Balance::LeastResponseTime,
+                ZoneMode::Waterfill,
+                dice,
+            ),
             word,
             truth: vec![Truth::default(); backends],
             clients: vec![client; scenario.clients],
@@ -184,5 +189,13 @@ impl Fleet for Told {
 
     fn told_failing(&mut self, backend: usize, now: Moment) {
         self.real.told_failing(backend, now);
+    }
+
+    fn told_well(&mut self, backend: usize, now: Moment) {
+        self.real.told_well(backend, now);
+    }
+
+    fn tick(&mut self, now: Moment) {
+        self.real.tick(now);
     }
 }

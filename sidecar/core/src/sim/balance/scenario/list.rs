@@ -4,19 +4,21 @@ use std::time::Duration;
 
 use super::{Backend, Cold, Fault, Flip, Scenario, Stalls, Targets, Work};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// What holds everywhere: never behind Envoy.
-const USUAL: Targets = Targets {
+pub(super) const USUAL: Targets = Targets {
     to_envoy: 1.0,
     to_oracle: Some(1.5),
     bad_share: None,
+    errors: None,
 };
 
 /// Every scenario.
 pub fn all() -> Vec<Scenario> {
     let mut all = chosen_on();
     all.extend(held_back());
+    all.extend(super::zones::all());
     all
 }
 
@@ -37,11 +39,12 @@ fn backend(workers: usize, mean_ms: f64) -> Backend {
         joins: Duration::ZERO,
         cold: None,
         told: None,
+        told_well: None,
     }
 }
 
 /// Four workers each and 10 ms.
-fn alike(count: usize) -> Vec<Backend> {
+pub(super) fn alike(count: usize) -> Vec<Backend> {
     vec![backend(4, 10.0); count]
 }
 
@@ -97,7 +100,12 @@ fn everything(count: usize, means_ms: &[f64], lasting: Duration) -> Vec<Backend>
     failing(slowed(backends, 0, 10.0), 1, 1.0)
 }
 
-fn scenario(name: &'static str, about: &'static str, load: f64, of: Vec<Backend>) -> Scenario {
+pub(super) fn scenario(
+    name: &'static str,
+    about: &'static str,
+    load: f64,
+    of: Vec<Backend>,
+) -> Scenario {
     Scenario {
         name,
         about,
@@ -105,6 +113,7 @@ fn scenario(name: &'static str, about: &'static str, load: f64, of: Vec<Backend>
         backends: of,
         load,
         ejection: true,
+        zones: None,
         work: Work::Exponential,
         span: 25 * SECOND,
         warm_up: 5 * SECOND,
