@@ -1,6 +1,6 @@
-//! The access log: one line of JSON for each connection that was relayed and has ended.
+//! The access log: one line of JSON for each connection or flow that has ended.
 //!
-//! Not here: what is worth a line (`proxy/tunnel.rs`, `proxy/datagram.rs`). Lines go through a bounded queue to a thread
+//! Not here: what a line says (`proxy/connections/row.rs`). Lines go through a bounded queue to a thread
 //! of their own, so a full disk or a slow reader costs lines, which are counted, and never a worker's time.
 
 use std::{

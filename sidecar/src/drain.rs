@@ -65,6 +65,8 @@ pub async fn close(mut sidecar: Sidecar, mut hasty: bool, cut: impl Future<Outpu
     let log = sidecar.access_log();
     if left == 0 {
         sidecar.join();
+    } else {
+        sidecar.cut().await;
     }
     if let Some(log) = log
         && !log.written().await

@@ -50,6 +50,11 @@ const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
 const PUBLISHED_LOOK: Duration = Duration::from_millis(5);
 
+/// For the workers to tell the access log of what they break off.
+const CUT: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have.
+const CUT_LOOK: Duration = Duration::from_millis(5);
+
 /// For a seed to answer before a sidecar is ready without any: the first node of a mesh has nobody to wait for.
 const JOIN_TIME: Duration = Duration::from_secs(10);
 
@@ -274,7 +279,17 @@ impl Sidecar {
         self.phase.send_replace(Phase::Ending);
     }
 
-    /// Where relayed connections that have ended are told of, if anywhere.
+    /// Breaks off what is still open, and waits a moment until the workers have told the access log.
+    pub async fn cut(self) {
+        self.phase.send_replace(Phase::Cut);
+        let deadline = Instant::now() + CUT;
+        let is_over = || self.threads.iter().all(thread::JoinHandle::is_finished);
+        while !is_over() && Instant::now() < deadline {
+            sleep(CUT_LOOK).await;
+        }
+    }
+
+    /// Where connections that have ended are told of, if anywhere.
     pub fn access_log(&self) -> Option<AccessLog> {
         self.settings.load().access_log.clone()
     }

@@ -5,7 +5,7 @@
 //! once and counts in cells of its own; its clock is the table's, which moves once a second.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::SocketAddr,
     pin::Pin,
     rc::{Rc, Weak},
@@ -27,9 +27,10 @@ use super::{
     proxy_header::{self, Addresses},
     transport::Transport,
 };
-use crate::clock::Clock;
+use crate::{access_log::AccessLog, clock::Clock};
 
 mod kernel;
+pub mod reason;
 pub mod row;
 
 /// Numbers of connections, unique in this process.
@@ -47,6 +48,8 @@ pub struct Connections {
     /// As of the last second.
     now: Cell<Moment>,
     slots: RefCell<Slots>,
+    /// Where those that end are told of, if anywhere.
+    log: RefCell<Option<AccessLog>>,
 }
 
 /// Places in the table; those given up are taken again.
@@ -109,6 +112,15 @@ pub struct Entry {
     ends: Cell<Option<Moment>>,
     /// The connection on the other side that it serves, or is served by; 0: none of its own.
     partner: Cell<u64>,
+    /// Why it ends, once that was said.
+    reason: OnceCell<Box<Reason>>,
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+struct Reason {
+    word: &'static str,
+    detail: Option<String>,
 }
 
 /// A client that its socket does not tell.
@@ -135,12 +147,18 @@ impl Connections {
             clock,
             now: Cell::new(clock.now()),
             slots: RefCell::default(),
+            log: RefCell::default(),
         })
     }
 
     /// Moves the time that bytes are noted with; called once a second.
     pub fn tick(&self, now: Moment) {
         self.now.set(now);
+    }
+
+    /// From now on those that end are told of here.
+    pub fn logs_to(&self, log: Option<AccessLog>) {
+        *self.log.borrow_mut() = log;
     }
 
     /// Enters a connection that a client opened, by a listener of `upstream` if it is one of its own. `told` is who
@@ -157,7 +175,12 @@ impl Connections {
             endpoint: None,
             sticky: false,
         });
-        let told = told.map(|told| Told {
+        // For the log: a closed socket knows no address any more.
+        let noted = || {
+            self.log.borrow().as_ref()?;
+            Addresses::of(&transport)
+        };
+        let told = told.or_else(noted).map(|told| Told {
             source: told.source,
             destination: Some(told.destination),
         });
@@ -232,6 +255,7 @@ impl Connections {
             rests: Cell::new(rests),
             ends: Cell::default(),
             partner: Cell::default(),
+            reason: OnceCell::new(),
         });
         if let Some(place) = slots.places.get_mut(slot as usize) {
             *place = Rc::downgrade(&entry);
@@ -320,6 +344,13 @@ impl Entry {
         self.ends.get()
     }
 
+    /// Says for the log why it ends, and what that word leaves open; what was said first holds.
+    pub fn ends_for(&self, word: &'static str, detail: Option<String>) {
+        if self.table.log.borrow().is_some() {
+            let _ = self.reason.set(Box::new(Reason { word, detail }));
+        }
+    }
+
     /// Whether no byte went either way for `span`, exact to the second.
     pub fn is_silent_for(&self, span: Duration, now: Moment) -> bool {
         now.since(self.active.get()) >= span
@@ -346,12 +377,11 @@ impl Entry {
 
     /// Whoever is at the client's end, if that is known.
     pub fn client_address(&self) -> Option<SocketAddr> {
-        if let Some(told) = &self.told {
-            return Some(told.source);
-        }
-        let canonical =
-            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        self.tcp(|stream| stream.peer_addr().ok().map(canonical))?
+        let address = match &self.told {
+            Some(told) => told.source,
+            None => self.tcp(|stream| stream.peer_addr().ok())??,
+        };
+        Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// What a connection to an endpoint of `upstream` begins with that is made on behalf of this client: a PROXY header
@@ -420,6 +450,11 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if let Some(log) = &*self.table.log.borrow()
+            && self.is_told_of()
+        {
+            log.tell(&row::Ended::of(self, self.table.clock));
+        }
         let slots = &mut *self.table.slots.borrow_mut();
         if let Some(place) = slots.places.get_mut(self.slot as usize) {
             *place = Weak::new();

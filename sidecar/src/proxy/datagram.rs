@@ -34,7 +34,7 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
-    connections::{self, Entry, Spoken, row::Ended},
+    connections::{self, Entry, Spoken},
     listen::may_call,
     worker::{Admission, Worker},
 };
@@ -421,21 +421,12 @@ impl Flow {
     }
 
     fn settle(&self, worker: &Rc<Worker>, end: End) {
-        if let Some(log) = &worker.settings().access_log {
-            let (reason, detail) = match end {
-                End::Done => ("done", None),
-                End::Failed(why) => ("no endpoint", Some(format!("{why:?}"))),
-                End::Outage(why) => ("endpoint not to be called", Some(why.to_owned())),
-            };
-            let client = self.entry.client_address();
-            log.tell(&Ended::of(
-                &self.entry,
-                client,
-                reason,
-                detail,
-                worker.clock,
-            ));
-        }
+        let (reason, detail) = match end {
+            End::Done => ("done", None),
+            End::Failed(why) => ("no endpoint", Some(format!("{why:?}"))),
+            End::Outage(why) => ("endpoint not to be called", Some(why.to_owned())),
+        };
+        self.entry.ends_for(reason, detail);
         let mut course = self.course.borrow_mut();
         if !course.is_judged {
             course.judge(

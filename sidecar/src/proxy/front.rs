@@ -23,7 +23,7 @@ use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
     body::{Inflow, ReplyBody},
-    connections::{Entry, Spoken},
+    connections::{Entry, Spoken, reason},
     detect::{Speaks, detect},
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
@@ -84,6 +84,7 @@ pub async fn serve(
         Ok(told) => told,
         Err(error) => {
             tracing::trace!(%error, "a connection said nothing");
+            entry.ends_for(end_of_silence(&worker, &error), None);
             return;
         }
     };
@@ -153,6 +154,15 @@ async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<(Speaks, 
             Speaks::Undecided if count > 0 => {}
             told => return Ok((told, head_ends)),
         }
+    }
+}
+
+/// Why a connection ends that has asked for nothing, as the log has it.
+fn end_of_silence(worker: &Worker, error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::TimedOut => reason::IDLE,
+        _ if worker.phase() == Phase::Ending => reason::LEAVING,
+        _ => reason::CLIENT_GONE,
     }
 }
 

@@ -13,7 +13,11 @@ use std::{
 use mesh_core::moment::Moment;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{connections::Entry, http1::wire::SharedWire, http2::client::Line};
+use super::{
+    connections::{Entry, reason},
+    http1::wire::SharedWire,
+    http2::client::Line,
+};
 
 /// Idle HTTP/1 connections kept per endpoint and worker; one more closes the oldest.
 pub const IDLE_PER_ENDPOINT_MAX: usize = 256;
@@ -89,7 +93,13 @@ impl SharedH2 {
     pub fn with_room(&self, now: Moment) -> Option<Rc<Line>> {
         let open = &mut *self.open.borrow_mut();
         // What is closed, or too old for anything new, is let go of; what is under way on it goes on.
-        open.retain(|line| line.is_open() && !line.entry.is_over_age(now));
+        open.retain(|line| {
+            if line.is_open() && line.entry.is_over_age(now) {
+                line.entry.ends_for(reason::OLD, None);
+                return false;
+            }
+            line.is_open()
+        });
         open.iter().find(|line| line.has_room()).cloned()
     }
 
@@ -131,7 +141,12 @@ impl SharedH2 {
         let open = &mut *self.open.borrow_mut();
         open.retain(|line| {
             let rests = line.entry.under_way() == 0 && line.entry.is_silent_for(IDLE_MAX, now);
-            line.is_open() && !rests && !line.entry.is_over_age(now)
+            let is_old = line.entry.is_over_age(now);
+            if line.is_open() && (rests || is_old) {
+                let reason = if rests { reason::IDLE } else { reason::OLD };
+                line.entry.ends_for(reason, None);
+            }
+            line.is_open() && !rests && !is_old
         });
         open.len()
     }
@@ -185,10 +200,15 @@ impl Shelf {
                 let lasted = idle.seen.since(idle.since);
                 closed += 1;
                 closed_after = Some(closed_after.map_or(lasted, |shortest| shortest.min(lasted)));
+                idle.entry.ends_for(reason::ENDPOINT_GONE, None);
             } else {
                 idle.seen = now;
                 rested_longest = rested_longest.max(now.since(idle.since));
-                if now.since(idle.since) < self.keeps(&idle) && !idle.entry.is_over_age(now) {
+                if now.since(idle.since) >= self.keeps(&idle) {
+                    idle.entry.ends_for(reason::IDLE, None);
+                } else if idle.entry.is_over_age(now) {
+                    idle.entry.ends_for(reason::OLD, None);
+                } else {
                     self.idle.push(idle);
                 }
             }
@@ -240,8 +260,12 @@ impl Pool {
     pub fn take(&mut self, between: Between, now: Moment) -> Option<Idle> {
         let shelf = self.shelf(between)?;
         while let Some(idle) = shelf.idle.pop() {
-            if now.since(idle.since) < shelf.keeps(&idle) && idle.wire.borrow_mut().rests() {
+            if now.since(idle.since) >= shelf.keeps(&idle) {
+                idle.entry.ends_for(reason::IDLE, None);
+            } else if idle.wire.borrow_mut().rests() {
                 return Some(idle);
+            } else {
+                idle.entry.ends_for(reason::ENDPOINT_GONE, None);
             }
         }
         None
@@ -250,14 +274,17 @@ impl Pool {
     /// Puts a connection to rest after its answer's end, if another request may follow on it.
     pub fn put(&mut self, mut idle: Idle, now: Moment) {
         idle.entry.ended();
-        if !idle.wire.borrow().is_reusable() || idle.entry.is_over_age(now) {
-            return;
+        if !idle.wire.borrow().is_reusable() {
+            return idle.entry.ends_for(reason::DONE, None);
+        }
+        if idle.entry.is_over_age(now) {
+            return idle.entry.ends_for(reason::OLD, None);
         }
         (idle.since, idle.seen) = (now, now);
         let shelf = self.shelf_or_new(idle.between);
         idle.entry.rests_for(shelf.keeps(&idle));
         if shelf.idle.len() >= IDLE_PER_ENDPOINT_MAX {
-            shelf.idle.remove(0);
+            shelf.idle.remove(0).entry.ends_for(reason::IDLE, None);
         }
         shelf.idle.push(idle);
     }

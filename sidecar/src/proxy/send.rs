@@ -20,7 +20,7 @@ use tower::Service;
 use super::{
     attempt::Attempt,
     body::Inflow,
-    connections::{Entry, Spoken, UnderWay},
+    connections::{Entry, Spoken, UnderWay, reason},
     dial::Target,
     extended,
     forward::{Call, judge},
@@ -254,6 +254,10 @@ async fn over_http1(
         Ok((head, body)) => Ok((head, Inflow::Http1(body), Some(idle))),
         Err(trouble) => {
             let soon = worker.clock.now().since(sent_at) < STALE_SOON;
+            if trouble != Trouble::Client {
+                let detail = Some(format!("{trouble:?}"));
+                idle.entry.ends_for(reason::ENDPOINT_BROKE, detail);
+            }
             Err(troubled(trouble, call, reused, reused && soon))
         }
     }

@@ -5,7 +5,7 @@
 use std::{
     cell::Cell,
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -32,7 +32,7 @@ use super::{
     attempt::Attempt,
     body::{Exit, Tunnel},
     client_hello::{self, Hello},
-    connections::{Entry, Spoken, row::Ended},
+    connections::{Entry, Spoken},
     http1::wire::Raw,
     listen::Place,
     outage::Outage,
@@ -45,7 +45,6 @@ use super::{
     worker::{Admission, Worker},
 };
 use crate::{
-    access_log::AccessLog,
     config::{ServerNames, sni},
     request_key,
 };
@@ -134,9 +133,13 @@ pub async fn serve(
     let idle = upstream.policy.timeouts.idle;
     let connections = &worker.connections;
     let client = connections.client(client, caller.told, Some(&name), idle);
+    let spoken = match upstream.policy.protocol {
+        Protocol::Tls => Spoken::Tls,
+        _ => Spoken::Bytes,
+    };
+    client.speaks(spoken);
     // What was read to find the way is the client's too.
     client.received(first.len());
-    let told = Told::new(&worker, &client);
     // It goes before a handshake, and with the first bytes where there is none.
     let before = client.introduction(upstream).filter(|header| {
         let shakes_hands = worker.settings().tls.contains_key(&name);
@@ -147,15 +150,10 @@ pub async fn serve(
     });
     let reached = reach(&worker, upstream, caller.ip, before.as_deref());
     if let Ok((mut endpoint, mut attempt)) = reached.await {
-        let spoken = match upstream.policy.protocol {
-            Protocol::Tls => Spoken::Tls,
-            _ => Spoken::Bytes,
-        };
         if let Some(entry) = endpoint.entry() {
             client.relays(entry, spoken, idle);
         }
         let lane = endpoint.entry().and_then(|to| Lane::between(&client, to));
-        let client = Transport::Listed(Rc::clone(&client));
         let patience = upstream.policy.timeouts.connect;
         if !matches!(
             timeout(patience, endpoint.write_all(&first)).await,
@@ -163,15 +161,16 @@ pub async fn serve(
         ) {
             tracing::debug!(upstream = %name, "an endpoint took nothing of what it was told");
             attempt.failed(Outcome::Unreachable(Unreachable::Broken));
-            return told.ended(&End::Endpoint(io::ErrorKind::BrokenPipe.into()));
+            return ended(&client, &End::Endpoint(io::ErrorKind::BrokenPipe.into()));
         }
         drop(first);
         let outage = (worker.outages).watch(upstream, attempt.endpoint().key.address);
-        let end = relay(&worker, client, endpoint, lane, idle, &outage).await;
-        told.ended(&end);
+        let relayed = Transport::Listed(Rc::clone(&client));
+        let end = relay(&worker, relayed, endpoint, lane, idle, &outage).await;
+        ended(&client, &end);
         attempt.over(None);
     } else {
-        told.ended(&End::Unreachable);
+        ended(&client, &End::Unreachable);
     }
     drop((admission, place));
 }
@@ -296,7 +295,6 @@ async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunne
     let attempt = &settle.attempt;
     let worker = Rc::clone(attempt.worker());
     let outage = (worker.outages).watch(attempt.upstream(), attempt.endpoint().key.address);
-    let told = Told::new(&worker, entry);
     let end = match endpoint {
         Exit::Connection(endpoint) => {
             let mut lane = None;
@@ -313,7 +311,7 @@ async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunne
             relay(&worker, client, endpoint, None, idle, &outage).await
         }
     };
-    told.ended(&end);
+    ended(entry, &end);
     drop(settle);
 }
 
@@ -398,41 +396,10 @@ impl End {
     }
 }
 
-/// What the access log tells of a connection that has ended; noted while it is open, for a closed socket knows no
-/// address any more.
-struct Told<'a> {
-    worker: &'a Worker,
-    entry: Rc<Entry>,
-    log: Option<(AccessLog, Option<SocketAddr>)>,
-}
-
-impl<'a> Told<'a> {
-    fn new(worker: &'a Worker, entry: &Rc<Entry>) -> Told<'a> {
-        let log = worker.settings().access_log.clone();
-        Told {
-            worker,
-            log: log.map(|log| (log, entry.client_address())),
-            entry: Rc::clone(entry),
-        }
-    }
-
-    fn ended(self, end: &End) {
-        tracing::debug!(
-            connection = self.entry.id,
-            ?end,
-            "a relayed connection ended"
-        );
-        if let Some((log, client)) = self.log {
-            let clock = self.worker.clock;
-            log.tell(&Ended::of(
-                &self.entry,
-                client,
-                end.reason(),
-                end.detail(),
-                clock,
-            ));
-        }
-    }
+/// Has the log tell why `entry` ends.
+fn ended(entry: &Entry, end: &End) {
+    tracing::debug!(connection = entry.id, ?end, "a relayed connection ended");
+    entry.ends_for(end.reason(), end.detail());
 }
 
 /// Copies both ways until both ends have ended, half-close kept, silence bounded.

@@ -111,6 +111,8 @@ pub enum Phase {
     Closing,
     /// Accepting no more; what is in flight ends, idle connections close.
     Ending,
+    /// The time for that is over: what is still open is broken off.
+    Cut,
 }
 
 /// One worker's own things. Nothing of it leaves its thread.
@@ -208,13 +210,15 @@ impl Worker {
 
     /// A worker with another way to connect.
     pub fn with_connector(common: Arc<Common>, connector: Connector) -> Rc<Worker> {
+        let connections = Connections::new(common.clock);
+        connections.logs_to(common.settings.load().access_log.clone());
         Rc::new(Worker {
             clock: common.clock,
             buffers: Rc::default(),
             porters: Rc::default(),
             pipes: Pipes::default(),
             pool: RefCell::default(),
-            connections: Connections::new(common.clock),
+            connections,
             outages: Outages::default(),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connector: RefCell::new(connector),
@@ -307,6 +311,7 @@ impl Worker {
     fn sweep(&self) {
         let now = self.clock.now();
         self.connections.tick(now);
+        self.connections.logs_to(self.settings().access_log.clone());
         self.porters.sweep();
         let (idle, h2) = {
             let mut pool = self.pool.borrow_mut();
@@ -436,8 +441,11 @@ async fn live(
     let mut floor = listen::Floor::new(Rc::clone(&worker), open, peers);
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut phase = worker.common.phase.clone();
     loop {
         tokio::select! {
+            // With the runtime goes every connection, and the log is told of each.
+            _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
             order = inbox.recv() => match order {
                 Some(order) => floor.carry_out(order),
                 None => break,

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     Connections, Entry, Side, Spoken,
     kernel::{self, Tcp},
+    reason,
 };
 use crate::clock::Clock;
 
@@ -69,10 +70,11 @@ pub struct Row {
     pub tcp: Option<Tcp>,
 }
 
-/// A relayed connection that has ended, as the access log tells it.
+/// A connection or flow that has ended, as the access log tells it.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Ended {
-    /// Always `connection`.
+    /// `connection`: one that was relayed, on both sides. Of HTTP each side has its own: `http_client` and
+    /// `http_endpoint`.
     pub kind: &'static str,
     /// Its number, as listings had it.
     pub id: u64,
@@ -94,11 +96,14 @@ pub struct Ended {
     pub zone: Option<Box<str>>,
     /// See [`Row::sticky`].
     pub sticky: Option<IpAddr>,
-    /// Bytes that came from the client.
+    /// Requests that went over it; absent of what was relayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Bytes that came from the other end, the client's of what was relayed.
     pub received_bytes: u64,
-    /// Bytes that went to the client.
+    /// Bytes that went there.
     pub sent_bytes: u64,
-    /// Why it ended.
+    /// Why it ended; `cut` if we broke it off.
     pub reason: &'static str,
     /// What the reason does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,33 +111,38 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// What `entry` has come to; `client` as it was while the connection was open.
-    pub fn of(
-        entry: &Entry,
-        client: Option<SocketAddr>,
-        reason: &'static str,
-        detail: Option<String>,
-        clock: Clock,
-    ) -> Ended {
+    /// What `entry` has come to.
+    pub fn of(entry: &Entry, clock: Clock) -> Ended {
         let unix_ms = clock.unix_ms();
         let row = entry.row(None, clock.now(), unix_ms);
-        let is_sticky = entry.is_sticky();
+        let is_relayed = entry.is_relayed();
+        let said = entry.reason.get();
         Ended {
-            kind: "connection",
+            kind: match entry.side {
+                _ if is_relayed => "connection",
+                Side::Client => "http_client",
+                Side::Endpoint => "http_endpoint",
+            },
             id: row.id,
             ended_ms: unix_ms,
             duration_ms: row.age_ms,
             protocol: row.protocol,
-            client,
+            client: row.client,
             upstream: row.upstream,
             endpoint: row.endpoint,
             instance: row.instance,
             zone: row.zone,
-            sticky: client.filter(|_| is_sticky).map(|client| client.ip()),
+            sticky: row.sticky,
+            requests: (!is_relayed).then_some(row.requests),
             received_bytes: row.received_bytes,
             sent_bytes: row.sent_bytes,
-            reason,
-            detail,
+            // Whoever ends well says so, but for an endpoint's connection that nobody needs any more.
+            reason: match said {
+                Some(said) => said.word,
+                None if entry.side == Side::Endpoint && row.streams == 0 => reason::DONE,
+                None => reason::CUT,
+            },
+            detail: said.and_then(|said| said.detail.clone()),
         }
     }
 }
@@ -296,6 +306,11 @@ impl Entry {
     fn is_sticky(&self) -> bool {
         let course = self.course.borrow();
         course.as_deref().is_some_and(|course| course.sticky)
+    }
+
+    /// Whether its end is worth a line: what was relayed has one for both sides.
+    pub(super) fn is_told_of(&self) -> bool {
+        self.side == Side::Client || matches!(self.spoken.get(), Spoken::Http1 | Spoken::Http2)
     }
 
     fn is_relayed(&self) -> bool {

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::proxy::{
     body::{Inflow, ReplyBody},
+    connections::reason,
     front::{Caller, Stack, stack},
     headers,
     patience::{CLIENT_IDLE, HEAD_READ},
@@ -145,7 +146,8 @@ enum Heard {
     Head(Bytes),
     Fault(Fault),
     TooSlow,
-    End,
+    /// Nothing more, and why.
+    End(&'static str),
 }
 
 struct Conversation {
@@ -164,7 +166,10 @@ impl Conversation {
     async fn turn<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> After {
         let head = match self.head(waits).await {
             Heard::Head(head) => head,
-            Heard::End => return After::Close,
+            Heard::End(reason) => {
+                self.caller.entry.ends_for(reason, None);
+                return After::Close;
+            }
             Heard::TooSlow => return self.refuse(Cause::HeadTooSlow, waits).await,
             Heard::Fault(fault) => return self.refuse_fault(fault, waits).await,
         };
@@ -195,7 +200,10 @@ impl Conversation {
         let request = request.map(|()| Inflow::Http1(received));
         match self.answered(request, &asked).await {
             Some(answer) => self.answer(answer, &asked, waits).await,
-            None => After::Close,
+            None => {
+                self.caller.entry.ends_for(reason::CLIENT_GONE, None);
+                After::Close
+            }
         }
     }
 
@@ -216,7 +224,9 @@ impl Conversation {
                     }
                 }
                 match wire.poll_fill(cx) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Heard::End),
+                    Poll::Ready(Ok(0) | Err(_)) => {
+                        return Poll::Ready(Heard::End(reason::CLIENT_GONE));
+                    }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => break,
                 }
@@ -224,7 +234,7 @@ impl Conversation {
             let begun = seen > 0;
             // Who has asked for nothing yet was heard out before this connection came here.
             if waits.poll_ending(cx) && !begun {
-                return Poll::Ready(Heard::End);
+                return Poll::Ready(Heard::End(reason::LEAVING));
             }
             let due = if begun {
                 *head_ends.get_or_insert_with(|| Instant::now() + HEAD_READ)
@@ -232,7 +242,11 @@ impl Conversation {
                 rest_ends
             };
             ready!(waits.poll_until(cx, due));
-            Poll::Ready(if begun { Heard::TooSlow } else { Heard::End })
+            Poll::Ready(if begun {
+                Heard::TooSlow
+            } else {
+                Heard::End(reason::IDLE)
+            })
         })
         .await
     }
@@ -306,7 +320,10 @@ impl Conversation {
             let flushed = poll_fn(|cx| self.wire.borrow_mut().poll_flush(cx)).await;
             return match (flushed, body.into_tunnel()) {
                 (Ok(()), Some(tunnel)) => After::Tunnel(Box::new(tunnel)),
-                _ => After::Close,
+                _ => {
+                    self.caller.entry.ends_for(reason::CLIENT_GONE, None);
+                    After::Close
+                }
             };
         }
         let body = if coding == Coding::Empty {
@@ -314,7 +331,9 @@ impl Conversation {
         } else {
             body
         };
-        if self.write_body(body, coding, asked, waits).await.is_err() {
+        if let Err(broken) = self.write_body(body, coding, asked, waits).await {
+            let (word, detail) = end_of(&broken);
+            self.caller.entry.ends_for(word, detail);
             return After::Close;
         }
         // Who still sends this request's body elsewhere must not take the next one's for it.
@@ -325,7 +344,10 @@ impl Conversation {
             (false, true) if self.drained(waits).await => After::Next,
             // The client may have sent more by now: a socket closed with bytes unread is reset, which may overtake
             // the answer.
-            (_, _) => After::Linger,
+            (_, _) => {
+                self.caller.entry.ends_for(self.end_of_well(), None);
+                After::Linger
+            }
         }
     }
 
@@ -402,6 +424,18 @@ impl Conversation {
         .await
     }
 
+    /// Why it ends after an answer that was written whole.
+    fn end_of_well(&self) -> &'static str {
+        let Caller { worker, entry, .. } = &self.caller;
+        if worker.phase() != Phase::Open {
+            reason::LEAVING
+        } else if entry.is_over_age(worker.clock.now()) {
+            reason::OLD
+        } else {
+            reason::DONE
+        }
+    }
+
     async fn refuse_fault<E: Future<Output = ()>>(
         &mut self,
         fault: Fault,
@@ -422,6 +456,7 @@ impl Conversation {
         cause: Cause,
         waits: &mut Waits<'_, E>,
     ) -> After {
+        (self.caller.entry).ends_for(reason::CLIENT_FAULT, Some(cause.line().flag.to_owned()));
         counter!("starling_client_faults_total").increment(1);
         counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
         let asked = Asked {
@@ -543,6 +578,19 @@ impl Asked {
             None if self.version == Version::HTTP_11 => Coding::Chunked,
             None => Coding::UntilClose,
         }
+    }
+}
+
+/// Why a connection ends whose answer was not written whole.
+fn end_of(broken: &Unwritten) -> (&'static str, Option<String>) {
+    match broken {
+        Unwritten::Io(error) if error.kind() == io::ErrorKind::TimedOut => (
+            reason::CLIENT_FAULT,
+            Some("it left an answer unread".to_owned()),
+        ),
+        Unwritten::Io(_) => (reason::CLIENT_GONE, None),
+        Unwritten::Source(error) => (reason::ENDPOINT_BROKE, Some(error.to_string())),
+        Unwritten::Length => (reason::ENDPOINT_BROKE, None),
     }
 }
 

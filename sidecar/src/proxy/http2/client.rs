@@ -33,7 +33,7 @@ use super::{
 };
 use crate::proxy::{
     body::RequestBody,
-    connections::Entry,
+    connections::{Entry, reason},
     forward::Call,
     gather::Gathered,
     http1::{
@@ -245,14 +245,19 @@ impl Future for Driver {
         let driver = &mut *self;
         if driver.poll_silence(cx).is_ready() {
             tracing::debug!("an endpoint's connection has gone silent");
+            let detail = Some("it has gone silent".to_owned());
+            driver.entry.ends_for(reason::ENDPOINT_BROKE, detail);
             return Poll::Ready(());
         }
         let polled = Pin::new(&mut driver.connection).poll(cx);
         driver.note_terms();
         driver.io.end_turn(cx);
-        polled.map(|ended| {
-            if let Err(error) = ended {
+        polled.map(|ended| match ended {
+            Ok(()) => driver.entry.ends_for(reason::ENDPOINT_GONE, None),
+            Err(error) => {
                 tracing::trace!(%error, "upstream connection ended");
+                let detail = Some(error.to_string());
+                driver.entry.ends_for(reason::ENDPOINT_BROKE, detail);
             }
         })
     }

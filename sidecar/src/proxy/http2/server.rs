@@ -35,7 +35,7 @@ use super::{
 };
 use crate::proxy::{
     body::{Inflow, ReplyBody},
-    connections::{Entry, UnderWay},
+    connections::{Entry, UnderWay, reason},
     front::{self, Caller, Guarding, Stack, old_age},
     gather::Gathered,
     http1::wire::SharedWire,
@@ -87,7 +87,14 @@ pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
         notes,
         patience: Arc::clone(&patience),
     };
-    if let Err(error) = run(&worker, &patience, ends, &mut serving).await {
+    let ended = run(&worker, &patience, ends, &mut serving).await;
+    let (word, detail) = match &ended {
+        Ok(word) => (*word, None),
+        Err(error) if error.is_io() => (reason::CLIENT_GONE, None),
+        Err(error) => (reason::CLIENT_FAULT, Some(error.to_string())),
+    };
+    serving.entry.ends_for(word, detail);
+    if let Err(error) = ended {
         // A connection that breaks is nobody's fault.
         if !error.is_io() {
             counter!("starling_client_faults_total").increment(1);
@@ -97,32 +104,36 @@ pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
 }
 
 /// Drives a connection; when the sidecar ends or the client rests too long, it finishes what is in flight and closes.
+/// Yields why.
 async fn run(
     worker: &Worker,
     patience: &Patience,
     ends: Option<Moment>,
     serving: &mut Serving,
-) -> Result<(), h2::Error> {
+) -> Result<&'static str, h2::Error> {
     let mut phase = worker.common.phase.clone();
-    tokio::select! {
+    let reason = tokio::select! {
         // The connection first: what it has been sent already is still answered.
         biased;
-        ended = poll_fn(|cx| serving.poll(cx)) => return ended,
-        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
-        () = old_age(worker, ends) => {}
-        ran_out = patience.run_out() => if ran_out != RanOut::Idle {
-            dawdled(ran_out);
-            return Ok(());
-        },
-    }
+        ended = poll_fn(|cx| serving.poll(cx)) => return ended.map(|()| reason::CLIENT_GONE),
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => reason::LEAVING,
+        () = old_age(worker, ends) => reason::OLD,
+        ran_out = patience.run_out() => {
+            if ran_out != RanOut::Idle {
+                dawdled(ran_out);
+                return Ok(reason::CLIENT_FAULT);
+            }
+            reason::IDLE
+        }
+    };
     serving.end();
     tokio::select! {
         biased;
-        ended = poll_fn(|cx| serving.poll(cx)) => ended,
+        ended = poll_fn(|cx| serving.poll(cx)) => ended.map(|()| reason),
         // One that neither reads nor hangs up would be waited for to the end of time.
         ran_out = patience.run_out_of_farewell() => {
             dawdled(ran_out);
-            Ok(())
+            Ok(reason)
         }
     }
 }
