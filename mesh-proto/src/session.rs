@@ -25,6 +25,11 @@ impl Token {
         }
         Some(Token(token))
     }
+
+    /// Its first four bytes: enough to tell tokens apart, too few to use one.
+    pub fn beginning(&self) -> u32 {
+        u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
+    }
 }
 
 impl std::fmt::Display for Token {

@@ -29,6 +29,16 @@ pub enum Session {
     Source(u64),
 }
 
+impl Session {
+    /// A short word for it, that tells sessions apart and cannot be used in their place.
+    pub fn word(&self) -> u32 {
+        match self {
+            Session::Token(token) => token.beginning(),
+            Session::Source(hash) => (hash >> 32) as u32,
+        }
+    }
+}
+
 /// One that sessions may stay with.
 #[derive(Clone, Debug)]
 pub struct Host {

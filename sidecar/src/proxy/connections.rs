@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{endpoint::Endpoint, moment::Moment, policy::Sticky, snapshot::Upstream};
+use mesh_core::{
+    endpoint::Endpoint, moment::Moment, policy::Sticky, session::Session, snapshot::Upstream,
+};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::TcpStream,
@@ -112,6 +114,8 @@ pub struct Entry {
     ends: Cell<Option<Moment>>,
     /// The connection on the other side that it serves, or is served by; 0: none of its own.
     partner: Cell<u64>,
+    /// The word of the session that its last request belonged to; 0: none.
+    session: Cell<u32>,
     /// Why it ends, once that was said.
     reason: OnceCell<Box<Reason>>,
 }
@@ -255,6 +259,7 @@ impl Connections {
             rests: Cell::new(rests),
             ends: Cell::default(),
             partner: Cell::default(),
+            session: Cell::default(),
             reason: OnceCell::new(),
         });
         if let Some(place) = slots.places.get_mut(slot as usize) {
@@ -342,6 +347,12 @@ impl Entry {
     /// When it is closed in any case, if that was said.
     pub fn end(&self) -> Option<Moment> {
         self.ends.get()
+    }
+
+    /// The request under way belongs to this session, of an upstream that has such.
+    pub fn stays(&self, session: Option<Session>) {
+        self.session
+            .set(session.map_or(0, |session| session.word()));
     }
 
     /// Says for the log why it ends, and what that word leaves open; what was said first holds.

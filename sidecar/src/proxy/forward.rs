@@ -327,6 +327,9 @@ fn read(
     let client = || headers::client(&parts.headers, &caller.origin, &settings.trusted_proxies);
     let sticky = found.policy.sticky.as_ref();
     let session = sticky.and_then(|sticky| request_key::session(sticky, &parts.headers, client()));
+    if sticky.is_some() {
+        caller.entry.stays(session);
+    }
     let hash = found.policy.hash.as_ref();
     let key = hash.and_then(|hash| {
         let source = request_key::Source {

@@ -45,6 +45,7 @@ mod http2;
 mod interim;
 mod leaving;
 mod limits;
+mod listing;
 
 /// What an endpoint does with the n-th connection to it.
 type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;

@@ -2,13 +2,7 @@
 //!
 //! Not here: the table itself (`connections.rs`), and merging what several workers say (`admin/`).
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    rc::Rc,
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, os::fd::AsFd, rc::Rc, time::Duration};
 
 use mesh_core::moment::Moment;
 use serde::Serialize;
@@ -44,8 +38,9 @@ pub struct Row {
     pub instance: Option<Box<str>>,
     /// The endpoint's zone.
     pub zone: Option<Box<str>>,
-    /// What keeps the client with its endpoint, for connections that are relayed whole: its address.
-    pub sticky: Option<IpAddr>,
+    /// What keeps the client with its endpoint: its address, for connections that are relayed whole; for a client's of
+    /// HTTP the session of its last request, as the first eight digits of its cookie or of its address's hash.
+    pub sticky: Option<Box<str>>,
     /// `idle`, `busy` (requests are under way) or `relaying`.
     pub state: &'static str,
     /// Requests so far.
@@ -95,7 +90,7 @@ pub struct Ended {
     /// See [`Row::zone`].
     pub zone: Option<Box<str>>,
     /// See [`Row::sticky`].
-    pub sticky: Option<IpAddr>,
+    pub sticky: Option<Box<str>>,
     /// Requests that went over it; absent of what was relayed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
@@ -282,9 +277,13 @@ impl Entry {
             endpoint: endpoint.map(|endpoint| endpoint.key.address),
             instance: endpoint.map(|endpoint| endpoint.key.instance.clone()),
             zone: endpoint.map(|endpoint| endpoint.zone.clone()),
-            sticky: client
-                .filter(|_| relays && self.is_sticky())
-                .map(|client| client.ip()),
+            sticky: match self.session.get() {
+                _ if relays => client
+                    .filter(|_| self.is_sticky())
+                    .map(|client| client.ip().to_string().into()),
+                0 => None,
+                word => Some(format!("{word:08x}").into()),
+            },
             state: match self.under_way.get() {
                 _ if relays => "relaying",
                 0 => "idle",
