@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: ready fmt lint test docs deny bench gossip demo fuzz
+.PHONY: ready fmt lint test docs deny bench sim plots gossip demo fuzz
 
 ready: fmt lint test docs deny
 
@@ -35,6 +35,16 @@ bench:
 fuzz:
 	mesh-proto/fuzz/run --seconds 120
 	sidecar/fuzz/run --seconds 120
+
+# Balancer and gossip in virtual time against all of their targets, some minutes; see `starling sim --help`.
+sim:
+	$(CARGO) build --release --bin starling
+	target/release/starling sim balance --check
+	target/release/starling sim gossip --scenario all
+
+# The pictures of deploy/balancing.md; see deploy/plots/run --help.
+plots:
+	deploy/plots/run
 
 # 64 real sidecars beside Serf, as root; see tests/gossip/run --help for parts of it.
 gossip:
