@@ -49,11 +49,29 @@ struct Figures {
     refresh: Duration,
 }
 
-fn measure(balance: Balance, endpoints: usize, even: bool) -> Figures {
-    let weight = |i: usize| if even { 100 } else { 50 + (i % 100) as u16 };
-    let upstream = ground::upstream((0..endpoints).map(weight), |policy| {
-        policy.balance = balance;
-    });
+/// What the endpoints are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// All of one weight.
+    Even,
+    /// Of a hundred weights.
+    Weighted,
+    /// In two zones, filled like water.
+    Zones,
+}
+
+fn measure(balance: Balance, endpoints: usize, of: Of) -> Figures {
+    let weight = |i: usize| match of {
+        Of::Weighted => 50 + (i % 100) as u16,
+        Of::Even | Of::Zones => 100,
+    };
+    let upstream = match of {
+        Of::Zones => ground::zoned(endpoints, |policy| policy.balance = balance),
+        Of::Even | Of::Weighted => ground::upstream((0..endpoints).map(weight), |policy| {
+            policy.balance = balance;
+        }),
+    };
+    assert_eq!(upstream.tiers.len(), 1 + usize::from(of == Of::Zones));
     let mut rng = SmallRng::seed_from_u64(1);
     let mut now = Moment::from_millis(1);
     for member in upstream.members() {
@@ -203,35 +221,62 @@ fn main() {
     println!("on the endpoint made and dropped / us per refresh, every ms or less often");
     println!("{:<22}{:>29}{:>29}{:>29}{:>29}", "", 10, 100, 1_000, 10_000);
     let mut allocated = 0;
-    for (name, balance, even, targets) in [
-        ("round_robin", Balance::RoundRobin, true, [4, 4, 5, 5]),
+    for (name, balance, of, targets) in [
+        ("round_robin", Balance::RoundRobin, Of::Even, [4, 4, 5, 5]),
         (
             "round_robin, weighted",
             Balance::RoundRobin,
-            false,
+            Of::Weighted,
             [12, 12, 15, 18],
         ),
-        ("random", Balance::Random, true, [4, 4, 5, 5]),
-        ("random, weighted", Balance::Random, false, [12, 12, 15, 18]),
-        ("power_of_two", Balance::PowerOfTwo, true, [6, 6, 8, 12]),
+        ("random", Balance::Random, Of::Even, [4, 4, 5, 5]),
+        (
+            "random, weighted",
+            Balance::Random,
+            Of::Weighted,
+            [12, 12, 15, 18],
+        ),
+        ("power_of_two", Balance::PowerOfTwo, Of::Even, [6, 6, 8, 12]),
+        (
+            "power_of_two, weighted",
+            Balance::PowerOfTwo,
+            Of::Weighted,
+            [12, 12, 15, 18],
+        ),
         (
             "least_connections",
             Balance::LeastConnections,
-            true,
+            Of::Even,
+            [15, 35, 150, 100],
+        ),
+        (
+            "least_conn., weighted",
+            Balance::LeastConnections,
+            Of::Weighted,
             [15, 35, 150, 100],
         ),
         (
             "least_response_time",
             Balance::LeastResponseTime,
-            true,
+            Of::Even,
+            [25, 60, 200, 100],
+        ),
+        (
+            "least_resp., weighted",
+            Balance::LeastResponseTime,
+            Of::Weighted,
+            [25, 60, 200, 100],
+        ),
+        (
+            "least_resp., two zones",
+            Balance::LeastResponseTime,
+            Of::Zones,
             [25, 60, 200, 100],
         ),
     ] {
         print!("{name:<22}");
         for (endpoints, target) in SIZES.into_iter().zip(targets) {
-            let runs: Vec<Figures> = (0..RUNS)
-                .map(|_| measure(balance, endpoints, even))
-                .collect();
+            let runs: Vec<Figures> = (0..RUNS).map(|_| measure(balance, endpoints, of)).collect();
             let refresh = runs.iter().map(|f| f.refresh.as_nanos()).min().unwrap_or(0);
             let refresh = refresh as f64 / ROUNDS as f64 / 1e3;
             allocated += runs.iter().map(|f| f.allocated).sum::<u64>();
