@@ -1,4 +1,5 @@
-//! TCP upstreams: real Redis through them, servers that speak first, and failover on a new connection.
+//! TCP upstreams: real Redis through them, servers that speak first, failover on a new connection, and how policies deal
+//! connections out.
 //!
 //! Not here: HTTP.
 
@@ -8,7 +9,7 @@ use mesh_tests::{
     PATIENCE,
     process::{Process, installed},
     scratch::Scratch,
-    sidecar::{Setup, Sidecar},
+    sidecar::{Setup, Sidecar, own_address},
     skipped,
     until::until,
 };
@@ -144,4 +145,91 @@ async fn a_server_that_speaks_first_is_heard_and_half_close_is_kept() {
         assert_eq!(rest, "got 100000");
     }
     drop(sidecar);
+}
+
+/// Says its name to whoever connects, after a while, and keeps the connection open until its caller goes.
+async fn named(listener: TcpListener, name: u8, after: Duration) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            stream.write_all(&[name]).await?;
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await
+        });
+    }
+}
+
+/// A sidecar with one TCP upstream at port 7001, whose servers weigh so much and say their places after a while.
+async fn weighed(balance: &str, weights: &[u32], after: Duration) -> Sidecar {
+    let mut endpoints = Vec::new();
+    for (name, weight) in weights.iter().enumerate() {
+        let listener = TcpListener::bind((own_address(), 6000)).await;
+        let listener = listener.expect("a free address");
+        let address = listener.local_addr().expect("it is bound");
+        endpoints.push(format!("{{ address = \"{address}\", weight = {weight} }}"));
+        tokio::spawn(named(listener, name as u8, after));
+    }
+    let setup = Setup::new("host", "eu-1a");
+    let table = format!(
+        "[upstream.store]\nprotocol = \"tcp\"\nlisten = \"{}:7001\"\nbalance = \"{balance}\"\nendpoints = [{}]\n",
+        setup.address,
+        endpoints.join(", ")
+    );
+    Sidecar::ready(setup.with(&table)).await
+}
+
+/// A connection through the sidecar, and the place of the server that it leads to.
+async fn connected(sidecar: &Sidecar) -> (TcpStream, usize) {
+    let stream = TcpStream::connect(sidecar.port(7001)).await;
+    let mut stream = stream.expect("open");
+    let name = tokio::time::timeout(PATIENCE, stream.read_u8()).await;
+    (stream, name.expect("in time").expect("no reset").into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_dealt_out_by_policy_and_weight() {
+    // How many connections, whether they stay open, and of how many each server may get off what it should.
+    let cases: [(&str, &[u32], u32, bool, u32); 4] = [
+        // Each worker has turns of its own.
+        ("round_robin", &[300, 100], 40, false, 2),
+        // Four standard deviations.
+        ("random", &[300, 100], 400, false, 35),
+        ("least_connections", &[100, 200, 100], 24, true, 0),
+        // Of two servers both are drawn, and the one with fewer gets it: any other way chance would show.
+        ("power_of_two", &[100, 100], 24, true, 0),
+    ];
+    for (balance, weights, connections, stay, off) in cases {
+        let sidecar = weighed(balance, weights, Duration::ZERO).await;
+        let mut counts = vec![0_u32; weights.len()];
+        let mut open = Vec::new();
+        for _ in 0..connections {
+            let (stream, place) = connected(&sidecar).await;
+            counts[place] += 1;
+            if stay {
+                open.push(stream);
+            }
+        }
+        let sum: u32 = weights.iter().sum();
+        for (count, weight) in counts.iter().zip(weights) {
+            let want = connections * weight / sum;
+            assert!(count.abs_diff(want) <= off, "{balance}: {counts:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_takes_to_speak_is_not_taken_for_its_latency() {
+    let late = Duration::from_millis(300);
+    let sidecar = weighed("least_response_time", &[100], late).await;
+    for _ in 0..4 {
+        connected(&sidecar).await;
+    }
+    let told = sidecar.listing("/v1/explain/store").await;
+    let told = told.expect("an explanation");
+    let latency = told["endpoints"][0]["latency_ms"].as_f64();
+    // Connecting on one machine takes a fraction of a millisecond; a slow one may take longer.
+    assert!(
+        latency.is_some_and(|ms| ms > 0.0 && ms < 150.0),
+        "{latency:?}"
+    );
 }

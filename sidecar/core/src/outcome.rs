@@ -126,8 +126,25 @@ mod tests {
         );
         assert_eq!(Outcome::of_status(501, None), Outcome::ClientFault);
         assert_eq!(Outcome::of_status(505, None), Outcome::ClientFault);
-        assert_eq!(Outcome::of_grpc(14), Outcome::ServerFault { gateway: true });
-        assert_eq!(Outcome::of_grpc(5), Outcome::ClientFault);
+    }
+
+    #[test]
+    fn grpc_codes_are_judged_by_who_is_at_fault() {
+        for code in 0..=17 {
+            let want = match code {
+                0 => Outcome::Success,
+                4 | 13 | 15 => Outcome::ServerFault { gateway: false },
+                14 => Outcome::ServerFault { gateway: true },
+                8 => Outcome::Overloaded {
+                    retry_after: Duration::ZERO,
+                },
+                _ => Outcome::ClientFault,
+            };
+            let got = Outcome::of_grpc(code);
+            assert_eq!(got, want, "{code}");
+            assert_eq!(got.is_sick(), [4, 13, 14, 15].contains(&code), "{code}");
+            assert_eq!(got.is_well(), !got.is_sick() && code != 8, "{code}");
+        }
     }
 
     #[test]

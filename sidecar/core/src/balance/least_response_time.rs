@@ -16,7 +16,10 @@ const KAPPA: f32 = 2.0;
 /// Success shares below this are all the same: hopeless.
 const SUCCESS_FLOOR: f64 = 0.01;
 
-/// A silence shorter than this is no stall, however fast the endpoint is.
+/// A silence shorter than this is no stall, however fast the endpoint is. Where connections are balanced, what is waited
+/// for is the connection alone, and one that is not made is a stall like any other: tunnels count as in flight, so that an
+/// endpoint whose host has gone, with none of them, would look idle until connecting times out. (The design takes a stall
+/// for 1 there.)
 const STALL_MIN: Duration = Duration::from_millis(10);
 
 /// A silence this many times the usual latency is a stall.
@@ -171,3 +174,6 @@ pub fn mean_latency(members: &[Member]) -> f64 {
         });
     if count > 0.0 { sum / count } else { UNKNOWN_NS }
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,14 +274,16 @@ fn a_zone_that_returns_cold_is_not_flooded() {
 #[test]
 fn steering_by_utilization_loses_and_never_comes_to_rest() {
     // The negative case: figures that our own choice has an effect on come back late, and the loop swings.
-    for lag in [0.5, 2.0] {
+    for (lag, least) in [(0.5, 0.07), (2.0, 0.13)] {
         let (water, _) = lost(&SURGE, lag, Waterfill::new);
         let (feedback, unrest) = lost(&SURGE, lag, |own| Feedback { own, local: 1.0 });
         println!(
-            "feedback, {lag} s old: {:.2} %, unrest {unrest:.3}",
-            feedback * 100.0
+            "feedback, {lag} s old: {:.2} %, water {:.2} %, unrest {unrest:.3}",
+            feedback * 100.0,
+            water * 100.0
         );
-        assert!(feedback > 4.0 * water, "{feedback} {water}");
+        assert!(feedback > least, "{feedback}");
+        assert!(feedback > 40.0 * water, "{feedback} {water}");
         assert!(unrest > 0.1, "{unrest}");
     }
 }
