@@ -90,6 +90,13 @@ pub fn client_hello(input: &[u8]) {
     }
 }
 
+/// As large as a request's head may be, if nothing else is said.
+const BOUNDS: head::Bounds = head::Bounds {
+    line_bytes: 8 * 1024,
+    bytes: 64 * 1024,
+    fields: 100,
+};
+
 /// A head of HTTP/1, as a request and as an answer: found at the same place however it comes, and what is written of it
 /// is read in the same way.
 pub fn http1_head(input: &[u8]) {
@@ -100,7 +107,7 @@ pub fn http1_head(input: &[u8]) {
         assert!(matches!(head::end_of(&input[..end], seen), Ok(Some(found)) if found == end));
     }
     let block = Bytes::copy_from_slice(&input[..end]);
-    if let Ok((request, meaning, spelling)) = head::request(&block, Default::default()) {
+    if let Ok((request, meaning, spelling)) = head::request(&block, BOUNDS, Default::default()) {
         let mut written = Vec::new();
         let target = request.uri().to_string();
         encode::request_line(&mut written, request.method(), &target);

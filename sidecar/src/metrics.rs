@@ -53,7 +53,7 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     (
         "starling_connections_refused_total",
         Unit::Count,
-        "Connections closed unheard, by reason: limit, or client (not in outbound.clients).",
+        "Connections closed unheard, by reason: limit (of the listener), all, per_client, busy, or client (not in outbound.clients).",
     ),
     (
         "starling_connections_ended_total",
@@ -74,6 +74,11 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
         "starling_client_faults_total",
         Unit::Count,
         "Connections ended because the client's bytes were not HTTP.",
+    ),
+    (
+        "starling_client_floods_total",
+        Unit::Count,
+        "Clients of HTTP/2 cut off for asking much and bringing nothing, by kind: chatter, resets, refusals.",
     ),
     (
         "starling_requests_refused_total",

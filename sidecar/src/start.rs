@@ -42,9 +42,6 @@ use crate::{
     resolve::Resolver,
 };
 
-/// Connections open at once on the listeners routed by authority.
-const OUTBOUND_CONNECTIONS_MAX: u32 = 10_000;
-
 /// The publisher takes a changed configuration over within its 20 ms; this much later something is wrong with it.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
@@ -443,7 +440,7 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
     for address in &config.outbound.http {
         let sign = Sign {
             door: Door::Authority,
-            connections_max: OUTBOUND_CONNECTIONS_MAX,
+            connections_max: config.outbound.connections,
             tls: None,
         };
         doors.insert(key(address), (address.clone(), sign));
@@ -541,6 +538,7 @@ fn settings_of(config: &Config, access_log: Option<AccessLog>) -> Settings {
     Settings {
         access_log,
         connection_age: config.outbound.connection_age,
+        limits: config.outbound.limits,
         node: config.node.id.clone(),
         service: config.only_service().map(Box::from),
         via: Via::new(&config.node.id),

@@ -281,6 +281,8 @@ pub struct Limits {
     pub pending: u32,
     /// Bytes of one header block.
     pub header_bytes: usize,
+    /// Bytes of one request's body; `None`: as many as come.
+    pub body_bytes: Option<u64>,
     /// Requests in flight to one endpoint; `None`: no limit of its own.
     pub endpoint_requests: Option<u32>,
 }
@@ -449,6 +451,7 @@ impl Default for Limits {
             requests: 10_000,
             pending: 1_000,
             header_bytes: 64 * 1024,
+            body_bytes: None,
             endpoint_requests: None,
         }
     }

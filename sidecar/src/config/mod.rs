@@ -275,10 +275,47 @@ pub struct Outbound {
     pub clients: Vec<Network>,
     /// How long a connection of HTTP goes on taking requests; `None`: for as long as its client likes.
     pub connection_age: Option<Duration>,
+    /// Connections open at once at each of these listeners.
+    pub connections: u32,
+    /// What clients may have and take, here and at the upstreams' own listeners.
+    pub limits: ClientLimits,
     /// Callers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: Vec<Network>,
     /// `x-starling-*` headers of callers on this host are obeyed.
     pub control_headers: bool,
+}
+
+/// What clients may have and take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientLimits {
+    /// Connections of all listeners together; `None`: no limit of its own.
+    pub all_connections: Option<u32>,
+    /// Connections of one address; `None`: no limit of its own.
+    pub client_connections: Option<u32>,
+    /// Streams of one connection of HTTP/2 at once.
+    pub streams: u32,
+    /// Fields of one request's head.
+    pub headers: usize,
+    /// Bytes of one request line, or of the path of HTTP/2.
+    pub request_line_bytes: usize,
+    /// How long a request's head, a TLS handshake or a PROXY header may take.
+    pub head: Duration,
+    /// How long a connection of HTTP may rest, and leave an answer unread.
+    pub idle: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> ClientLimits {
+        ClientLimits {
+            all_connections: None,
+            client_connections: None,
+            streams: 100,
+            headers: 100,
+            request_line_bytes: 8 * 1024,
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(300),
+        }
+    }
 }
 
 /// Where to listen.

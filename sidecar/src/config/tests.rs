@@ -125,6 +125,9 @@ socket = "/run/starling/admin.sock"
 token = "0123456789abcdef"
 [outbound]
 connection_age = "1d"
+limits = { connections = 5, all_connections = 9, per_client = { connections = 3 }, streams = 50, headers = 60, request_line_bytes = "4KiB" }
+head_timeout = "5s"
+idle_timeout = "1m"
 http = ["127.0.0.1:7002", "unix:/run/starling/http.sock"]
 domain = "grid"
 undeclared = "refuse"
@@ -172,7 +175,7 @@ endpoint_grace = "never"
 connection_age = "2h"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }
 ejection = { consecutive = 0, success_below = "50%", base = "2s", max = "20s", max_ejected = "30%" }
-limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", per_endpoint = { requests = 4 } }
+limits = { connections = 1, requests = 2, pending = 3, header_bytes = "16KiB", body_bytes = "5MiB", per_endpoint = { requests = 4 } }
 sticky = { cookie = "starling", ttl = "1h" }
 zones = { mode = "waterfill", order = ["z2", "*"] }
 subset = 100
@@ -209,6 +212,20 @@ protocol = "udp"
 #[test]
 fn every_key_of_this_version_is_honoured() {
     let config = config(EVERY_KEY);
+    let limits = ClientLimits {
+        all_connections: Some(9),
+        client_connections: Some(3),
+        streams: 50,
+        headers: 60,
+        request_line_bytes: 4096,
+        head: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+    };
+    assert_eq!(
+        (config.outbound.connections, config.outbound.limits),
+        (5, limits)
+    );
+    assert_eq!(config.upstreams[0].policy.limits.body_bytes, Some(5 << 20));
     let service = &config.services[0];
     assert_eq!(service.address.port(), 8123);
     assert_eq!(service.capacity, Some(500));

@@ -61,6 +61,8 @@ pub enum BodyError {
     Superseded,
     /// The client broke off its body during an earlier try.
     ClientGone,
+    /// It is longer than its upstream takes.
+    TooLarge,
 }
 
 impl fmt::Display for BodyError {
@@ -74,6 +76,7 @@ impl fmt::Display for BodyError {
             BodyError::NotKept => f.write_str("the body was too long to be sent again"),
             BodyError::Superseded => f.write_str("another try sends the body now"),
             BodyError::ClientGone => f.write_str("the client broke off its body"),
+            BodyError::TooLarge => f.write_str("the body is longer than its upstream takes"),
         }
     }
 }
@@ -88,7 +91,8 @@ impl Error for BodyError {
             | BodyError::TimedOut
             | BodyError::NotKept
             | BodyError::Superseded
-            | BodyError::ClientGone => None,
+            | BodyError::ClientGone
+            | BodyError::TooLarge => None,
         }
     }
 }
@@ -171,13 +175,17 @@ struct SourceState {
     over: bool,
     lost: bool,
     client_failed: bool,
+    /// Bytes that may still come; `None`: any number.
+    bytes_left: Option<u64>,
+    /// More came.
+    is_too_large: bool,
     /// No try has begun, so whatever comes has to be kept.
     awaits_beginning: bool,
 }
 
 impl Source {
-    /// `None` for a body known to be empty.
-    pub fn new(incoming: Inflow) -> Option<Source> {
+    /// `None` for a body known to be empty. One that turns out longer than `bytes_max` ends early, as the client's fault.
+    pub fn new(incoming: Inflow, bytes_max: Option<u64>) -> Option<Source> {
         if incoming.is_end_stream() {
             return None;
         }
@@ -193,6 +201,8 @@ impl Source {
             over: false,
             lost: false,
             client_failed: false,
+            bytes_left: bytes_max,
+            is_too_large: false,
             awaits_beginning: false,
         };
         Some(Source {
@@ -235,7 +245,12 @@ impl Source {
         self.state.borrow_mut().turn += 1;
     }
 
-    /// Whether the client itself broke off its body.
+    /// Whether more of it came than its upstream takes.
+    pub fn is_too_large(&self) -> bool {
+        self.state.borrow().is_too_large
+    }
+
+    /// Whether the client itself broke off its body, or made too much of it.
     pub fn client_failed(&self) -> bool {
         self.state.borrow().client_failed
     }
@@ -304,7 +319,12 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
         if state.client_failed {
-            return Poll::Ready(Some(Err(BodyError::ClientGone)));
+            let why = if state.is_too_large {
+                BodyError::TooLarge
+            } else {
+                BodyError::ClientGone
+            };
+            return Poll::Ready(Some(Err(why)));
         }
         if state.lost && *sent_frames < state.frames {
             return Poll::Ready(Some(Err(BodyError::NotKept)));
@@ -365,6 +385,9 @@ impl SourceState {
             })?;
             match frame.into_data() {
                 Ok(bytes) => {
+                    if !self.takes(bytes.len()) {
+                        return Poll::Ready(Err(BodyError::TooLarge));
+                    }
                     self.frames += 1;
                     self.keep(&bytes);
                     return Poll::Ready(Ok(Some(Frame::data(bytes))));
@@ -372,6 +395,21 @@ impl SourceState {
                 Err(other) => self.trailers = other.into_trailers().ok(),
             }
         }
+    }
+
+    /// Whether so many more bytes are still within the limit.
+    fn takes(&mut self, bytes: usize) -> bool {
+        let Some(left) = self.bytes_left else {
+            return true;
+        };
+        self.bytes_left = left.checked_sub(bytes as u64);
+        self.is_too_large = self.bytes_left.is_none();
+        if self.is_too_large {
+            self.bytes_left = Some(0);
+            self.client_failed = true;
+            self.over = true;
+        }
+        !self.is_too_large
     }
 
     fn keep(&mut self, bytes: &Bytes) {

@@ -177,7 +177,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
                 Some(Ok(answer)) => {
                     pass_on(caller, &upstream, call, answer, admission, tally, &tries)
                 }
-                Some(Err(failure)) => refuse(tally, cause_of(&failure), &mut call),
+                Some(Err(failure)) => refuse(tally, cause_of(&failure, &call), &mut call),
                 None if upstream.is_full() => refuse(tally, Cause::Full, &mut call),
                 None => refuse(tally, Cause::NoEndpoint, &mut call),
             };
@@ -225,7 +225,9 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             (Verdict::Answer, Ok(answer)) => {
                 return pass_on(caller, &upstream, call, answer, admission, tally, &tries);
             }
-            (Verdict::Answer, Err(failure)) => return refuse(tally, cause_of(&failure), &mut call),
+            (Verdict::Answer, Err(failure)) => {
+                return refuse(tally, cause_of(&failure, &call), &mut call);
+            }
             (Verdict::Again { after }, tried) => {
                 desk.meters.retry();
                 fresh = matches!(sent, Sent::Stale { .. });
@@ -320,6 +322,10 @@ fn read(
     if header_bytes(&parts.headers) > found.policy.limits.header_bytes {
         return Err(refused(Cause::HeadersTooLarge));
     }
+    let body_bytes = found.policy.limits.body_bytes;
+    if body_bytes.is_some_and(|max| body.size_hint().lower() > max) {
+        return Err(refused(Cause::BodyTooLarge));
+    }
 
     let are_on = settings.control_headers;
     let wishes = control::take(are_on, caller.origin.is_local, &mut parts.headers)
@@ -343,7 +349,7 @@ fn read(
         .client
         .clone()
         .filter(|_| parts.version != Version::HTTP_10);
-    let source = Source::new(body);
+    let source = Source::new(body, body_bytes);
     let timeout = if grpc {
         parts
             .headers
@@ -607,8 +613,10 @@ pub fn own_answer(
     answer.map(|body| body.counted(tally))
 }
 
-fn cause_of(failure: &Failure) -> Cause {
+fn cause_of(failure: &Failure, call: &Call) -> Cause {
+    let is_too_large = || call.source.as_ref().is_some_and(Source::is_too_large);
     match failure.why {
+        _ if failure.client_failed && is_too_large() => Cause::BodyTooLarge,
         _ if failure.client_failed => Cause::BadRequest,
         _ if failure.full => Cause::Full,
         why => cause_of_unreachable(why),

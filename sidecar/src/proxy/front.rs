@@ -27,24 +27,20 @@ use super::{
     detect::{Speaks, detect},
     headers::{OWN_VIA_MAX, Origin, own_via_count},
     http1::{
-        self, server,
+        server,
         wire::{SharedWire, Wire},
     },
     http2,
     interim::Ear,
     listen::Place,
-    patience::{CLIENT_IDLE, HEAD_READ},
     porter::Carrying,
     reply::{Cause, reply},
     transport::Transport,
     welcome,
-    worker::{Phase, Worker},
+    worker::{Phase, Settings, Worker},
 };
+use crate::config::ClientLimits;
 
-/// Most fields of one request's head, `cookie` counted once: HTTP/2 lets it come in pieces (RFC 9113, 8.2.3).
-const FIELDS_MAX: usize = http1::head::FIELDS_MAX;
-/// Longest path and query, in bytes.
-pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// How long a connection that asked for nothing yet is listened to once the sidecar ends: its request may be on
 /// the way, and was promised an answer when the connection was accepted.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -75,12 +71,14 @@ pub async fn serve(
     let secure = transport.is_tls();
     let (peer, told) = (caller.ip, caller.told);
     let connections = &worker.connections;
-    let entry = connections.client(transport, told, upstream.as_deref(), CLIENT_IDLE);
-    if let Some(age) = worker.settings().connection_age {
+    let settings = worker.settings();
+    let limits = &settings.limits;
+    let entry = connections.client(transport, told, upstream.as_deref(), limits.idle);
+    if let Some(age) = settings.connection_age {
         entry.ends_by(worker.clock.now() + worker.about(age));
     }
     let wire = Wire::new(Transport::Listed(Rc::clone(&entry)), &worker.buffers);
-    let (speaks, head_ends) = match first_bytes(&worker, &wire).await {
+    let (speaks, head_ends) = match first_bytes(&worker, &wire, limits).await {
         Ok(told) => told,
         Err(error) => {
             tracing::trace!(%error, "a connection said nothing");
@@ -88,7 +86,6 @@ pub async fn serve(
             return;
         }
     };
-    let settings = worker.settings();
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
     let (id, home) = (entry.id, Rc::clone(&worker));
@@ -105,7 +102,7 @@ pub async fn serve(
         // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
         Speaks::Http2 => {
             caller.entry.speaks(Spoken::Http2);
-            Box::pin(http2::server::serve(caller, wire, settings.header_bytes)).await;
+            Box::pin(http2::server::serve(caller, wire)).await;
         }
         Speaks::Http1 | Speaks::Undecided => {
             caller.entry.speaks(Spoken::Http1);
@@ -131,9 +128,13 @@ pub fn stack(caller: Caller) -> Stack {
 }
 
 /// Reads until it is told what is spoken; and when the first request's head must have come, if it has begun.
-async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<(Speaks, Option<Instant>)> {
+async fn first_bytes(
+    worker: &Worker,
+    wire: &SharedWire,
+    limits: &ClientLimits,
+) -> io::Result<(Speaks, Option<Instant>)> {
     let mut phase = worker.common.phase.clone();
-    let rest_ends = Instant::now() + CLIENT_IDLE;
+    let rest_ends = Instant::now() + limits.idle;
     let mut head_ends = None;
     loop {
         let nothing_yet = head_ends.is_none();
@@ -149,7 +150,7 @@ async fn first_bytes(worker: &Worker, wire: &SharedWire) -> io::Result<(Speaks, 
         if count == 0 && nothing_yet {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        head_ends = head_ends.or_else(|| Some(Instant::now() + HEAD_READ));
+        head_ends = head_ends.or_else(|| Some(Instant::now() + limits.head));
         match detect(wire.borrow().input()) {
             Speaks::Undecided if count > 0 => {}
             told => return Ok((told, head_ends)),
@@ -245,7 +246,7 @@ where
 
     fn call(&mut self, request: Request<Inflow>) -> Self::Future {
         let settings = self.worker.settings();
-        if let Some(cause) = refusal(&request, &settings.via.pseudonym) {
+        if let Some(cause) = refusal(&request, &settings) {
             counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
             let answer = reply(cause, false, &settings.node, None);
             return Guarding::Refused(Some(Box::new(answer)));
@@ -308,22 +309,23 @@ fn closes(worker: &Worker, entry: &Entry) -> bool {
         || (entry.end().is_some() && entry.is_over_age(worker.clock.now()))
 }
 
-fn refusal(request: &Request<Inflow>, pseudonym: &str) -> Option<Cause> {
+fn refusal(request: &Request<Inflow>, settings: &Settings) -> Option<Cause> {
     if request
         .uri()
         .path_and_query()
-        .is_some_and(|path| path.as_str().len() > URI_BYTES_MAX)
+        .is_some_and(|path| path.as_str().len() > settings.limits.request_line_bytes)
     {
         return Some(Cause::UriTooLong);
     }
-    if has_too_many_fields(request.headers()) {
+    if has_too_many_fields(request.headers(), settings.limits.headers) {
         return Some(Cause::HeadersTooLarge);
     }
-    (own_via_count(request.headers(), pseudonym) > OWN_VIA_MAX).then_some(Cause::Loop)
+    (own_via_count(request.headers(), &settings.via.pseudonym) > OWN_VIA_MAX).then_some(Cause::Loop)
 }
 
-fn has_too_many_fields(headers: &HeaderMap) -> bool {
+/// Whether there are more than `max`, `cookie` counted once: HTTP/2 lets it come in pieces (RFC 9113, 8.2.3).
+fn has_too_many_fields(headers: &HeaderMap, max: usize) -> bool {
     let count = headers.len();
     let cookies = || headers.get_all(http::header::COOKIE).iter().skip(1).count();
-    count > FIELDS_MAX && count - cookies() > FIELDS_MAX
+    count > max && count - cookies() > max
 }

@@ -34,6 +34,7 @@ use tokio::{
 
 use super::{
     connections::row::{Query, Row},
+    crowd::{ClientPlace, Crowd, Crowded},
     datagram,
     transport::Transport,
     welcome::serve,
@@ -140,6 +141,7 @@ enum AcceptedStream {
 pub struct Place {
     listener: Arc<AtomicUsize>,
     worker: Arc<AtomicUsize>,
+    _client: Option<ClientPlace>,
 }
 
 #[cfg(test)]
@@ -149,6 +151,7 @@ impl Place {
         Place {
             listener: Arc::new(AtomicUsize::new(1)),
             worker: Arc::new(AtomicUsize::new(1)),
+            _client: None,
         }
     }
 }
@@ -227,6 +230,7 @@ pub struct Floor {
     open: Arc<AtomicUsize>,
     peers: Rc<Vec<Hand>>,
     listeners: HashMap<String, Listening>,
+    crowd: Rc<Crowd>,
 }
 
 impl Floor {
@@ -237,6 +241,7 @@ impl Floor {
             open,
             peers: Rc::new(peers),
             listeners: HashMap::new(),
+            crowd: Rc::default(),
         }
     }
 
@@ -289,7 +294,8 @@ impl Floor {
             peers: Rc::clone(&self.peers),
             listener: Arc::default(),
             sign: Rc::clone(&sign),
-            refused: counter!("starling_connections_refused_total", "reason" => "limit"),
+            crowd: Rc::clone(&self.crowd),
+            refused: counter!("starling_connections_refused_total", "reason" => "busy"),
             foreign: counter!("starling_connections_refused_total", "reason" => "client"),
         };
         let listener = match Listener::new(socket) {
@@ -422,6 +428,8 @@ struct Dealer {
     peers: Rc<Vec<Hand>>,
     listener: Arc<AtomicUsize>,
     sign: Rc<RefCell<Sign>>,
+    crowd: Rc<Crowd>,
+    /// Those that no worker had room for.
     refused: Counter,
     foreign: Counter,
 }
@@ -472,12 +480,14 @@ impl Dealer {
             self.foreign.increment(1);
             return;
         }
-        let connections_max = self.sign.borrow().connections_max as usize;
-        if self.listener.fetch_add(1, Ordering::Relaxed) >= connections_max {
-            self.listener.fetch_sub(1, Ordering::Relaxed);
-            self.refused.increment(1);
-            return;
-        }
+        let client = match self.admit(peer) {
+            Ok(client) => client,
+            Err(why) => {
+                let Sign { door, tls, .. } = &*self.sign.borrow();
+                let node = &self.worker.settings().node;
+                return (self.crowd).turn_away(transport, door, tls.is_none(), why, node);
+            }
+        };
         let least = self
             .peers
             .iter()
@@ -487,24 +497,55 @@ impl Dealer {
             .filter(|hand| hand.open.load(Ordering::Relaxed) < own && hand.orders.capacity() > 0);
         match other {
             None => {
-                let place = self.place(&self.open);
+                let place = self.place(&self.open, client);
                 let Sign { door, tls, .. } = self.sign.borrow().clone();
                 serve(&self.worker, transport, peer, door, tls, place);
             }
-            Some(hand) => self.hand_over(hand, transport, peer),
+            Some(hand) => self.hand_over(hand, transport, peer, client),
         }
     }
 
-    fn place(&self, worker: &Arc<AtomicUsize>) -> Place {
+    /// Takes a place of this listener, and of the client where those are counted; or says which there is none of.
+    fn admit(&self, peer: Option<IpAddr>) -> Result<Option<ClientPlace>, Crowded> {
+        let limits = self.worker.settings().limits;
+        if let Some(max) = limits.all_connections {
+            let others = self.peers.iter().map(|hand| &hand.open);
+            let all = others
+                .chain([&self.open])
+                .map(|open| open.load(Ordering::Relaxed));
+            if all.sum::<usize>() >= max as usize {
+                return Err(Crowded::All);
+            }
+        }
+        let client = match (peer, limits.client_connections) {
+            (Some(peer), Some(max)) => Some(self.crowd.place(peer, max).ok_or(Crowded::Client)?),
+            _ => None,
+        };
+        let max = self.sign.borrow().connections_max as usize;
+        if self.listener.fetch_add(1, Ordering::Relaxed) >= max {
+            self.listener.fetch_sub(1, Ordering::Relaxed);
+            return Err(Crowded::Listener);
+        }
+        Ok(client)
+    }
+
+    fn place(&self, worker: &Arc<AtomicUsize>, client: Option<ClientPlace>) -> Place {
         worker.fetch_add(1, Ordering::Relaxed);
         Place {
             listener: Arc::clone(&self.listener),
             worker: Arc::clone(worker),
+            _client: client,
         }
     }
 
-    fn hand_over(&self, hand: &Hand, transport: Transport, peer: Option<IpAddr>) {
-        let place = self.place(&hand.open);
+    fn hand_over(
+        &self,
+        hand: &Hand,
+        transport: Transport,
+        peer: Option<IpAddr>,
+        client: Option<ClientPlace>,
+    ) {
+        let place = self.place(&hand.open, client);
         let stream = match transport {
             Transport::Tcp(stream) => stream.into_std().map(AcceptedStream::Tcp),
             Transport::Unix(stream) => stream.into_std().map(AcceptedStream::Unix),

@@ -11,6 +11,7 @@ pub mod client_hello;
 pub mod connect;
 pub mod connections;
 pub mod control;
+pub mod crowd;
 pub mod datagram;
 pub mod detect;
 pub mod dial;

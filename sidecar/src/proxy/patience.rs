@@ -16,12 +16,8 @@ use mesh_core::moment::Moment;
 use tokio::time::sleep_until;
 
 use super::connections::UnderWay;
-use crate::clock::Clock;
+use crate::{clock::Clock, config::ClientLimits};
 
-/// How long a client may take to send a request's head.
-pub const HEAD_READ: Duration = Duration::from_secs(10);
-/// How long a client connection may rest between requests and before the first, and leave an answer unread.
-pub const CLIENT_IDLE: Duration = Duration::from_secs(300);
 /// How long a client that was told to go, and waits for nothing, may take to hang up.
 pub const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -29,6 +25,10 @@ pub const FAREWELL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Patience {
     clock: Clock,
+    /// How long a request's head may take.
+    head: Duration,
+    /// How long it may rest between requests and before the first, and leave an answer unread.
+    idle: Duration,
     answering: AtomicU32,
     idle_since: AtomicU64,
     /// Since when the client has taken no byte of what we have for it; 0: it takes them.
@@ -57,9 +57,11 @@ pub struct Answering {
 
 impl Patience {
     /// A connection at rest.
-    pub fn new(clock: Clock) -> Arc<Patience> {
+    pub fn new(clock: Clock, limits: &ClientLimits) -> Arc<Patience> {
         Arc::new(Patience {
             clock,
+            head: limits.head,
+            idle: limits.idle,
             answering: AtomicU32::new(0),
             idle_since: AtomicU64::new(clock.now().as_nanos()),
             blocked_since: AtomicU64::new(0),
@@ -100,7 +102,7 @@ impl Patience {
 
     /// Ready when the client has dawdled too long.
     pub async fn run_out(&self) -> RanOut {
-        self.over(Moment::START, CLIENT_IDLE).await
+        self.over(Moment::START, self.idle).await
     }
 
     /// The same from now on for a client that is told to go: what is being answered has its time, and then rest is
@@ -119,14 +121,14 @@ impl Patience {
                 return what;
             }
             // A write that blocks meanwhile must be noticed in its time, and so must a head that begins.
-            let look = due.min(now + HEAD_READ);
+            let look = due.min(now + self.head);
             sleep_until(self.clock.instant(look)).await;
         }
     }
 
     fn due(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
         let head_since = self.head_since.load(Relaxed);
-        let head = (Moment::from_nanos(head_since) + HEAD_READ, RanOut::Head);
+        let head = (Moment::from_nanos(head_since) + self.head, RanOut::Head);
         let other = self.due_without_head(from, rest, now);
         if head_since > 0 && head.0 < other.0 {
             head
@@ -139,11 +141,11 @@ impl Patience {
         let is_answering = self.answering.load(Relaxed) > 0;
         let blocked_since = self.blocked_since.load(Relaxed);
         if blocked_since > 0 {
-            let patience = if is_answering { CLIENT_IDLE } else { rest };
+            let patience = if is_answering { self.idle } else { rest };
             let since = Moment::from_nanos(blocked_since).max(from);
             (since + patience, RanOut::Blocked)
         } else if is_answering {
-            (now + HEAD_READ, RanOut::Idle)
+            (now + self.head, RanOut::Idle)
         } else {
             let since = Moment::from_nanos(self.idle_since.load(Relaxed)).max(from);
             (since + rest, RanOut::Idle)
@@ -169,37 +171,41 @@ mod tests {
     use super::*;
     use crate::proxy::{connections::Connections, transport::Transport};
 
+    fn idle() -> Duration {
+        ClientLimits::default().idle
+    }
+
     /// A request under way on a connection of its own.
     fn listed() -> UnderWay {
         let (pipe, _) = tokio::io::duplex(1);
         let connections = Connections::new(Clock::new());
-        UnderWay::on(&connections.client(Transport::Pipe(pipe), None, None, CLIENT_IDLE))
+        UnderWay::on(&connections.client(Transport::Pipe(pipe), None, None, idle()))
     }
 
     #[tokio::test(start_paused = true)]
     async fn rest_has_five_minutes() {
-        let patience = Patience::new(Clock::new());
+        let patience = Patience::new(Clock::new(), &ClientLimits::default());
         let began = Instant::now();
         assert_eq!(patience.run_out().await, RanOut::Idle);
-        assert_eq!(began.elapsed().as_secs(), CLIENT_IDLE.as_secs());
+        assert_eq!(began.elapsed().as_secs(), idle().as_secs());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_must_be_taken() {
-        let patience = Patience::new(Clock::new());
+        let patience = Patience::new(Clock::new(), &ClientLimits::default());
         let _answering = patience.answer(listed());
         patience.wrote(false);
         patience.wrote(true);
         patience.wrote(false);
         let began = Instant::now();
         assert_eq!(patience.run_out().await, RanOut::Blocked);
-        assert_eq!(began.elapsed().as_secs(), CLIENT_IDLE.as_secs());
+        assert_eq!(began.elapsed().as_secs(), idle().as_secs());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_told_to_go_has_its_answer_and_then_ten_seconds() {
-        let patience = Patience::new(Clock::new());
-        advance(CLIENT_IDLE / 2).await;
+        let patience = Patience::new(Clock::new(), &ClientLimits::default());
+        advance(idle() / 2).await;
         let began = Instant::now();
         assert_eq!(patience.run_out_of_farewell().await, RanOut::Idle);
         assert_eq!(began.elapsed(), FAREWELL, "rest before it does not count");
@@ -217,13 +223,13 @@ mod tests {
         patience.wrote(false);
         let ended = Instant::now();
         assert_eq!(watch.await.unwrap(), RanOut::Blocked);
-        assert!(ended.elapsed() <= FAREWELL + HEAD_READ);
+        assert!(ended.elapsed() <= FAREWELL + ClientLimits::default().head);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_ten_seconds_whatever_else_goes_on() {
         for is_answering in [false, true] {
-            let patience = Patience::new(Clock::new());
+            let patience = Patience::new(Clock::new(), &ClientLimits::default());
             let _answering = is_answering.then(|| patience.answer(listed()));
             let watch = tokio::spawn({
                 let patience = Arc::clone(&patience);
@@ -237,13 +243,16 @@ mod tests {
             patience.head_since(Some(patience.now()));
             let began = Instant::now();
             assert_eq!(watch.await.unwrap(), RanOut::Head);
-            assert_eq!(began.elapsed().as_secs(), HEAD_READ.as_secs());
+            assert_eq!(
+                began.elapsed().as_secs(),
+                ClientLimits::default().head.as_secs()
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_as_long_as_it_likes() {
-        let patience = Patience::new(Clock::new());
+        let patience = Patience::new(Clock::new(), &ClientLimits::default());
         let answering = patience.answer(listed());
         let watch = tokio::spawn({
             let patience = Arc::clone(&patience);
@@ -255,6 +264,6 @@ mod tests {
         let ended = Instant::now();
         drop(answering);
         assert_eq!(watch.await.unwrap(), RanOut::Idle);
-        assert!(ended.elapsed() >= CLIENT_IDLE);
+        assert!(ended.elapsed() >= idle());
     }
 }

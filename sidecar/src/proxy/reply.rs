@@ -22,6 +22,8 @@ pub enum Cause {
     ConnectFailed,
     /// Too many requests at once.
     Full,
+    /// Too many connections at once.
+    Crowded,
     /// The request's time is over.
     TimedOut,
     /// The upstream closed or reset the connection before a whole answer.
@@ -34,6 +36,8 @@ pub enum Cause {
     HeadTooSlow,
     /// The beginning of the request's body, in which its key is, took too long to come.
     BodyTooSlow,
+    /// The request's body is longer than its upstream takes.
+    BodyTooLarge,
     /// The request's header block is too large.
     HeadersTooLarge,
     /// The request's path or query is too long.
@@ -121,6 +125,13 @@ impl Cause {
                 "connection_limit_reached",
                 "too many requests at once; see limits of this upstream",
             ),
+            Cause::Crowded => line(
+                StatusCode::SERVICE_UNAVAILABLE,
+                14,
+                "UO",
+                "connection_limit_reached",
+                "too many connections at once; see outbound.limits, and limits of this upstream",
+            ),
             Cause::TimedOut => line(
                 StatusCode::GATEWAY_TIMEOUT,
                 4,
@@ -154,7 +165,7 @@ impl Cause {
                 8,
                 "DPE",
                 "http_request_error",
-                "the request's head did not come whole within 10 s",
+                "the request's head did not come whole in time; see outbound.head_timeout",
             ),
             Cause::BodyTooSlow => line(
                 StatusCode::REQUEST_TIMEOUT,
@@ -163,19 +174,26 @@ impl Cause {
                 "http_request_error",
                 "the part of the body in which the key is did not come within the request's timeout",
             ),
+            Cause::BodyTooLarge => line(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                8,
+                "DPE",
+                "http_request_error",
+                "the request's body is too large; see limits.body_bytes of this upstream",
+            ),
             Cause::HeadersTooLarge => line(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 8,
                 "DPE",
                 "http_request_error",
-                "the request has more than 100 headers, or they are too large; see limits.header_bytes of this upstream",
+                "the request has too many headers, or they are too large; see outbound.limits.headers, and limits.header_bytes of this upstream",
             ),
             Cause::UriTooLong => line(
                 StatusCode::URI_TOO_LONG,
                 8,
                 "DPE",
                 "http_request_error",
-                "the request line is longer than 8 KiB",
+                "the request line is too long; see outbound.limits.request_line_bytes",
             ),
             Cause::External => line(
                 StatusCode::FORBIDDEN,
@@ -226,7 +244,7 @@ pub fn reply(
     if let Some(id) = request_id {
         headers.insert("x-request-id", id.clone());
     }
-    if cause == Cause::Full {
+    if matches!(cause, Cause::Full | Cause::Crowded) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     let (status, body) = if grpc {
@@ -242,15 +260,20 @@ pub fn reply(
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),
         );
-        let text = format!("{} {}: {}\n", line.status.as_u16(), line.flag, line.advice);
-        (line.status, ReplyBody::full(Bytes::from(text)))
+        (line.status, ReplyBody::full(Bytes::from(text(cause))))
     };
     let body = match cause {
-        Cause::BadRequest => body.last(),
+        Cause::BadRequest | Cause::BodyTooLarge => body.last(),
         _ => body,
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// The line of text that callers of anything but gRPC get for `cause`.
+pub fn text(cause: Cause) -> String {
+    let line = cause.line();
+    format!("{} {}: {}\n", line.status.as_u16(), line.flag, line.advice)
 }

@@ -39,7 +39,7 @@ use super::{
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
-use crate::{clock::Clock, proxy::welcome::Caller};
+use crate::{clock::Clock, config::ClientLimits, proxy::welcome::Caller};
 
 mod http2;
 mod interim;
@@ -174,6 +174,7 @@ pub(super) fn common(
         header_bytes: 64 * 1024,
         access_log: None,
         connection_age: None,
+        limits: ClientLimits::default(),
         tls: Default::default(),
     };
     let common = Common {
@@ -267,6 +268,9 @@ impl World {
         answer
     }
 }
+
+/// How long a client may rest, if nothing else is said.
+const IDLE: Duration = Duration::from_secs(300);
 
 const GET: &str = "GET /a?b=1 HTTP/1.1\r\nHost: web.mesh\r\nConnection: close\r\n\r\n";
 

@@ -36,7 +36,6 @@ use super::{
     http1::wire::Raw,
     listen::Place,
     outage::Outage,
-    patience::HEAD_READ,
     send::{dialled, listed},
     splice::Lane,
     standby::Standby,
@@ -70,7 +69,11 @@ pub async fn pass(
     place: Place,
 ) {
     let mut first = Vec::new();
-    let read = timeout(HEAD_READ, asked_for(&mut client, &mut first)).await;
+    let read = timeout(
+        worker.settings().limits.head,
+        asked_for(&mut client, &mut first),
+    )
+    .await;
     let name = match read {
         Ok(Ok(name)) => name,
         Ok(Err(why)) => return fault(caller, &why),

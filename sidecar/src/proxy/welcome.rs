@@ -2,7 +2,7 @@
 //!
 //! Not here: accepting it (`listen.rs`), and what is spoken (`front.rs`, `tunnel.rs`).
 
-use std::{io, net::IpAddr, rc::Rc, sync::Arc};
+use std::{io, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use metrics::counter;
 use tokio::time::timeout;
@@ -11,7 +11,6 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     front,
     listen::{Door, Place},
-    patience::HEAD_READ,
     proxy_header::{self, Addresses},
     transport::Transport,
     tunnel,
@@ -48,8 +47,8 @@ pub struct Caller {
 
 impl Caller {
     /// Whoever the connection's PROXY header says, who is nobody new if it names none.
-    async fn introduced(self, transport: &mut Transport) -> Option<Caller> {
-        let read = timeout(HEAD_READ, proxy_header::read(transport)).await;
+    async fn introduced(self, transport: &mut Transport, within: Duration) -> Option<Caller> {
+        let read = timeout(within, proxy_header::read(transport)).await;
         let fault = match read {
             Ok(Ok(None)) => return Some(self),
             Ok(Ok(Some(addresses))) => {
@@ -85,10 +84,11 @@ pub fn serve(
     if !is_introduced && tls.is_none() {
         return enter(&worker, transport, caller, door, place);
     }
+    let within = worker.settings().limits.head;
     tokio::task::spawn_local(async move {
         // The header goes before the handshake, so that whoever sends it needs no key.
         if is_introduced {
-            match caller.introduced(&mut transport).await {
+            match caller.introduced(&mut transport, within).await {
                 Some(introduced) => caller = introduced,
                 None => return,
             }
@@ -96,7 +96,7 @@ pub fn serve(
         let Some(tls) = tls else {
             return enter(&worker, transport, caller, door, place);
         };
-        match timeout(HEAD_READ, shaken(transport, &tls)).await {
+        match timeout(within, shaken(transport, &tls)).await {
             Ok(Ok(transport)) => enter(&worker, transport, caller, door, place),
             Ok(Err(error)) => {
                 counter!("starling_client_faults_total").increment(1);

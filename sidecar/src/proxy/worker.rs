@@ -46,7 +46,13 @@ use super::{
     splice::Pipes,
     tally::Meters,
 };
-use crate::{access_log::AccessLog, clock::Clock, config::Network, request_key, tls::ClientTls};
+use crate::{
+    access_log::AccessLog,
+    clock::Clock,
+    config::{ClientLimits, Network},
+    request_key,
+    tls::ClientTls,
+};
 
 /// Orders waiting for a worker; the control thread waits when it is full, an accept loop takes the connection itself.
 pub const ORDERS_MAX: usize = 1024;
@@ -86,6 +92,8 @@ pub struct Settings {
     pub control_headers: bool,
     /// How long a client's connection of HTTP goes on taking requests; `None`: for as long as the client likes.
     pub connection_age: Option<Duration>,
+    /// What clients may have and take.
+    pub limits: ClientLimits,
     /// Largest request head that is read, in bytes: the largest `limits.header_bytes` of all upstreams.
     pub header_bytes: usize,
     /// Where relayed connections that have ended are told of.

@@ -90,7 +90,7 @@ pub fn upstream(table: &str, keys: &Keys<'_>) -> Upstream {
         send_proxy: send_proxy(keys, protocol),
         retry: retry(keys, protocol),
         ejection: ejection(keys),
-        limits: limits(keys),
+        limits: limits(keys, protocol),
         zones: zones(keys),
         subset: subset(keys),
         endpoints,
@@ -389,8 +389,8 @@ fn ejection(keys: &Keys<'_>) -> Ejection {
     ejection
 }
 
-fn limits(keys: &Keys<'_>) -> Limits {
-    let inner = keys.inner("limits", &["body_bytes"]);
+fn limits(keys: &Keys<'_>, protocol: Protocol) -> Limits {
+    let inner = keys.inner("limits", &[]);
     let default = Limits::default();
     let per_endpoint = inner.inner("per_endpoint", &["connections", "pending"]);
     let Bytes(header_bytes) = inner.or("header_bytes", Bytes(default.header_bytes));
@@ -410,11 +410,22 @@ fn limits(keys: &Keys<'_>) -> Limits {
         requests: inner.or("requests", default.requests),
         pending: inner.or("pending", default.pending),
         header_bytes,
+        body_bytes: body_bytes(&inner, protocol),
         endpoint_requests: per_endpoint.optional("requests"),
     };
     per_endpoint.done();
     inner.done();
     limits
+}
+
+/// How long a request's body may be. Nothing stands for no limit, so that 0 is left for bodies that nobody wants.
+fn body_bytes(inner: &Keys<'_>, protocol: Protocol) -> Option<u64> {
+    if protocol != Protocol::Http {
+        refuse_without_http(inner, "body_bytes");
+        return None;
+    }
+    let Bytes(bytes) = inner.optional("body_bytes")?;
+    u64::try_from(bytes).ok()
 }
 
 fn zones(keys: &Keys<'_>) -> Zones {

@@ -13,10 +13,19 @@ use memchr::memchr;
 
 use crate::proxy::{headers::expects_continue, present::Present};
 
-/// Longest request line, in bytes.
-pub const REQUEST_LINE_BYTES_MAX: usize = 8 * 1024;
-/// Most fields of one head.
-pub const FIELDS_MAX: usize = 100;
+/// Most fields of an answer's head, and of trailers.
+const FIELDS_MAX: usize = 100;
+
+/// How large a request's head may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of its first line.
+    pub line_bytes: usize,
+    /// Bytes of all of it.
+    pub bytes: usize,
+    /// Its fields.
+    pub fields: usize,
+}
 
 /// Why a head is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,16 +133,16 @@ pub fn end_of(input: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
     Ok(None)
 }
 
-/// Whether a head of which only `input` came can still be within `bytes_max`, its first line included.
+/// Whether a head of which only `input` came can still be within its bounds.
 ///
 /// # Errors
 /// It cannot.
-pub fn check_unfinished(input: &[u8], bytes_max: usize) -> Result<(), Fault> {
-    let line = input.len().min(REQUEST_LINE_BYTES_MAX + 2);
-    if input.len() > REQUEST_LINE_BYTES_MAX && !input[..line].contains(&b'\n') {
+pub fn check_unfinished(input: &[u8], bounds: Bounds) -> Result<(), Fault> {
+    let line = input.len().min(bounds.line_bytes + 2);
+    if input.len() > bounds.line_bytes && !input[..line].contains(&b'\n') {
         return Err(Fault::LineTooLong);
     }
-    if input.len() > bytes_max {
+    if input.len() > bounds.bytes {
         return Err(Fault::TooLarge);
     }
     // What is neither a method nor an empty line will not become a request, and its sender may wait for our word.
@@ -149,10 +158,10 @@ pub fn check_unfinished(input: &[u8], bytes_max: usize) -> Result<(), Fault> {
 ///
 /// # Errors
 /// It is malformed, ambiguous, or too large.
-pub fn request(head: &Bytes, map: HeaderMap) -> Result<RequestHead, Fault> {
+pub fn request(head: &Bytes, bounds: Bounds, map: HeaderMap) -> Result<RequestHead, Fault> {
     let start = if head.starts_with(b"\r\n") { 2 } else { 0 };
     let line_end = start + line_of(&head[start..]).ok_or(Fault::Malformed("no request line"))?;
-    if line_end - start > REQUEST_LINE_BYTES_MAX {
+    if line_end - start > bounds.line_bytes {
         return Err(Fault::LineTooLong);
     }
     let line = &head[start..line_end];
@@ -176,7 +185,7 @@ pub fn request(head: &Bytes, map: HeaderMap) -> Result<RequestHead, Fault> {
         head: head.clone(),
         ..Spelling::default()
     };
-    let (mut headers, there) = fields(head, line_end + 2, &mut spelling.names, map)?;
+    let (mut headers, there) = fields(head, line_end + 2, bounds.fields, &mut spelling.names, map)?;
     let meaning = meaning_of_request(&mut headers, there, version)?;
     let mut request = Request::new(());
     *request.method_mut() = method;
@@ -217,7 +226,7 @@ pub fn answer(head: &Bytes, to_head: bool, map: HeaderMap) -> Result<AnswerHead,
         reason: (reason as u32, line_end as u32),
         names: Vec::new(),
     };
-    let (mut headers, there) = fields(head, line_end + 2, &mut spelling.names, map)?;
+    let (mut headers, there) = fields(head, line_end + 2, FIELDS_MAX, &mut spelling.names, map)?;
     let meaning = meaning_of_answer(&mut headers, there, version, (status, to_head))?;
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -238,7 +247,7 @@ pub fn may_be_answer(input: &[u8]) -> bool {
 /// # Errors
 /// It is malformed, too large, or names what trailers may not say (RFC 9110, 6.5.1).
 pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
-    let (trailers, _) = fields(block, 0, &mut Vec::new(), HeaderMap::new())?;
+    let (trailers, _) = fields(block, 0, FIELDS_MAX, &mut Vec::new(), HeaderMap::new())?;
     let forbidden = [
         header::TRANSFER_ENCODING,
         header::CONTENT_LENGTH,
@@ -264,11 +273,12 @@ fn line_of(bytes: &[u8]) -> Option<usize> {
     memchr(b'\n', bytes)?.checked_sub(1)
 }
 
-/// Fields from `from` to the empty line that ends the block, added to `headers`, and which they are; where names are not
-/// lower case is noted in `names`.
+/// At most `max` fields from `from` to the empty line that ends the block, added to `headers`, and which they are; where
+/// names are not lower case is noted in `names`.
 fn fields(
     block: &Bytes,
     mut from: usize,
+    max: usize,
     names: &mut Vec<(u32, u32)>,
     mut headers: HeaderMap,
 ) -> Result<(HeaderMap, Present), Fault> {
@@ -281,7 +291,7 @@ fn fields(
             return Ok((headers, there));
         }
         count += 1;
-        if count > FIELDS_MAX {
+        if count > max {
             return Err(Fault::TooLarge);
         }
         // A folded line begins with a blank, and a blank is no part of a name.

@@ -8,6 +8,7 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tower::Service;
 
 use super::{
     encode::{self, Coding, Outgoing, Unwritten},
-    head::{self, Fault, Framing, Meaning},
+    head::{self, Bounds, Fault, Framing, Meaning},
     incoming::Received,
     wire::{Raw, SharedWire},
 };
@@ -33,11 +34,10 @@ use crate::proxy::{
     connections::reason,
     front::{Caller, Stack, stack},
     headers,
-    patience::{CLIENT_IDLE, HEAD_READ},
     present::Present,
     reply::{Cause, reply},
     tunnel,
-    worker::Phase,
+    worker::{Phase, Settings},
 };
 
 /// How much of a request that nobody wants any more is read, so that its sender sees the answer before the end.
@@ -53,7 +53,7 @@ pub async fn serve(caller: Caller, wire: SharedWire, head_ends: Option<Instant>)
     let worker = Rc::clone(&caller.worker);
     let mut conversation = Conversation {
         wire,
-        header_bytes: worker.settings().header_bytes,
+        settings: worker.settings(),
         stack: stack(caller.clone()),
         caller,
         served: false,
@@ -65,7 +65,9 @@ pub async fn serve(caller: Caller, wire: SharedWire, head_ends: Option<Instant>)
         // A channel that is gone ends all the same.
         let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
     });
-    let timer = pin!(sleep_until(Instant::now() + CLIENT_IDLE));
+    let timer = pin!(sleep_until(
+        Instant::now() + conversation.settings.limits.idle
+    ));
     let mut waits = Waits {
         timer,
         ending,
@@ -154,7 +156,8 @@ struct Conversation {
     wire: SharedWire,
     caller: Caller,
     stack: Stack,
-    header_bytes: usize,
+    /// As they were when it began.
+    settings: Arc<Settings>,
     /// It has asked for something before.
     served: bool,
     /// When the head that has begun must have come; `None`: none has.
@@ -174,7 +177,7 @@ impl Conversation {
             Heard::Fault(fault) => return self.refuse_fault(fault, waits).await,
         };
         let map = self.caller.worker.buffers.map();
-        let (request, meaning, spelling) = match head::request(&head, map) {
+        let (request, meaning, spelling) = match head::request(&head, self.bounds(), map) {
             Ok(read) => read,
             Err(fault) => return self.refuse_fault(fault, waits).await,
         };
@@ -210,7 +213,8 @@ impl Conversation {
     /// Waits for a request's head.
     async fn head<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> Heard {
         let mut seen = 0;
-        let rest_ends = Instant::now() + CLIENT_IDLE;
+        let limits = self.settings.limits;
+        let rest_ends = Instant::now() + limits.idle;
         let mut head_ends = self.head_ends.take();
         poll_fn(|cx| {
             loop {
@@ -237,7 +241,7 @@ impl Conversation {
                 return Poll::Ready(Heard::End(reason::LEAVING));
             }
             let due = if begun {
-                *head_ends.get_or_insert_with(|| Instant::now() + HEAD_READ)
+                *head_ends.get_or_insert_with(|| Instant::now() + limits.head)
             } else {
                 rest_ends
             };
@@ -251,12 +255,22 @@ impl Conversation {
         .await
     }
 
+    /// How large a head may be.
+    fn bounds(&self) -> Bounds {
+        let limits = &self.settings.limits;
+        Bounds {
+            line_bytes: limits.request_line_bytes,
+            bytes: self.settings.header_bytes,
+            fields: limits.headers,
+        }
+    }
+
     /// The head, if what was read holds one.
     fn take(&self, wire: &mut super::wire::Wire, seen: usize) -> Result<Option<Bytes>, Fault> {
         let input = wire.input();
         match head::end_of(input, seen)? {
-            Some(end) if end > self.header_bytes + head::REQUEST_LINE_BYTES_MAX => {
-                head::check_unfinished(input, self.header_bytes)?;
+            Some(end) if end > self.settings.header_bytes + self.bounds().line_bytes => {
+                head::check_unfinished(input, self.bounds())?;
                 Err(Fault::TooLarge)
             }
             Some(end) => {
@@ -264,7 +278,7 @@ impl Conversation {
                 wire.consume(end);
                 Ok(Some(head))
             }
-            None => head::check_unfinished(input, self.header_bytes).map(|()| None),
+            None => head::check_unfinished(input, self.bounds()).map(|()| None),
         }
     }
 
@@ -416,7 +430,8 @@ impl Conversation {
                 written = wire.written();
                 blocked_until = None;
             }
-            let due = *blocked_until.get_or_insert_with(|| Instant::now() + CLIENT_IDLE);
+            let due =
+                *blocked_until.get_or_insert_with(|| Instant::now() + self.settings.limits.idle);
             ready!(waits.poll_until(cx, due));
             counter!("starling_client_faults_total").increment(1);
             Poll::Ready(Err(Unwritten::Io(io::ErrorKind::TimedOut.into())))

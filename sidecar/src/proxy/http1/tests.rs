@@ -9,13 +9,23 @@ use tokio::{io::duplex, task::LocalSet};
 
 use super::{
     decode::{Decoder, Step},
-    head::{self, AnswerHead, Fault, Framing, RequestHead},
+    head::{self, AnswerHead, Bounds, Fault, Framing, RequestHead},
     wire::{BUFFER_BYTES, Buffers, Wire},
 };
 use crate::proxy::transport::Transport;
 
+const BOUNDS: Bounds = Bounds {
+    line_bytes: 8 * 1024,
+    bytes: 64 * 1024,
+    fields: 100,
+};
+
 fn request(text: &str) -> Result<RequestHead, Fault> {
-    head::request(&Bytes::copy_from_slice(text.as_bytes()), HeaderMap::new())
+    head::request(
+        &Bytes::copy_from_slice(text.as_bytes()),
+        BOUNDS,
+        HeaderMap::new(),
+    )
 }
 
 fn answer(text: &str) -> Result<AnswerHead, Fault> {
@@ -295,7 +305,7 @@ fn laws_hold_for(bytes: &[u8]) {
     };
     let block = Bytes::copy_from_slice(&bytes[..end]);
     let _ = head::answer(&block, false, HeaderMap::new());
-    let Ok((request, meaning, spelling)) = head::request(&block, HeaderMap::new()) else {
+    let Ok((request, meaning, spelling)) = head::request(&block, BOUNDS, HeaderMap::new()) else {
         return;
     };
     let headers = request.headers();

@@ -198,6 +198,9 @@ where
 
 /// What the other side is told of a body that broke off: what we were told of it, if that was by HTTP/2.
 fn reason_of(error: &BodyError) -> Reason {
+    if let BodyError::TooLarge = error {
+        return Reason::CANCEL;
+    }
     let told = error.source().and_then(|error| error.downcast_ref());
     let told = told.and_then(h2::Error::reason);
     told.unwrap_or(Reason::INTERNAL_ERROR)

@@ -9,6 +9,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -40,26 +41,24 @@ use crate::proxy::{
     gather::Gathered,
     http1::wire::SharedWire,
     interim::{Ear, Notes},
-    patience::{Answering, CLIENT_IDLE, Patience, RanOut},
+    patience::{Answering, Patience, RanOut},
     porter::Carrying,
     tunnel,
     worker::{Phase, Worker},
 };
 
-/// Streams of one client connection at once.
-const STREAMS_MAX: u32 = 100;
-/// Streams that a client has cancelled before we looked at them. h2's default of 20 takes a gRPC client that cancels
-/// its calls all at once for an attacker (h2 #856); as many as may be open at once can be cancelled at once.
-const CANCELLED_MAX: usize = STREAMS_MAX as usize;
 /// Bytes of answers that one stream may hold for a client that does not read.
 const SEND_BYTES_MAX: usize = 400 * 1024;
 /// Rounds of one turn: a connection whose streams go on waking each other lets the others of its worker go first then.
 const ROUNDS_MAX: usize = 8;
 
 /// Serves a client that speaks HTTP/2, until it ends.
-pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
+pub async fn serve(mut caller: Caller, wire: SharedWire) {
     let worker = Rc::clone(&caller.worker);
-    let patience = Patience::new(worker.clock);
+    let settings = worker.settings();
+    let limits = &settings.limits;
+    let header_bytes = settings.header_bytes;
+    let patience = Patience::new(worker.clock, limits);
     let ends = caller.entry.end();
     let io = Gathered::of_client(wire, Arc::clone(&patience), Rc::clone(&caller.entry));
     let notes = Rc::<Notes>::default();
@@ -68,8 +67,10 @@ pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
         stage: Stage::Greeting(
             Builder::new()
                 .enable_connect_protocol()
-                .max_concurrent_streams(STREAMS_MAX)
-                .max_pending_accept_reset_streams(CANCELLED_MAX)
+                .max_concurrent_streams(limits.streams)
+                // Those that are cancelled before we looked at them. h2's default of 20 takes a gRPC client that cancels
+                // its calls all at once for an attacker (h2 #856); as many as may be open can be cancelled at once.
+                .max_pending_accept_reset_streams(limits.streams as usize)
                 .max_local_error_reset_streams(Some(FAULTY_STREAMS_MAX))
                 .max_send_buffer_size(SEND_BYTES_MAX)
                 .initial_window_size(STREAM_WINDOW)
@@ -86,6 +87,7 @@ pub async fn serve(mut caller: Caller, wire: SharedWire, header_bytes: usize) {
         stack: front::stack(caller),
         notes,
         patience: Arc::clone(&patience),
+        unread_max: limits.idle,
     };
     let ended = run(&worker, &patience, ends, &mut serving).await;
     let (word, detail) = match &ended {
@@ -157,6 +159,8 @@ struct Serving {
     stack: Stack,
     notes: Rc<Notes>,
     patience: Arc<Patience>,
+    /// How long an answer's pieces may be left unread.
+    unread_max: Duration,
 }
 
 enum Stage {
@@ -257,6 +261,7 @@ impl Serving {
             respond,
             is_head,
             leaving,
+            unread_max: self.unread_max,
             answering: Some(answering),
             outflow: None,
             worker: Rc::clone(&self.worker),
@@ -275,6 +280,7 @@ struct Exchange {
     is_head: bool,
     /// What comes from a client that asks to leave HTTP.
     leaving: Option<RecvStream>,
+    unread_max: Duration,
     answering: Option<Answering>,
     /// The answer's body, once its head is sent.
     outflow: Option<Outflow<ReplyBody>>,
@@ -358,7 +364,7 @@ impl Exchange {
         let answering = self.answering.take();
         Ok(answering
             .filter(|_| !is_whole)
-            .map(|answering| Outflow::new(body.served(answering), stream, Some(CLIENT_IDLE))))
+            .map(|answering| Outflow::new(body.served(answering), stream, Some(self.unread_max))))
     }
 
     /// Leads a stream that has left HTTP to where the answer came from.

@@ -8,11 +8,7 @@ use mesh_core::policy::HttpVersion;
 
 use super::*;
 use crate::proxy::{
-    connections::Spoken,
-    http2::client,
-    patience::{CLIENT_IDLE, FAREWELL},
-    pool::Between,
-    send::listed,
+    connections::Spoken, http2::client, patience::FAREWELL, pool::Between, send::listed,
 };
 
 /// What a client of HTTP/2 says first: its preface, and settings that change nothing.
@@ -84,7 +80,7 @@ fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_
             tokio::select! {
                 told = &mut unread => break told,
                 () = tokio::time::sleep(Duration::from_secs(60)) => {
-                    assert!(began.elapsed() < CLIENT_IDLE * 2, "it is kept for ever");
+                    assert!(began.elapsed() < IDLE * 2, "it is kept for ever");
                     assert_eq!(ask("/none").await.unwrap().status(), 204);
                 }
             }
@@ -94,10 +90,7 @@ fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_
             .expect_err("nor goes on");
         assert_eq!(told.reason(), Some(h2::Reason::CANCEL));
         let lasted = began.elapsed();
-        assert!(
-            lasted >= CLIENT_IDLE && lasted < CLIENT_IDLE * 2,
-            "{lasted:?}"
-        );
+        assert!(lasted >= IDLE && lasted < IDLE * 2, "{lasted:?}");
         let released = tokio::time::timeout(Duration::from_secs(1), ended).await;
         released
             .expect("in time")

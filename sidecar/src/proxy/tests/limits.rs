@@ -3,16 +3,16 @@
 use http::{HeaderName, Request};
 
 use super::*;
-use crate::proxy::{
-    detect::PREFACE,
-    patience::{CLIENT_IDLE, HEAD_READ},
-};
+use crate::proxy::{detect::PREFACE, patience::FAREWELL};
+
+/// How long a request's head may take, if nothing else is said.
+const HEAD: Duration = Duration::from_secs(10);
 
 /// Reads to the end; what was read, and how long that took.
 async fn rest_of(client: &mut DuplexStream) -> (Vec<u8>, Duration) {
     let began = tokio::time::Instant::now();
     let mut told = Vec::new();
-    let read = tokio::time::timeout(CLIENT_IDLE * 2, client.read_to_end(&mut told)).await;
+    let read = tokio::time::timeout(IDLE * 2, client.read_to_end(&mut told)).await;
     // A connection that is cut tells what it told before.
     let _ = read.expect("it is not waited for for ever");
     (told, began.elapsed())
@@ -50,7 +50,7 @@ fn a_client_that_never_says_what_it_speaks_is_told_so_after_ten_seconds() {
             panic!("it was listened to for {:?}", began.elapsed());
         };
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-        assert_eq!(began.elapsed().as_secs(), HEAD_READ.as_secs());
+        assert_eq!(began.elapsed().as_secs(), HEAD.as_secs());
     });
 }
 
@@ -68,7 +68,7 @@ fn a_head_of_http2_that_does_not_end_is_waited_for_ten_seconds_whatever_else_goe
             .await
             .unwrap();
         let (_, lasted) = rest_of(&mut client).await;
-        assert_eq!(lasted.as_secs(), HEAD_READ.as_secs());
+        assert_eq!(lasted.as_secs(), HEAD.as_secs());
 
         // The same where half of a frame is missing.
         let mut client = world.client();
@@ -77,7 +77,7 @@ fn a_head_of_http2_that_does_not_end_is_waited_for_ten_seconds_whatever_else_goe
         client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
         client.write_all(&head[..50]).await.unwrap();
         let (_, lasted) = rest_of(&mut client).await;
-        assert_eq!(lasted.as_secs(), HEAD_READ.as_secs());
+        assert_eq!(lasted.as_secs(), HEAD.as_secs());
     });
 }
 
@@ -186,16 +186,167 @@ async fn dripped(grant: u32, pause: Duration, max: Duration) -> Duration {
 fn a_window_that_opens_by_drops_is_borne_as_long_as_one_that_stays_shut() {
     run(async {
         let second = Duration::from_secs(1);
-        let borne = dripped(1, second, CLIENT_IDLE * 3).await;
-        assert!(
-            borne >= CLIENT_IDLE && borne < CLIENT_IDLE + second * 5,
-            "{borne:?}"
-        );
+        let borne = dripped(1, second, IDLE * 3).await;
+        assert!(borne >= IDLE && borne < IDLE + second * 5, "{borne:?}");
         // A few kilobytes at a time, and pieces of the answer are taken whole: not enough of them.
-        let borne = dripped(1_000, second * 10, CLIENT_IDLE * 3).await;
-        assert!(borne >= CLIENT_IDLE && borne < CLIENT_IDLE * 2, "{borne:?}");
+        let borne = dripped(1_000, second * 10, IDLE * 3).await;
+        assert!(borne >= IDLE && borne < IDLE * 2, "{borne:?}");
         // A line of 1 KB/s is slow, and gets its answer.
-        let max = CLIENT_IDLE * 3;
+        let max = IDLE * 3;
         assert_eq!(dripped(1_000, second, max).await, max);
+    });
+}
+
+/// Answers each request once its body has come whole; those that break off are noted.
+fn whole_bodies(broken: &Rc<RefCell<u32>>) -> Script {
+    let broken = Rc::clone(broken);
+    script(move |_, mut stream| {
+        let broken = Rc::clone(&broken);
+        async move {
+            loop {
+                let asked = head(&mut stream).await;
+                if asked.is_empty() {
+                    return;
+                }
+                let length = asked
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "))
+                    .map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                let mut whole = stream.read_exact(&mut body).await.is_ok();
+                if asked.contains("transfer-encoding: chunked") {
+                    let mut body = Vec::new();
+                    while whole && !body.ends_with(b"0\r\n\r\n") {
+                        whole = stream
+                            .read_buf(&mut body)
+                            .await
+                            .is_ok_and(|count| count > 0);
+                    }
+                }
+                if !whole {
+                    *broken.borrow_mut() += 1;
+                    return;
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+            }
+        }
+    })
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_and_nobody_is_blamed() {
+    run(async {
+        let broken = Rc::default();
+        let world = world(vec![(1, whole_bodies(&broken))], &[1], |policy| {
+            policy.limits.body_bytes = Some(10);
+            policy.ejection.consecutive = 1;
+        });
+        let put = |fields: &str, body: &str| {
+            format!("PUT / HTTP/1.1\r\nhost: web.mesh\r\n{fields}\r\n\r\n{body}")
+        };
+        // Declared: before anything is forwarded, and without waiting for it.
+        let answer = world.ask(&put("content-length: 11", "")).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(answer.contains("413 DPE: "), "{answer}");
+        assert!(world.dialled.borrow().is_empty());
+        // As much as may be.
+        let close = "connection: close\r\ncontent-length: 10";
+        let answer = world.ask(&put(close, "0123456789")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let chunked = "transfer-encoding: chunked";
+        let fits = format!("connection: close\r\n{chunked}");
+        let answer = world.ask(&put(&fits, "a\r\n0123456789\r\n0\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // One that turns out longer, and goes on.
+        for _ in 0..3 {
+            let mut client = world.client();
+            let begun = put(chunked, "6\r\n012345\r\n");
+            client.write_all(begun.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            client.write_all(b"5\r\n01234\r\n").await.unwrap();
+            let answer = String::from_utf8(rest_of(&mut client).await.0).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+            assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        }
+        assert_eq!(*broken.borrow(), 3, "the endpoint is rid of them");
+        let answer = world.ask(&put(close, "0123456789")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 "),
+            "it was sent out: {answer}"
+        );
+    });
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_by_http2_too_and_its_connection_lives() {
+    run(async {
+        let broken = Rc::default();
+        let world = world(vec![(1, whole_bodies(&broken))], &[1], |policy| {
+            policy.limits.body_bytes = Some(10);
+        });
+        let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
+        let mut put = async |length: Option<u64>, pieces: &[&'static [u8]]| {
+            let mut request = Request::put("http://web.mesh/").body(()).unwrap();
+            if let Some(length) = length {
+                request
+                    .headers_mut()
+                    .insert("content-length", length.into());
+            }
+            let (answer, mut body) = client.send_request(request, false).unwrap();
+            for piece in pieces {
+                body.send_data(Bytes::from_static(piece), false).unwrap();
+            }
+            if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= 10 && length.is_none() {
+                body.send_data(Bytes::new(), true).unwrap();
+            }
+            answer.await.unwrap().status()
+        };
+        assert_eq!(put(Some(11), &[]).await, 413);
+        assert!(world.dialled.borrow().is_empty());
+        assert_eq!(put(None, &[b"0123456789"]).await, 200);
+        assert_eq!(put(None, &[b"012345", b"01234"]).await, 413);
+        assert_eq!(put(None, &[b"0123456789"]).await, 200);
+        assert_eq!(*broken.borrow(), 1);
+    });
+}
+
+#[test]
+fn what_clients_may_take_is_as_configured() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        let second = Duration::from_secs(1);
+        world.set(|settings| {
+            settings.limits.head = second;
+            settings.limits.idle = second * 2;
+            settings.limits.headers = 3;
+            settings.limits.request_line_bytes = 100;
+        });
+        let lasts = async |said: &str| {
+            let mut client = world.client();
+            client.write_all(said.as_bytes()).await.unwrap();
+            let (told, lasted) = rest_of(&mut client).await;
+            (
+                String::from_utf8_lossy(&told).into_owned(),
+                lasted.as_secs(),
+            )
+        };
+        assert_eq!(lasts("").await, (String::new(), 2));
+        let (told, lasted) = lasts("GET").await;
+        assert_eq!((&told[9..12], lasted), ("408", 1));
+        let line = "a".repeat(100);
+        let (told, _) = lasts(&format!("GET /{line} HTTP/1.1\r\nhost: web.mesh\r\n\r\n")).await;
+        assert_eq!(&told[9..12], "414");
+        let fields = "x-a: 1\r\nx-b: 2\r\nx-c: 3\r\n";
+        let (told, _) = lasts(&format!("GET / HTTP/1.1\r\nhost: web.mesh\r\n{fields}\r\n")).await;
+        assert_eq!(&told[9..12], "431");
+        let (told, lasted) = lasts("GET / HTTP/1.1\r\nhost: web.mesh\r\n\r\n").await;
+        assert_eq!((&told[9..12], lasted), ("200", 2));
+        let hello = String::from_utf8([PREFACE, &frame(4, 0, 0, &[])].concat()).unwrap();
+        assert_eq!(lasts(&hello).await.1, 2 + FAREWELL.as_secs());
+        let begun =
+            String::from_utf8([PREFACE, &frame(4, 0, 0, &[]), &frame(1, 0, 1, b"")].concat());
+        assert_eq!(lasts(&begun.unwrap()).await.1, 1);
     });
 }
