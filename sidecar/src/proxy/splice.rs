@@ -16,10 +16,13 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{connections::Entry, transport::Transport};
 
-/// What a pipe holds, in bytes.
-const PIPE_BYTES: usize = 256 * 1024;
-/// Pipes of a worker that hold something at once; a direction that finds none copies meanwhile.
-const PIPES_MAX: usize = 64;
+/// What a pipe holds, in bytes: as much as a user may have without asking. For bodies of 64 MiB over loopback, in CPU
+/// seconds per GB beside HAProxy's 0.84 to 0.89 copying and 0.47 by splice(2), in the same runs: 0.39 with 256 KiB, 0.35
+/// with 512 KiB, 0.29 with 1 MiB; in another run 0.47 with 64 KiB.
+const PIPE_BYTES: usize = 1024 * 1024;
+/// Pipes of a worker that hold something at once; a direction that finds none copies meanwhile. So what slow readers
+/// leave in them is 16 MiB at most.
+const PIPES_MAX: usize = 16;
 /// Empty pipes that a worker keeps for whoever needs one next.
 const SPARE_MAX: usize = 4;
 
