@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     attempt::Attempt,
     http1::{
+        encode::Spelled,
         head::{Fault, Spelling},
         incoming::Received,
         wire::Raw,
@@ -115,7 +116,7 @@ pub enum Inflow {
 }
 
 impl Inflow {
-    /// How the head was spelled, if that is known; once.
+    /// How the head was spelled, and then the trailers, if that is known; each once.
     pub fn take_spelling(&mut self) -> Option<Spelling> {
         match self {
             Inflow::Http1(received) => received.take_spelling(),
@@ -172,6 +173,8 @@ struct SourceState {
     /// Which try may read on; an earlier one may still hold its body while its answer is looked at.
     turn: u64,
     trailers: Option<HeaderMap>,
+    /// How they were spelled, if that is known.
+    spelling: Option<Spelling>,
     over: bool,
     lost: bool,
     client_failed: bool,
@@ -198,6 +201,7 @@ impl Source {
             frames: 0,
             turn: 0,
             trailers: None,
+            spelling: None,
             over: false,
             lost: false,
             client_failed: false,
@@ -371,6 +375,15 @@ impl Body for RequestBody {
     }
 }
 
+impl Spelled for RequestBody {
+    fn spelling_of_trailers(&mut self) -> Option<Spelling> {
+        match self {
+            RequestBody::Empty => None,
+            RequestBody::Stream { source, .. } => source.state.borrow().spelling.clone(),
+        }
+    }
+}
+
 impl SourceState {
     /// The client's next data frame, kept for another try while there is room; `None` at the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, BodyError>> {
@@ -392,7 +405,10 @@ impl SourceState {
                     self.keep(&bytes);
                     return Poll::Ready(Ok(Some(Frame::data(bytes))));
                 }
-                Err(other) => self.trailers = other.into_trailers().ok(),
+                Err(other) => {
+                    self.trailers = other.into_trailers().ok();
+                    self.spelling = self.incoming.take_spelling();
+                }
             }
         }
     }
@@ -666,6 +682,15 @@ impl Body for ReplyBody {
             Kind::Empty | Kind::Tunnel(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Kind::Stream(streaming) => streaming.incoming.size_hint(),
+        }
+    }
+}
+
+impl Spelled for ReplyBody {
+    fn spelling_of_trailers(&mut self) -> Option<Spelling> {
+        match &mut self.kind {
+            Kind::Stream(streaming) => streaming.incoming.take_spelling(),
+            Kind::Empty | Kind::Full(_) | Kind::Tunnel(_) => None,
         }
     }
 }

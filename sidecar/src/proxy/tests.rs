@@ -842,6 +842,24 @@ fn interim_answers_pass_and_names_keep_their_case() {
 }
 
 #[test]
+fn trailers_keep_the_case_of_their_names_both_ways() {
+    run(async {
+        let echoes = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let body = head(&mut stream).await;
+            assert_eq!(body, "2\r\nok\r\n0\r\nX-SuM: 1\r\nplain: 2\r\n\r\n");
+            let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let world = world(vec![(1, echoes)], &[1], |_| {});
+        let sent = "2\r\nok\r\n0\r\nX-SuM: 1\r\nplain: 2\r\n\r\n";
+        let head = "PUT / HTTP/1.1\r\nHost: web.mesh\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+        let answer = world.ask(&format!("{head}{sent}")).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{sent}")), "{answer}");
+    });
+}
+
+#[test]
 fn requests_sent_ahead_are_answered_in_their_order() {
     run(async {
         let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});

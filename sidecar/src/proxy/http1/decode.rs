@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::head::{self, Fault, Framing};
+use super::head::{self, Fault, Framing, Spelling};
 
 /// Longest line that says a chunk's size, extensions included, in bytes.
 const CHUNK_LINE_BYTES_MAX: usize = 1024;
@@ -35,8 +35,8 @@ pub enum Step {
     End {
         /// Bytes of framing.
         skip: usize,
-        /// What stood behind the last chunk.
-        trailers: Option<HeaderMap>,
+        /// What stood behind the last chunk, and how it was spelled.
+        trailers: Option<(HeaderMap, Spelling)>,
     },
 }
 
@@ -231,7 +231,7 @@ fn chunk_line(input: &[u8]) -> Result<Option<(Line, u64)>, Fault> {
     Ok(Some((line, size)))
 }
 
-type Trailers = (usize, Option<HeaderMap>);
+type Trailers = (usize, Option<(HeaderMap, Spelling)>);
 
 /// Reads what stands behind the last chunk; `None` while it is not whole.
 fn trailers(input: &[u8]) -> Result<Option<Trailers>, Fault> {

@@ -92,6 +92,12 @@ pub enum Unwritten {
     Length,
 }
 
+/// A body that may know how its trailers were spelled.
+pub trait Spelled {
+    /// How, once they were read.
+    fn spelling_of_trailers(&mut self) -> Option<Spelling>;
+}
+
 /// A body on its way onto a wire, behind a head that is in the wire's output already.
 #[derive(Debug)]
 pub struct Outgoing<B> {
@@ -105,7 +111,7 @@ pub struct Outgoing<B> {
 
 impl<B> Outgoing<B>
 where
-    B: Body<Data = Bytes, Error = BodyError> + Unpin,
+    B: Body<Data = Bytes, Error = BodyError> + Spelled + Unpin,
 {
     /// At its beginning.
     pub fn new(wire: &SharedWire, body: B, coding: Coding) -> Outgoing<B> {
@@ -194,6 +200,7 @@ where
             Coding::Length(left) if left > 0 => return Err(Unwritten::Length),
             Coding::Length(_) | Coding::Empty | Coding::UntilClose => {}
             Coding::Chunked => {
+                let spelling = self.body.spelling_of_trailers();
                 let wire = &mut *self.wire.borrow_mut();
                 let output = wire.output();
                 if self.in_chunk {
@@ -201,7 +208,7 @@ where
                 }
                 output.extend_from_slice(b"0\r\n");
                 if let Some(trailers) = trailers {
-                    fields(output, &trailers, None);
+                    fields(output, &trailers, spelling.as_ref());
                 }
                 output.extend_from_slice(b"\r\n");
             }

@@ -74,8 +74,9 @@ pub struct Meaning {
     pub there: Present,
 }
 
-/// How a head was written, where it can be written more than one way: the case of names, the reason phrase.
-#[derive(Clone, Debug, Default)]
+/// How a head, or a block of trailers, was written where it can be written more than one way: the case of names, the
+/// reason phrase.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Spelling {
     head: Bytes,
     reason: (u32, u32),
@@ -242,12 +243,16 @@ pub fn may_be_answer(input: &[u8]) -> bool {
     input[..known] == start[..known]
 }
 
-/// Reads a trailer block, from its first field to its empty line.
+/// Reads a trailer block, from its first field to its empty line, and how its names were written.
 ///
 /// # Errors
 /// It is malformed, too large, or names what trailers may not say (RFC 9110, 6.5.1).
-pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
-    let (trailers, _) = fields(block, 0, FIELDS_MAX, &mut Vec::new(), HeaderMap::new())?;
+pub fn trailers(block: &Bytes) -> Result<(HeaderMap, Spelling), Fault> {
+    let mut spelling = Spelling {
+        head: block.clone(),
+        ..Spelling::default()
+    };
+    let (trailers, _) = fields(block, 0, FIELDS_MAX, &mut spelling.names, HeaderMap::new())?;
     let forbidden = [
         header::TRANSFER_ENCODING,
         header::CONTENT_LENGTH,
@@ -265,7 +270,7 @@ pub fn trailers(block: &Bytes) -> Result<HeaderMap, Fault> {
     if forbidden.iter().any(|name| trailers.contains_key(name)) {
         return Err(Fault::Malformed("a trailer that belongs into the head"));
     }
-    Ok(trailers)
+    Ok((trailers, spelling))
 }
 
 /// Where the first line ends, before its CR LF.

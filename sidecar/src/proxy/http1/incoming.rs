@@ -49,9 +49,14 @@ impl Received {
         }
     }
 
-    /// How its head was spelled; once.
+    /// How its head was spelled, and then its trailers once they were read; each once.
     pub fn take_spelling(&mut self) -> Option<Spelling> {
-        self.spelling.take()
+        let of_trailers = || {
+            let wire = &mut *self.wire.borrow_mut();
+            let is_ours = wire.message() == self.message;
+            wire.take_spelling().filter(|_| is_ours)
+        };
+        self.spelling.take().or_else(of_trailers)
     }
 
     /// The connection itself, for a protocol that is not HTTP.

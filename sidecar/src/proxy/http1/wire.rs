@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     decode::{Decoder, Step},
-    head::Framing,
+    head::{Framing, Spelling},
 };
 use crate::proxy::{body::BodyError, connections::Entry, transport::Transport};
 
@@ -116,6 +116,8 @@ pub struct Wire {
     decoder: Decoder,
     /// Counts the messages read; whoever holds an earlier one reads no more.
     message: u64,
+    /// How the trailers were spelled that were read last.
+    spelling: Option<Box<Spelling>>,
     /// Whoever waits for the end of the body being read, which somebody else reads.
     on_body_end: Option<Waker>,
     /// The other side has ended, or the connection broke.
@@ -142,6 +144,7 @@ impl Wire {
             broken: false,
             decoder: Decoder::new(Framing::Empty),
             message: 0,
+            spelling: None,
             on_body_end: None,
             ended: false,
             keeps: true,
@@ -378,7 +381,13 @@ impl Wire {
         self.decoder = Decoder::new(framing);
         self.message += 1;
         self.on_body_end = None;
+        self.spelling = None;
         self.keeps = keeps;
+    }
+
+    /// How the trailers of the body just read were spelled; once.
+    pub fn take_spelling(&mut self) -> Option<Spelling> {
+        self.spelling.take().map(|spelling| *spelling)
     }
 
     /// The number of the message being read.
@@ -448,7 +457,11 @@ impl Wire {
                 }
                 Step::End { skip, trailers } => {
                     self.consume(skip);
-                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                    let trailers = trailers.map(|(trailers, spelling)| {
+                        self.spelling = Some(Box::new(spelling));
+                        Ok(Frame::trailers(trailers))
+                    });
+                    return Poll::Ready(trailers);
                 }
                 Step::More { skip } => {
                     self.consume(skip);
