@@ -446,12 +446,12 @@ fn doors(config: &Config) -> BTreeMap<String, (ListenAddress, Sign)> {
         doors.insert(key(address), (address.clone(), sign));
     }
     for upstream in &config.upstreams {
-        let name = &upstream.policy.name;
+        let name: &Arc<str> = &Arc::from(&*upstream.policy.name);
         for address in &upstream.listen {
             let door = match upstream.policy.protocol {
-                Protocol::Http => Door::Upstream(name.clone()),
-                Protocol::Tcp => Door::Tcp(name.clone()),
-                Protocol::Udp => Door::Udp(name.clone()),
+                Protocol::Http => Door::Upstream(Arc::clone(name)),
+                Protocol::Tcp => Door::Tcp(Arc::clone(name)),
+                Protocol::Udp => Door::Udp(Arc::clone(name)),
                 Protocol::Tls => Door::Tls(leads_at(address, config)),
             };
             let sign = Sign {

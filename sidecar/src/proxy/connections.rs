@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -118,6 +118,8 @@ pub struct Entry {
     session: Cell<u32>,
     /// Why it ends, once that was said.
     reason: OnceCell<Box<Reason>>,
+    /// Who waits on it, and would not go on by itself when the sidecar ends.
+    resting: RefCell<Option<Waker>>,
 }
 
 /// Why a connection ends.
@@ -138,7 +140,7 @@ struct Told {
 /// Where a connection leads.
 #[derive(Clone, Debug)]
 struct Course {
-    upstream: Box<str>,
+    upstream: Arc<str>,
     endpoint: Option<Arc<Endpoint>>,
     /// Its client stays with its endpoint.
     sticky: bool,
@@ -171,11 +173,11 @@ impl Connections {
         self: &Rc<Self>,
         transport: Transport,
         told: Option<Addresses>,
-        upstream: Option<&str>,
+        upstream: Option<&Arc<str>>,
         rests: Duration,
     ) -> Rc<Entry> {
         let course = upstream.map(|upstream| Course {
-            upstream: upstream.into(),
+            upstream: Arc::clone(upstream),
             endpoint: None,
             sticky: false,
         });
@@ -261,11 +263,21 @@ impl Connections {
             partner: Cell::default(),
             session: Cell::default(),
             reason: OnceCell::new(),
+            resting: RefCell::default(),
         });
         if let Some(place) = slots.places.get_mut(slot as usize) {
             *place = Rc::downgrade(&entry);
         }
         entry
+    }
+
+    /// Wakes whoever rests, for the sidecar ends.
+    pub fn wake_resting(&self) {
+        for entry in self.all() {
+            if let Some(waker) = entry.resting.take() {
+                waker.wake();
+            }
+        }
     }
 
     /// Everything that is in the table now, by number.
@@ -280,7 +292,7 @@ impl Connections {
 impl Course {
     fn to(upstream: &Upstream, endpoint: &Arc<Endpoint>) -> Course {
         Course {
-            upstream: upstream.policy.name.clone(),
+            upstream: Arc::from(&*upstream.policy.name),
             endpoint: Some(Arc::clone(endpoint)),
             sticky: matches!(upstream.policy.sticky, Some(Sticky::SourceIp { .. })),
         }
@@ -365,6 +377,15 @@ impl Entry {
     /// Whether no byte went either way for `span`, exact to the second.
     pub fn is_silent_for(&self, span: Duration, now: Moment) -> bool {
         now.since(self.active.get()) >= span
+    }
+
+    /// Lets `cx` be woken by [`Connections::wake_resting`].
+    pub fn wakes_at_end(&self, cx: &Context<'_>) {
+        let resting = &mut *self.resting.borrow_mut();
+        let is_known = |waker: &Waker| waker.will_wake(cx.waker());
+        if !resting.as_ref().is_some_and(is_known) {
+            *resting = Some(cx.waker().clone());
+        }
     }
 
     /// Bytes came from the other end.

@@ -1,4 +1,4 @@
-//! What a request costs that no clock is needed to see: the memory that the path asks for.
+//! What a request and a connection cost that no clock is needed to see: the memory that they ask for, and hold.
 //!
 //! Not here: socket calls, which take a whole process (the story `calls`), and time (`tests/bench/run`).
 
@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     thread,
 };
@@ -34,6 +34,11 @@ const ALLOCATIONS_MAX: f64 = 14.0;
 /// system, to be faulted in again.
 const BYTES_MAX: u64 = 1_032;
 
+/// Connections that come and rest before counting begins, and as many again that are counted.
+const RESTING: i64 = 100;
+/// What one that has asked for something and rests may hold, its task and its place in the runtime's tables included.
+const RESTING_BYTES_MAX: i64 = 2_304;
+
 const REQUEST: &[u8] =
     b"GET /a?b=1 HTTP/1.1\r\nHost: web.mesh\r\nUser-Agent: cost\r\nAccept: */*\r\n\r\n";
 
@@ -43,6 +48,8 @@ thread_local! {
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static LARGE: AtomicU64 = AtomicU64::new(0);
+/// Bytes asked for and not given back.
+static HELD: AtomicI64 = AtomicI64::new(0);
 
 /// Counts what the threads ask for that say so; the system's allocator does the work.
 struct Counting;
@@ -51,10 +58,11 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 impl Counting {
-    fn count(&self, bytes: usize) {
+    fn count(&self, bytes: usize, given_back: usize) {
         if IS_COUNTED.try_with(Cell::get).unwrap_or(false) {
-            ALLOCATIONS.fetch_add(1, Relaxed);
+            ALLOCATIONS.fetch_add(u64::from(bytes > 0), Relaxed);
             LARGE.fetch_add(u64::from(bytes as u64 > BYTES_MAX), Relaxed);
+            HELD.fetch_add(bytes as i64 - given_back as i64, Relaxed);
         }
     }
 }
@@ -63,18 +71,19 @@ impl Counting {
 // SAFETY: every call is handed on as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.count(layout.size());
+        self.count(layout.size(), 0);
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        self.count(0, layout.size());
         // SAFETY: `pointer` came from `System` by way of `alloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.count(size);
+        self.count(size, layout.size());
         // SAFETY: `pointer` came from `System` by way of `alloc`.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -190,6 +199,9 @@ fn client(address: SocketAddr) -> (u64, u64) {
     )
 }
 
+/// All tests count in the same cells.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Serves the one connection that `client` opens, with its requests led to `backend`; what the counted requests came
 /// to, one by one and in all that was large.
 fn counted(
@@ -197,8 +209,6 @@ fn counted(
     change: impl FnOnce(&mut Policy),
     client: impl FnOnce(SocketAddr) -> (u64, u64) + Send + 'static,
 ) -> (f64, u64) {
-    // Both tests count in the same cells.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -242,4 +252,54 @@ fn a_request_over_kept_connections_asks_for_little_memory() {
 fn a_request_of_http2_asks_for_as_little() {
     let of_http2 = |policy: &mut Policy| policy.http = HttpVersion::Two;
     judge(counted(http2_backend(), of_http2, http2_client));
+}
+
+/// Opens connections that ask for one thing each and rest; what each of the later ones is held for.
+fn resting_clients(address: SocketAddr) -> i64 {
+    let mut streams = Vec::new();
+    let mut settle = || {
+        for _ in 0..RESTING {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(REQUEST).unwrap();
+            assert!(read(&mut stream, &mut [0; 4096], 1000), "no answer");
+            streams.push(stream);
+        }
+        HELD.load(Relaxed)
+    };
+    let before = settle();
+    (settle() - before) / RESTING
+}
+
+#[test]
+fn a_connection_at_rest_holds_little_memory() {
+    let _turn = ONE_AT_A_TIME.lock();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let asking = thread::spawn(move || resting_clients(address));
+    let (common, _phase) = common([backend()].into_iter(), |_| {});
+    let serving = async {
+        let worker = Worker::new(Arc::new(common));
+        let caller = Caller {
+            ip: Some([127, 0, 0, 1].into()),
+            told: None,
+        };
+        IS_COUNTED.set(true);
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let mut tasks = Vec::new();
+        for _ in 0..2 * RESTING {
+            let transport = Transport::Tcp(listener.accept().await.unwrap().0);
+            let (worker, place) = (Rc::clone(&worker), Place::uncounted());
+            let served = front::serve(worker, transport, caller, None, place);
+            tasks.push(tokio::task::spawn_local(served));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        IS_COUNTED.set(false);
+    };
+    alone(tokio::task::LocalSet::new().run_until(serving));
+    let bytes = asking.join().unwrap();
+    println!("a connection at rest holds {bytes} B");
+    assert!(bytes <= RESTING_BYTES_MAX, "{bytes} B");
 }

@@ -62,7 +62,7 @@ const LAST_LOOK: Duration = Duration::from_millis(10);
 /// One listener and its flows.
 struct Hub {
     worker: Rc<Worker>,
-    name: Box<str>,
+    name: Arc<str>,
     socket: UdpSocket,
     flows: RefCell<HashMap<SocketAddr, Rc<Flow>>>,
     tasks: RefCell<JoinSet<()>>,
@@ -107,7 +107,7 @@ enum End {
 }
 
 /// Relays the datagrams of one listener to endpoints of `name`, until `stop`.
-pub async fn serve(worker: Rc<Worker>, socket: StdUdpSocket, name: Box<str>, stop: Rc<Notify>) {
+pub async fn serve(worker: Rc<Worker>, socket: StdUdpSocket, name: Arc<str>, stop: Rc<Notify>) {
     let socket = match UdpSocket::from_std(socket) {
         Ok(socket) => socket,
         Err(error) => {

@@ -682,7 +682,7 @@ mod tests {
             }
             builder.body(()).expect("valid").into_parts().0
         };
-        let origin = Origin::new(None, false, false);
+        let origin = Origin::new(None, false, false, false);
         let authority = |uri, hosts: &[&'static str]| authority(&parts(uri, hosts), &origin, None);
         assert_eq!(
             authority("http://a.mesh/", &["a.mesh"]).expect("same"),

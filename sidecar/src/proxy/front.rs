@@ -6,8 +6,9 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,10 +16,7 @@ use std::{
 use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::moment::Moment;
 use metrics::counter;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
@@ -33,13 +31,13 @@ use super::{
     http2,
     interim::Ear,
     listen::Place,
+    patience::Timer,
     porter::Carrying,
     reply::{Cause, reply},
     transport::Transport,
     welcome,
     worker::{Phase, Settings, Worker},
 };
-use crate::config::ClientLimits;
 
 /// How long a connection that asked for nothing yet is listened to once the sidecar ends: its request may be on
 /// the way, and was promised an answer when the connection was accepted.
@@ -53,7 +51,7 @@ pub struct Caller {
     /// Its forwarding headers.
     pub origin: Rc<Origin>,
     /// The upstream its listener belongs to; `None`: the authority tells.
-    pub upstream: Option<Rc<str>>,
+    pub upstream: Option<Arc<str>>,
     /// Where a client is told something before an answer; `None` until it is known what it speaks.
     pub client: Option<Ear>,
     /// Its connection's place in the table.
@@ -61,57 +59,59 @@ pub struct Caller {
 }
 
 /// Serves one client connection until it ends.
-pub async fn serve(
+///
+/// What is only needed at its beginning is done with before: the future lasts, and takes its room, as long as the
+/// connection.
+pub fn serve(
     worker: Rc<Worker>,
     transport: Transport,
     caller: welcome::Caller,
-    upstream: Option<Box<str>>,
+    upstream: Option<Arc<str>>,
     place: Place,
-) {
-    let secure = transport.is_tls();
-    let (peer, told) = (caller.ip, caller.told);
-    let connections = &worker.connections;
+) -> impl Future<Output = ()> {
+    let (peer, told, secure) = (caller.ip, caller.told, transport.is_tls());
     let settings = worker.settings();
-    let limits = &settings.limits;
-    let entry = connections.client(transport, told, upstream.as_deref(), limits.idle);
+    let connections = &worker.connections;
+    let idle = settings.limits.idle;
+    let entry = connections.client(transport, told, upstream.as_ref(), idle);
     if let Some(age) = settings.connection_age {
         entry.ends_by(worker.clock.now() + worker.about(age));
     }
     let wire = Wire::new(Transport::Listed(Rc::clone(&entry)), &worker.buffers);
-    let (speaks, head_ends) = match first_bytes(&worker, &wire, limits).await {
-        Ok(told) => told,
-        Err(error) => {
-            tracing::trace!(%error, "a connection said nothing");
-            entry.ends_for(end_of_silence(&worker, &error), None);
-            return;
-        }
-    };
     let trusted =
         peer.is_some_and(|ip| settings.trusted_proxies.iter().any(|net| net.contains(ip)));
-    let (id, home) = (entry.id, Rc::clone(&worker));
-    let mut origin = Origin::new(peer, trusted, secure);
-    origin.is_local &= told.is_none();
+    let origin = (worker.origins).of(peer, told.is_some(), trusted, secure);
     let mut caller = Caller {
-        origin: Rc::new(origin),
-        upstream: upstream.map(Rc::from),
+        origin,
+        upstream,
         client: None,
         entry,
         worker,
     };
-    match speaks {
-        // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
-        Speaks::Http2 => {
-            caller.entry.speaks(Spoken::Http2);
-            Box::pin(http2::server::serve(caller, wire)).await;
+    async move {
+        let sleep = pin!(sleep(idle));
+        let mut timer = Timer::new(sleep);
+        match first_bytes(&caller, &wire, &mut timer).await {
+            Err(error) => {
+                tracing::trace!(%error, "a connection said nothing");
+                let reason = end_of_silence(&caller.worker, &error);
+                caller.entry.ends_for(reason, None);
+            }
+            // Boxed, so that a resting connection of HTTP/1 does not take the room of one of HTTP/2.
+            Ok((Speaks::Http2, _)) => {
+                caller.entry.speaks(Spoken::Http2);
+                Box::pin(http2::server::serve(caller.clone(), Rc::clone(&wire))).await;
+            }
+            Ok((Speaks::Http1 | Speaks::Undecided, head_ends)) => {
+                caller.entry.speaks(Spoken::Http1);
+                caller.client = Some(Ear::Http1(Rc::clone(&wire)));
+                server::serve(&caller, &wire, &mut timer, head_ends).await;
+            }
         }
-        Speaks::Http1 | Speaks::Undecided => {
-            caller.entry.speaks(Spoken::Http1);
-            caller.client = Some(Ear::Http1(Rc::clone(&wire)));
-            server::serve(caller, wire, head_ends).await;
-        }
+        let pool = &caller.worker.pool;
+        pool.borrow_mut().forget_client(caller.entry.id);
+        drop(place);
     }
-    home.pool.borrow_mut().forget_client(id);
-    drop(place);
 }
 
 /// The path and what stands before it.
@@ -127,35 +127,45 @@ pub fn stack(caller: Caller) -> Stack {
         .service(Forward { caller })
 }
 
-/// Reads until it is told what is spoken; and when the first request's head must have come, if it has begun.
+/// Reads until it is told what is spoken; and when the first request's head must have come, if it was waited for.
 async fn first_bytes(
-    worker: &Worker,
+    caller: &Caller,
     wire: &SharedWire,
-    limits: &ClientLimits,
+    timer: &mut Timer<'_>,
 ) -> io::Result<(Speaks, Option<Instant>)> {
-    let mut phase = worker.common.phase.clone();
-    let rest_ends = Instant::now() + limits.idle;
-    let mut head_ends = None;
-    loop {
-        let nothing_yet = head_ends.is_none();
-        let fill = poll_fn(|cx| wire.borrow_mut().poll_fill(cx));
-        let count = tokio::select! {
-            biased;
-            filled = timeout_at(head_ends.unwrap_or(rest_ends), fill) => match filled {
-                Ok(count) => count?,
-                Err(_) => 0,
-            },
-            () = last_words(&mut phase), if nothing_yet => 0,
+    let rest_ends = timer.due();
+    let head = caller.worker.settings().limits.head;
+    let (mut head_ends, mut last_words_end) = (None, None);
+    poll_fn(|cx| {
+        let wire = &mut *wire.borrow_mut();
+        while let Poll::Ready(count) = wire.poll_fill(cx) {
+            let count = count?;
+            if wire.input().is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            match detect(wire.input()) {
+                Speaks::Undecided if count > 0 => {}
+                told => return Poll::Ready(Ok((told, head_ends))),
+            }
+        }
+        let has_begun = !wire.input().is_empty();
+        let due = if has_begun {
+            *head_ends.get_or_insert_with(|| Instant::now() + head)
+        } else if caller.worker.is_ending(cx, &caller.entry) {
+            *last_words_end.get_or_insert_with(|| Instant::now() + LAST_WORDS)
+        } else {
+            rest_ends
         };
-        if count == 0 && nothing_yet {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        head_ends = head_ends.or_else(|| Some(Instant::now() + limits.head));
-        match detect(wire.borrow().input()) {
-            Speaks::Undecided if count > 0 => {}
-            told => return Ok((told, head_ends)),
-        }
-    }
+        ready!(timer.poll_until(cx, due));
+        Poll::Ready(if has_begun {
+            Ok((Speaks::Undecided, head_ends))
+        } else if last_words_end.is_some() {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        })
+    })
+    .await
 }
 
 /// Why a connection ends that has asked for nothing, as the log has it.
@@ -165,12 +175,6 @@ fn end_of_silence(worker: &Worker, error: &io::Error) -> &'static str {
         _ if worker.phase() == Phase::Ending => reason::LEAVING,
         _ => reason::CLIENT_GONE,
     }
-}
-
-/// Over when the sidecar ends and whoever connected has had the time to say what for.
-async fn last_words(phase: &mut watch::Receiver<Phase>) {
-    let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
-    sleep(LAST_WORDS).await;
 }
 
 /// Ready when a connection is too old for more requests.

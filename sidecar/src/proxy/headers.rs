@@ -43,13 +43,19 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How often this sidecar's own `Via` may stand in a request: once is a call to oneself.
 pub const OWN_VIA_MAX: usize = 1;
 
-/// What every request of one client connection has in common.
-#[derive(Clone, Debug)]
+/// Callers whose headers a worker keeps: a host has few, and those of another sidecar are one.
+const ORIGINS: usize = 64;
+/// Authorities whose introductions are kept for one caller.
+const AUTHORITIES: usize = 8;
+
+/// What every request of one caller has in common.
+#[derive(Debug)]
 pub struct Origin {
     /// The client's address; `None` for a Unix socket.
     pub ip: Option<IpAddr>,
     /// It is on this host. Never where a PROXY header said who it is: that may be anybody's loopback address.
     pub is_local: bool,
+    is_told: bool,
     /// Its `X-Forwarded-For` element, made once.
     pub forwarded_for: HeaderValue,
     /// Its `Forwarded` `for=` node, made once.
@@ -58,12 +64,50 @@ pub struct Origin {
     pub trusted: bool,
     /// `https` if it came by TLS, else `http`.
     pub scheme: &'static str,
-    /// What was said of its last request: nearly always the next one's too.
-    last: RefCell<Option<Rc<Introduction>>>,
+    /// What was said of its last requests, each where [`slot_of`] the authority says.
+    introductions: RefCell<[Option<Rc<Introduction>>; AUTHORITIES]>,
+}
+
+/// A worker's origins, so that one caller's next connection finds its headers made. The last one to come keeps a slot.
+#[derive(Debug)]
+pub struct Origins(RefCell<[Option<Rc<Origin>>; ORIGINS]>);
+
+impl Default for Origins {
+    fn default() -> Origins {
+        Origins(RefCell::new([const { None }; ORIGINS]))
+    }
+}
+
+impl Origins {
+    /// The origin of a connection from `ip`; see [`Origin::new`].
+    pub fn of(&self, ip: Option<IpAddr>, is_told: bool, trusted: bool, secure: bool) -> Rc<Origin> {
+        let slot = match ip {
+            None => 0,
+            Some(IpAddr::V4(ip)) => slot_of(&ip.octets(), ORIGINS),
+            Some(IpAddr::V6(ip)) => slot_of(&ip.octets(), ORIGINS),
+        };
+        let known = &mut self.0.borrow_mut()[slot];
+        if let Some(origin) = known
+            && origin.is_of(ip, is_told, trusted, secure)
+        {
+            return Rc::clone(origin);
+        }
+        let origin = Rc::new(Origin::new(ip, is_told, trusted, secure));
+        *known = Some(Rc::clone(&origin));
+        origin
+    }
+}
+
+/// Where in a table of so many `slots`, a power of two, something is kept that is known by `bytes`.
+fn slot_of(bytes: &[u8], slots: usize) -> usize {
+    let sum = |sum: u32, byte: &u8| sum.rotate_left(5) ^ u32::from(*byte);
+    // Multiplied as Fibonacci hashing does, so that the upper bits know of all.
+    let mixed = bytes.iter().fold(0, sum).wrapping_mul(0x9e37_79b9);
+    (mixed >> 16) as usize & (slots - 1)
 }
 
 /// What this sidecar says of a request that came without a word of who called and how: the same for all requests of
-/// one client connection to one authority, so it is made once, also as HTTP/1 writes it.
+/// one caller to one authority, so it is made once, also as HTTP/1 writes it.
 #[derive(Debug)]
 pub struct Introduction {
     host: HeaderValue,
@@ -73,6 +117,8 @@ pub struct Introduction {
 
 impl Introduction {
     fn new(origin: &Origin, host: &HeaderValue, via: &HeaderValue) -> Option<Introduction> {
+        // A copy, for `host` is a part of its request's whole head.
+        let host = &HeaderValue::from_bytes(host.as_bytes()).ok()?;
         let fields = [
             (FORWARDED, origin.forwarded(host)?),
             (X_FORWARDED_FOR, origin.forwarded_for.clone()),
@@ -91,6 +137,11 @@ impl Introduction {
         })
     }
 
+    fn is_of(&self, host: &HeaderValue, via: &HeaderValue) -> bool {
+        let [.., (_, known_via)] = &self.fields;
+        self.host == host && known_via == via
+    }
+
     /// Its fields as lines of an HTTP/1 head.
     pub fn lines(&self) -> &[u8] {
         &self.lines
@@ -105,8 +156,8 @@ impl Introduction {
 }
 
 impl Origin {
-    /// Prepares the headers of connections from `ip`; `secure`: by TLS.
-    pub fn new(ip: Option<IpAddr>, trusted: bool, secure: bool) -> Origin {
+    /// Prepares the headers of connections from `ip`, which a PROXY header told if `is_told`; `secure`: by TLS.
+    pub fn new(ip: Option<IpAddr>, is_told: bool, trusted: bool, secure: bool) -> Origin {
         let (text, node) = match ip.map(|ip| ip.to_canonical()) {
             None => ("unknown".to_owned(), "unknown".to_owned()),
             Some(IpAddr::V4(ip)) => (ip.to_string(), ip.to_string()),
@@ -117,21 +168,27 @@ impl Origin {
             HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         Origin {
             ip,
-            is_local: control::is_local(ip),
+            is_local: control::is_local(ip) && !is_told,
+            is_told,
             forwarded_for,
             node: node.into(),
             trusted,
-            scheme: if secure { "https" } else { "http" },
-            last: RefCell::default(),
+            scheme: scheme_of(secure),
+            introductions: RefCell::default(),
         }
+    }
+
+    fn is_of(&self, ip: Option<IpAddr>, is_told: bool, trusted: bool, secure: bool) -> bool {
+        (self.ip, self.is_told, self.trusted, self.scheme)
+            == (ip, is_told, trusted, scheme_of(secure))
     }
 
     /// A request's authority as a field; `None` if it cannot be one.
     pub fn host(&self, authority: &str) -> Option<HeaderValue> {
-        let known = |known: &&Rc<Introduction>| known.host == authority;
-        match self.last.borrow().as_ref().filter(known) {
-            Some(known) => Some(known.host.clone()),
-            None => HeaderValue::from_str(authority).ok(),
+        let introductions = self.introductions.borrow();
+        match &introductions[slot_of(authority.as_bytes(), AUTHORITIES)] {
+            Some(known) if known.host == authority => Some(known.host.clone()),
+            _ => HeaderValue::from_str(authority).ok(),
         }
     }
 
@@ -143,12 +200,17 @@ impl Origin {
     }
 
     fn introduction(&self, host: &HeaderValue, via: &HeaderValue) -> Option<Rc<Introduction>> {
-        let last = &mut *self.last.borrow_mut();
-        if last.as_ref().is_none_or(|last| last.host != host) {
-            *last = Introduction::new(self, host, via).map(Rc::new);
+        let slot = slot_of(host.as_bytes(), AUTHORITIES);
+        let known = &mut self.introductions.borrow_mut()[slot];
+        if known.as_ref().is_none_or(|known| !known.is_of(host, via)) {
+            *known = Introduction::new(self, host, via).map(Rc::new);
         }
-        last.clone()
+        known.clone()
     }
+}
+
+fn scheme_of(secure: bool) -> &'static str {
+    if secure { "https" } else { "http" }
 }
 
 /// Removes what concerns one connection only (RFC 9110, 7.6.1), and what `Connection` names.
@@ -164,8 +226,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, there: Present, upgrade: bool) 
             .get_all(CONNECTION)
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            .flat_map(|value| value.split(',').map(str::trim))
+            // These are words about the connection, not names; Keep-Alive goes in any case.
+            .filter(|word| !is_of_persistence(word))
+            .filter_map(|name| HeaderName::try_from(name).ok())
             // Naming one of these would take away what the message cannot be understood without.
             .filter(|name| ![HOST, CONTENT_LENGTH, TE, UPGRADE, TRANSFER_ENCODING].contains(name))
             .collect();
@@ -196,6 +260,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, there: Present, upgrade: bool) 
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
     }
+}
+
+fn is_of_persistence(word: &str) -> bool {
+    word.eq_ignore_ascii_case("close") || word.eq_ignore_ascii_case("keep-alive")
 }
 
 /// What [`strip_hop_by_hop`] looks at.

@@ -58,13 +58,13 @@ pub enum Door {
     /// HTTP, routed by authority.
     Authority,
     /// HTTP, always to one upstream.
-    Upstream(Box<str>),
+    Upstream(Arc<str>),
     /// Any bytes, always to one upstream.
-    Tcp(Box<str>),
+    Tcp(Arc<str>),
     /// TLS passed through, to the upstream that its server name leads to.
     Tls(Arc<[(ServerNames, Box<str>)]>),
     /// Datagrams, always to one upstream.
-    Udp(Box<str>),
+    Udp(Arc<str>),
 }
 
 /// What stands over a listener: a reload may change it while the socket stays.
@@ -178,6 +178,8 @@ impl Bound {
                 )?;
                 socket.set_reuse_address(true)?;
                 socket.set_nonblocking(true)?;
+                // What is accepted inherits it, which saves each connection a call.
+                socket.set_tcp_nodelay(true)?;
                 socket.bind(&(*address).into())?;
                 socket.listen(BACKLOG)?;
                 Ok(Bound::Tcp(socket.into()))
@@ -370,7 +372,7 @@ impl Listener {
         match &self.socket {
             ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                of_tcp(stream, peer)
+                Ok(of_tcp(stream, peer))
             }
             ListenerSocket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -397,7 +399,7 @@ impl LastCall {
             LastSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
                 stream.set_nonblocking(true)?;
-                of_tcp(TcpStream::from_std(stream)?, peer)
+                Ok(of_tcp(TcpStream::from_std(stream)?, peer))
             }
             LastSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
@@ -408,9 +410,8 @@ impl LastCall {
     }
 }
 
-fn of_tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<(Transport, Option<IpAddr>)> {
-    stream.set_nodelay(true)?;
-    Ok((Transport::Tcp(stream), Some(peer.ip().to_canonical())))
+fn of_tcp(stream: TcpStream, peer: SocketAddr) -> (Transport, Option<IpAddr>) {
+    (Transport::Tcp(stream), Some(peer.ip().to_canonical()))
 }
 
 impl Drop for SocketFile {

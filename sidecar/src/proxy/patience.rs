@@ -1,25 +1,56 @@
-//! How long a client connection of HTTP/2 may rest, leave unread what we have for it, and take over a request's head.
+//! How long a client may rest, and one of HTTP/2 leave unread what we have for it, and take over a request's head.
 //!
 //! One timer per connection, moved only when it goes off.
 //!
-//! Not here: the same for HTTP/1 (`http1/server.rs`), and time limits of the answer (`body.rs`).
+//! Not here: what a connection of HTTP/1 waits for (`http1/server.rs`), and time limits of the answer (`body.rs`).
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use mesh_core::moment::Moment;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connections::UnderWay;
 use crate::{clock::Clock, config::ClientLimits};
 
 /// How long a client that was told to go, and waits for nothing, may take to hang up.
 pub const FAREWELL: Duration = Duration::from_secs(10);
+
+/// The one timer of a connection, for whatever it waits for now.
+pub struct Timer<'a>(Pin<&'a mut Sleep>);
+
+impl<'a> Timer<'a> {
+    /// A timer that goes off when `sleep` is over.
+    pub fn new(sleep: Pin<&'a mut Sleep>) -> Timer<'a> {
+        Timer(sleep)
+    }
+
+    /// When it goes off.
+    pub fn due(&self) -> Instant {
+        self.0.deadline()
+    }
+
+    /// Ready at `due`. The timer is moved later only when it goes off, so waiting for what comes soon costs nothing.
+    pub fn poll_until(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+        if self.0.deadline() > due {
+            self.0.as_mut().reset(due);
+        }
+        loop {
+            ready!(self.0.as_mut().poll(cx));
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(due);
+        }
+    }
+}
 
 /// What one client connection is doing. Shared by its writes, its requests and its watch.
 #[derive(Debug)]

@@ -200,6 +200,8 @@ fn world(scripts: Vec<(u16, Script)>, ports: &[u16], change: impl FnOnce(&mut Po
     let dialled = Rc::clone(&endpoints.dialled);
     let silent = Rc::clone(&endpoints.silent);
     let worker = Worker::with_connector(Arc::new(common), Box::new(endpoints));
+    let follower = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { follower.follow().await });
     World {
         worker,
         dialled,

@@ -121,7 +121,7 @@ pub async fn serve(
     client: Transport,
     mut first: Vec<u8>,
     caller: Caller,
-    name: Box<str>,
+    name: Arc<str>,
     place: Place,
 ) {
     let snapshot = worker.snapshot();
@@ -145,7 +145,7 @@ pub async fn serve(
     client.received(first.len());
     // It goes before a handshake, and with the first bytes where there is none.
     let before = client.introduction(upstream).filter(|header| {
-        let shakes_hands = worker.settings().tls.contains_key(&name);
+        let shakes_hands = worker.settings().tls.contains_key(&*name);
         if !shakes_hands {
             first.splice(..0, header.iter().copied());
         }

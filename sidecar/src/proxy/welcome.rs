@@ -21,7 +21,7 @@ use crate::tls::ServerTls;
 impl Door {
     /// Whether whoever comes by it is introduced by a PROXY header.
     fn is_introduced(&self, worker: &Worker) -> bool {
-        let name = match self {
+        let name: &str = match self {
             Door::Authority => return false,
             Door::Upstream(name) | Door::Tcp(name) | Door::Udp(name) => name,
             // Those that share a listener agree.

@@ -3,7 +3,7 @@
 //! Not here: what is done with a connection (`front.rs`, `tunnel.rs`) and who gets one (`listen.rs`).
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     io,
     net::IpAddr,
@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
+    task::Context,
     thread,
     time::{Duration, UNIX_EPOCH},
 };
@@ -34,10 +35,10 @@ use tokio::{
 };
 
 use super::{
-    connections::Connections,
+    connections::{Connections, Entry},
     control,
     dial::{Connector, Tcp},
-    headers::Via,
+    headers::{Origins, Via},
     http1::wire::Buffers,
     listen::{self, Order},
     outage::Outages,
@@ -131,6 +132,8 @@ pub struct Worker {
     pub common: Arc<Common>,
     /// Buffers that no HTTP/1 connection uses now.
     pub buffers: Rc<Buffers>,
+    /// What requests of callers that were here lately have in common.
+    pub origins: Origins,
     /// Futures of the path that carry no request now.
     pub porters: Rc<Porters>,
     /// Open connections to endpoints.
@@ -147,6 +150,8 @@ pub struct Worker {
     pub connector: RefCell<Connector>,
     /// Metrics of requests that name no upstream.
     pub stray: Rc<Meters>,
+    /// As this worker was last told.
+    phase: Cell<Phase>,
     outage_ends: Counter,
     /// Gauges of idle HTTP/1 and open HTTP/2 connections in the pool.
     kept: (Gauge, Gauge),
@@ -220,9 +225,11 @@ impl Worker {
     pub fn with_connector(common: Arc<Common>, connector: Connector) -> Rc<Worker> {
         let connections = Connections::new(common.clock);
         connections.logs_to(common.settings.load().access_log.clone());
+        let phase = *common.phase.borrow();
         Rc::new(Worker {
             clock: common.clock,
             buffers: Rc::default(),
+            origins: Origins::default(),
             porters: Rc::default(),
             pipes: Pipes::default(),
             pool: RefCell::default(),
@@ -241,6 +248,7 @@ impl Worker {
             snapshot: RefCell::new(Cache::new(Arc::clone(&common.snapshot))),
             settings: RefCell::new(Cache::new(Arc::clone(&common.settings))),
             desks: RefCell::default(),
+            phase: Cell::new(phase),
             date: RefCell::new((0, HeaderValue::from_static(""))),
             common,
         })
@@ -284,7 +292,33 @@ impl Worker {
 
     /// Where the sidecar is in its life.
     pub fn phase(&self) -> Phase {
-        *self.common.phase.borrow()
+        self.phase.get()
+    }
+
+    /// Follows the sidecar through its life, and wakes the connections that rest when it ends.
+    pub async fn follow(&self) {
+        let mut phases = self.common.phase.clone();
+        loop {
+            let phase = *phases.borrow_and_update();
+            self.enter(phase);
+            if phases.changed().await.is_err() {
+                // Nobody is left to say so, but it ends all the same.
+                return self.enter(Phase::Ending);
+            }
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        if phase >= Phase::Ending {
+            self.connections.wake_resting();
+        }
+    }
+
+    /// Whether the sidecar ends; wakes `cx`, which serves the connection `entry`, when it does.
+    pub fn is_ending(&self, cx: &Context<'_>, entry: &Entry) -> bool {
+        entry.wakes_at_end(cx);
+        self.phase() >= Phase::Ending
     }
 
     /// What this worker keeps for `upstream`.
@@ -446,6 +480,8 @@ async fn live(
     open: Arc<AtomicUsize>,
     peers: Vec<Hand>,
 ) {
+    let follower = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { follower.follow().await });
     let mut floor = listen::Floor::new(Rc::clone(&worker), open, peers);
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);

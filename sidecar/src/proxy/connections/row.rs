@@ -273,7 +273,7 @@ impl Entry {
             protocol: self.spoken.get().as_str(),
             tls: self.carrier(super::Transport::is_tls).unwrap_or(false),
             client,
-            upstream: upstream.cloned(),
+            upstream: upstream.map(|name| name.as_ref().into()),
             endpoint: endpoint.map(|endpoint| endpoint.key.address),
             instance: endpoint.map(|endpoint| endpoint.key.instance.clone()),
             zone: endpoint.map(|endpoint| endpoint.zone.clone()),

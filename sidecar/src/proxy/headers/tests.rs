@@ -48,6 +48,54 @@ fn hop_by_hop_headers_end_here() {
 }
 
 #[test]
+fn words_about_the_connection_go_and_take_nothing_with_them() {
+    for word in ["close", "Keep-Alive", "close, keep-alive"] {
+        let mut map = headers(&[("connection", word), ("host", "a"), ("x-kept", "2")]);
+        strip(&mut map);
+        assert_eq!(map.len(), 2, "{word}: {map:?}");
+    }
+}
+
+#[test]
+fn one_callers_connections_share_what_was_made_for_them() {
+    let origins = Origins::default();
+    let ip = Some([127, 0, 0, 1].into());
+    let first = origins.of(ip, false, false, false);
+    assert!(Rc::ptr_eq(&first, &origins.of(ip, false, false, false)));
+    assert!(first.is_local);
+    // Who came another way is not the same caller, whatever its address.
+    let told = origins.of(ip, true, false, false);
+    assert!(!told.is_local);
+    assert!(origins.of(ip, false, true, false).trusted);
+    assert_eq!(origins.of(ip, false, false, true).scheme, "https");
+    // There are more callers than slots; none is taken for another.
+    for last in (0..=255).chain(0..=255) {
+        let ip = IpAddr::from([127, 0, 0, last]);
+        let origin = origins.of(Some(ip), false, false, false);
+        assert_eq!(origin.ip, Some(ip));
+        assert_eq!(origin.forwarded_for, ip.to_string());
+    }
+}
+
+#[test]
+fn introductions_of_many_authorities_and_both_protocols_are_not_mixed_up() {
+    let origin = Origin::new(None, false, false, false);
+    let vias = ["1.1 starling-a", "2 starling-a"].map(HeaderValue::from_static);
+    for number in (0..100).chain(0..100) {
+        let authority = format!("s{number}.mesh");
+        let host = HeaderValue::try_from(&authority).unwrap();
+        for via in &vias {
+            let mut map = HeaderMap::new();
+            origin.introduction(&host, via).unwrap().add_to(&mut map);
+            let expected = format!("for=unknown;host=\"{authority}\";proto=http");
+            assert_eq!(map[FORWARDED], expected);
+            assert_eq!(map[VIA], via);
+        }
+        assert_eq!(origin.host(&authority), Some(host));
+    }
+}
+
+#[test]
 fn connection_cannot_name_away_the_host_or_the_length() {
     let mut map = headers(&[
         ("connection", "host, content-length"),
@@ -68,7 +116,7 @@ fn an_untrusted_callers_forwarding_headers_are_dropped() {
     ]);
     told(
         &mut map,
-        &Origin::new(Some([10, 0, 0, 1].into()), false, false),
+        &Origin::new(Some([10, 0, 0, 1].into()), false, false, false),
         &HeaderValue::from_static("payments.mesh"),
     );
     assert_eq!(map["x-forwarded-for"], "10.0.0.1");
@@ -87,7 +135,7 @@ fn a_trusted_callers_forwarding_headers_are_added_to() {
     ]);
     told(
         &mut map,
-        &Origin::new(Some([10, 0, 0, 1].into()), true, false),
+        &Origin::new(Some([10, 0, 0, 1].into()), false, true, false),
         &HeaderValue::from_static("payments.mesh"),
     );
     let all: Vec<_> = map.get_all("x-forwarded-for").iter().collect();

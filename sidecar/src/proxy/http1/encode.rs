@@ -124,6 +124,11 @@ where
         }
     }
 
+    /// What it was made of, in exchange for another.
+    pub fn replace_body(&mut self, other: B) -> B {
+        std::mem::replace(&mut self.body, other)
+    }
+
     /// Moves it on: gathers what is there, writes, and so on until all is written.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
         loop {

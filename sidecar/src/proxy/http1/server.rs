@@ -6,7 +6,7 @@
 use std::{
     future::poll_fn,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,26 +14,25 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body;
 use metrics::counter;
-use tokio::{
-    sync::watch,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::time::Instant;
 use tower::Service;
 
 use super::{
     encode::{self, Coding, Outgoing, Unwritten},
     head::{self, Bounds, Fault, Framing, Meaning},
     incoming::Received,
-    wire::{Raw, SharedWire},
+    wire::{Raw, SharedWire, Wire},
 };
 use crate::proxy::{
-    body::{Inflow, ReplyBody},
+    body::{Inflow, ReplyBody, Tunnel},
     connections::reason,
-    front::{Caller, Stack, stack},
+    front::{Caller, Guarding, Stack, stack},
     headers,
+    patience::Timer,
+    porter::Carrying,
     present::Present,
     reply::{Cause, reply},
     tunnel,
@@ -49,85 +48,32 @@ const DRAINED_BYTES_MAX: usize = 64 * 1024;
 
 /// Serves the client at the other end of `wire`, some of whose first bytes may have been read; `head_ends`: then its
 /// first head must have come.
-pub async fn serve(caller: Caller, wire: SharedWire, head_ends: Option<Instant>) {
-    let worker = Rc::clone(&caller.worker);
+///
+/// What waits here is held by every connection that rests: what is large and seldom needed is boxed, and what is only
+/// handed on stays out of it.
+pub async fn serve(
+    caller: &Caller,
+    wire: &SharedWire,
+    timer: &mut Timer<'_>,
+    head_ends: Option<Instant>,
+) {
     let mut conversation = Conversation {
         wire,
-        settings: worker.settings(),
+        settings: caller.worker.settings(),
         stack: stack(caller.clone()),
         caller,
-        served: false,
         head_ends,
-    };
-    let mut phase = worker.common.phase.clone();
-    let look = phase.clone();
-    let ending = pin!(async move {
-        // A channel that is gone ends all the same.
-        let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
-    });
-    let timer = pin!(sleep_until(
-        Instant::now() + conversation.settings.limits.idle
-    ));
-    let mut waits = Waits {
         timer,
-        ending,
-        look,
-        is_awaited: false,
-        is_ending: false,
     };
     loop {
-        let after = conversation.turn(&mut waits).await;
-        match after {
-            After::Next => conversation.caller.entry.ended(),
+        match conversation.turn().await {
+            After::Next => caller.entry.ended(),
             After::Close => return,
-            After::Linger => return conversation.linger(&mut waits).await,
+            After::Linger => return conversation.linger().await,
             After::Tunnel(tunnel) => {
-                return tunnel::upgraded(Raw(conversation.wire), *tunnel).await;
+                return Box::pin(tunnel::upgraded(Raw(Rc::clone(wire)), *tunnel)).await;
             }
         }
-    }
-}
-
-/// What a connection waits for beside bytes.
-struct Waits<'a, E> {
-    timer: Pin<&'a mut Sleep>,
-    ending: Pin<&'a mut E>,
-    /// Tells whether `ending` may have become ready, without the lock that polling it takes.
-    look: watch::Receiver<Phase>,
-    /// `ending` was polled, so it wakes this task.
-    is_awaited: bool,
-    is_ending: bool,
-}
-
-impl<E: Future<Output = ()>> Waits<'_, E> {
-    /// Ready at `due`. The timer is moved later only when it goes off, so waiting for what comes soon costs nothing.
-    fn poll_until(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
-        if self.timer.deadline() > due {
-            self.timer.as_mut().reset(due);
-        }
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(due);
-        }
-    }
-
-    fn is_unchanged(&self) -> bool {
-        matches!(self.look.has_changed(), Ok(false))
-    }
-
-    /// Whether the sidecar is about to end; wakes when it is.
-    fn poll_ending(&mut self, cx: &mut Context<'_>) -> bool {
-        let is_still_awaited = self.is_awaited && self.is_unchanged();
-        if !self.is_ending && !is_still_awaited {
-            // A change that comes after this is seen by the poll below, or at the next turn.
-            self.look.mark_unchanged();
-            self.is_awaited = true;
-            self.is_ending = self.ending.as_mut().poll(cx).is_ready();
-        }
-        self.is_ending
     }
 }
 
@@ -140,7 +86,7 @@ enum After {
     /// Nothing, but the client may still be sending.
     Linger,
     /// Another protocol.
-    Tunnel(Box<crate::proxy::body::Tunnel>),
+    Tunnel(Box<Tunnel>),
 }
 
 /// What came instead of, or as, a head.
@@ -152,69 +98,171 @@ enum Heard {
     End(&'static str),
 }
 
-struct Conversation {
-    wire: SharedWire,
-    caller: Caller,
+struct Conversation<'a, 't> {
+    wire: &'a SharedWire,
+    caller: &'a Caller,
     stack: Stack,
     /// As they were when it began.
     settings: Arc<Settings>,
-    /// It has asked for something before.
-    served: bool,
-    /// When the head that has begun must have come; `None`: none has.
+    /// When the head that has begun must have come; `None`: none was waited for.
     head_ends: Option<Instant>,
+    timer: &'a mut Timer<'t>,
 }
 
-impl Conversation {
+/// One request under way.
+struct Exchange {
+    asked: Asked,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Its answer is waited for.
+    Answering(Guarding<Carrying>),
+    /// Its answer is being written.
+    Sending(Sending),
+}
+
+/// An answer on its way: its head is in the wire's output.
+struct Sending {
+    body: Outgoing<ReplyBody>,
+    /// Nothing of HTTP follows on this connection.
+    close: bool,
+    /// Another protocol follows.
+    leaves: bool,
+    /// Bytes that had been written when it was last looked at.
+    written: u64,
+    /// Until when the client has to take some of it.
+    blocked_until: Option<Instant>,
+}
+
+impl Conversation<'_, '_> {
     /// One request and its answer.
-    async fn turn<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> After {
-        let head = match self.head(waits).await {
-            Heard::Head(head) => head,
-            Heard::End(reason) => {
-                self.caller.entry.ends_for(reason, None);
-                return After::Close;
-            }
-            Heard::TooSlow => return self.refuse(Cause::HeadTooSlow, waits).await,
-            Heard::Fault(fault) => return self.refuse_fault(fault, waits).await,
+    async fn turn(&mut self) -> After {
+        let heard = self.head().await;
+        let mut exchange = match self.begin(heard) {
+            Some(exchange) => exchange,
+            None => return After::Close,
         };
-        let map = self.caller.worker.buffers.map();
-        let (request, meaning, spelling) = match head::request(&head, self.bounds(), map) {
-            Ok(read) => read,
-            Err(fault) => return self.refuse_fault(fault, waits).await,
-        };
-        self.served = true;
-        self.caller.entry.begins(0);
-        self.wire
-            .borrow_mut()
-            .begin_body(meaning.framing, meaning.keep_alive);
-        if request.method() == Method::CONNECT && meaning.framing != Framing::Empty {
-            return self
-                .refuse_fault(Fault::Malformed("a body behind CONNECT"), waits)
-                .await;
+        let sent = poll_fn(|cx| self.poll_exchange(cx, &mut exchange)).await;
+        let asked = &exchange.asked;
+        if let Err(broken) = sent {
+            let (word, detail) = end_of(&broken);
+            self.caller.entry.ends_for(word, detail);
+            return asked.after_cut();
         }
-        let asked = Asked {
-            meaning,
-            version: request.version(),
-            is_head: request.method() == Method::HEAD,
-            is_connect: request.method() == Method::CONNECT,
-            may_leave: request.method() == Method::CONNECT
-                || (meaning.there.has(Present::UPGRADE) && headers::is_upgrade(request.headers())),
+        let Stage::Sending(sending) = &mut exchange.stage else {
+            return After::Close;
         };
-        let received = Received::new(&self.wire, spelling, None);
-        let request = request.map(|()| Inflow::Http1(received));
-        match self.answered(request, &asked).await {
-            Some(answer) => self.answer(answer, &asked, waits).await,
-            None => {
-                self.caller.entry.ends_for(reason::CLIENT_GONE, None);
+        if sending.leaves {
+            return match sending.body.replace_body(ReplyBody::empty()).into_tunnel() {
+                Some(tunnel) => After::Tunnel(Box::new(tunnel)),
+                None => {
+                    self.caller.entry.ends_for(reason::CLIENT_GONE, None);
+                    After::Close
+                }
+            };
+        }
+        // Who still sends this request's body elsewhere must not take the next one's for it.
+        self.wire.borrow_mut().disown();
+        let unread = !self.wire.borrow().body_is_done();
+        match (sending.close, unread) {
+            (false, false) => After::Next,
+            (false, true) if self.drained().await => After::Next,
+            (true, false) if asked.is_last && self.wire.borrow_mut().rests() => {
+                self.caller.entry.ends_for(self.end_of_well(), None);
                 After::Close
+            }
+            // The client may have sent more by now: a socket closed with bytes unread is reset, which may overtake
+            // the answer.
+            (_, _) => {
+                self.caller.entry.ends_for(self.end_of_well(), None);
+                After::Linger
             }
         }
     }
 
+    /// Sends what was heard on its way; `None`: nothing was.
+    fn begin(&mut self, heard: Heard) -> Option<Exchange> {
+        let fault = match heard {
+            Heard::Head(head) => match self.begin_request(&head) {
+                Ok(exchange) => return Some(exchange),
+                Err(fault) => fault,
+            },
+            Heard::Fault(fault) => fault,
+            Heard::TooSlow => return Some(self.refuse(Cause::HeadTooSlow)),
+            Heard::End(reason) => {
+                self.caller.entry.ends_for(reason, None);
+                return None;
+            }
+        };
+        tracing::debug!(%fault, "a request was refused unread");
+        Some(self.refuse(match fault {
+            Fault::Malformed(_) => Cause::BadRequest,
+            Fault::LineTooLong => Cause::UriTooLong,
+            Fault::TooLarge => Cause::HeadersTooLarge,
+        }))
+    }
+
+    fn begin_request(&mut self, head: &Bytes) -> Result<Exchange, Fault> {
+        let map = self.caller.worker.buffers.map();
+        let (request, meaning, spelling) = head::request(head, self.bounds(), map)?;
+        self.caller.entry.begins(0);
+        self.wire
+            .borrow_mut()
+            .begin_body(meaning.framing, meaning.keep_alive);
+        let is_connect = request.method() == Method::CONNECT;
+        if is_connect && meaning.framing != Framing::Empty {
+            return Err(Fault::Malformed("a body behind CONNECT"));
+        }
+        let asked = Asked {
+            is_last: !meaning.keep_alive,
+            meaning,
+            version: request.version(),
+            is_head: request.method() == Method::HEAD,
+            is_connect,
+            may_leave: is_connect
+                || (meaning.there.has(Present::UPGRADE) && headers::is_upgrade(request.headers())),
+            is_refused: false,
+        };
+        let received = Received::new(self.wire, spelling, None);
+        let request = request.map(|()| Inflow::Http1(received));
+        Ok(Exchange {
+            asked,
+            stage: Stage::Answering(self.stack.call(request)),
+        })
+    }
+
+    /// Answers what was not understood, and ends: nobody knows where the next request would begin.
+    fn refuse(&self, cause: Cause) -> Exchange {
+        (self.caller.entry).ends_for(reason::CLIENT_FAULT, Some(cause.line().flag.to_owned()));
+        counter!("starling_client_faults_total").increment(1);
+        counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
+        self.wire.borrow_mut().begin_body(Framing::Empty, false);
+        let answer = reply(cause, false, &self.caller.worker.settings().node, None);
+        Exchange {
+            asked: Asked {
+                meaning: Meaning {
+                    framing: Framing::Empty,
+                    keep_alive: false,
+                    expects_continue: false,
+                    there: Present::default(),
+                },
+                version: Version::HTTP_11,
+                is_head: false,
+                is_connect: false,
+                may_leave: true,
+                is_last: false,
+                is_refused: true,
+            },
+            stage: Stage::Answering(Guarding::Refused(Some(Box::new(answer)))),
+        }
+    }
+
     /// Waits for a request's head.
-    async fn head<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> Heard {
+    async fn head(&mut self) -> Heard {
         let mut seen = 0;
-        let limits = self.settings.limits;
-        let rest_ends = Instant::now() + limits.idle;
+        let limits = &self.settings.limits;
+        let (rest_ends, head) = (Instant::now() + limits.idle, limits.head);
         let mut head_ends = self.head_ends.take();
         poll_fn(|cx| {
             loop {
@@ -237,15 +285,15 @@ impl Conversation {
             }
             let begun = seen > 0;
             // Who has asked for nothing yet was heard out before this connection came here.
-            if waits.poll_ending(cx) && !begun {
+            if self.caller.worker.is_ending(cx, &self.caller.entry) && !begun {
                 return Poll::Ready(Heard::End(reason::LEAVING));
             }
             let due = if begun {
-                *head_ends.get_or_insert_with(|| Instant::now() + limits.head)
+                *head_ends.get_or_insert_with(|| Instant::now() + head)
             } else {
                 rest_ends
             };
-            ready!(waits.poll_until(cx, due));
+            ready!(self.timer.poll_until(cx, due));
             Poll::Ready(if begun {
                 Heard::TooSlow
             } else {
@@ -266,7 +314,7 @@ impl Conversation {
     }
 
     /// The head, if what was read holds one.
-    fn take(&self, wire: &mut super::wire::Wire, seen: usize) -> Result<Option<Bytes>, Fault> {
+    fn take(&self, wire: &mut Wire, seen: usize) -> Result<Option<Bytes>, Fault> {
         let input = wire.input();
         match head::end_of(input, seen)? {
             Some(end) if end > self.settings.header_bytes + self.bounds().line_bytes => {
@@ -282,38 +330,45 @@ impl Conversation {
         }
     }
 
-    /// Waits for the answer; `None`: the client has gone meanwhile.
-    async fn answered(
+    /// Waits for the answer, and writes it.
+    fn poll_exchange(
         &mut self,
-        request: Request<Inflow>,
-        asked: &Asked,
-    ) -> Option<Response<ReplyBody>> {
-        let mut answering = self.stack.call(request);
-        poll_fn(|cx| {
-            if let Poll::Ready(Ok(answer)) = Pin::new(&mut answering).poll(cx) {
-                return Poll::Ready(Some(answer));
+        cx: &mut Context<'_>,
+        exchange: &mut Exchange,
+    ) -> Poll<Result<(), Unwritten>> {
+        let Exchange { asked, stage } = exchange;
+        if let Stage::Answering(answering) = stage {
+            match ready!(self.poll_answer(cx, answering, asked)) {
+                Some(answer) => *stage = Stage::Sending(self.begin_answer(answer, asked)),
+                None => return Poll::Ready(Err(client_gone())),
             }
-            let wire = &mut *self.wire.borrow_mut();
-            if wire.has_output()
-                && let Poll::Ready(Err(_)) = wire.poll_flush(cx)
-            {
-                return Poll::Ready(None);
-            }
-            if asked.has_gone(wire, cx) {
-                return Poll::Ready(None);
-            }
-            Poll::Pending
-        })
-        .await
+        }
+        match stage {
+            Stage::Sending(sending) => self.poll_send(cx, sending, asked),
+            Stage::Answering(_) => Poll::Pending,
+        }
     }
 
-    /// Writes the answer.
-    async fn answer<E: Future<Output = ()>>(
-        &mut self,
-        answer: Response<ReplyBody>,
+    /// The answer; `None`: the client has gone meanwhile.
+    fn poll_answer(
+        &self,
+        cx: &mut Context<'_>,
+        answering: &mut Guarding<Carrying>,
         asked: &Asked,
-        waits: &mut Waits<'_, E>,
-    ) -> After {
+    ) -> Poll<Option<Response<ReplyBody>>> {
+        if let Poll::Ready(Ok(answer)) = Pin::new(answering).poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        let wire = &mut *self.wire.borrow_mut();
+        let broke = wire.has_output() && matches!(wire.poll_flush(cx), Poll::Ready(Err(_)));
+        if broke || asked.has_gone(wire, cx) {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+
+    /// Writes the answer's head.
+    fn begin_answer(&self, answer: Response<ReplyBody>, asked: &Asked) -> Sending {
         let (mut head, mut body) = answer.into_parts();
         let leaves = body.is_tunnel();
         let coding = asked.coding(head.status, &head.headers, &body);
@@ -330,38 +385,15 @@ impl Conversation {
         }
         self.write_head(&head, &mut body, asked, coding, close);
         self.caller.worker.buffers.take_map(head.headers);
-        if leaves {
-            let flushed = poll_fn(|cx| self.wire.borrow_mut().poll_flush(cx)).await;
-            return match (flushed, body.into_tunnel()) {
-                (Ok(()), Some(tunnel)) => After::Tunnel(Box::new(tunnel)),
-                _ => {
-                    self.caller.entry.ends_for(reason::CLIENT_GONE, None);
-                    After::Close
-                }
-            };
+        if coding == Coding::Empty && !leaves {
+            body = without(body);
         }
-        let body = if coding == Coding::Empty {
-            without(body)
-        } else {
-            body
-        };
-        if let Err(broken) = self.write_body(body, coding, asked, waits).await {
-            let (word, detail) = end_of(&broken);
-            self.caller.entry.ends_for(word, detail);
-            return After::Close;
-        }
-        // Who still sends this request's body elsewhere must not take the next one's for it.
-        self.wire.borrow_mut().disown();
-        let unread = !self.wire.borrow().body_is_done();
-        match (close, unread) {
-            (false, false) => After::Next,
-            (false, true) if self.drained(waits).await => After::Next,
-            // The client may have sent more by now: a socket closed with bytes unread is reset, which may overtake
-            // the answer.
-            (_, _) => {
-                self.caller.entry.ends_for(self.end_of_well(), None);
-                After::Linger
-            }
+        Sending {
+            body: Outgoing::new(self.wire, body, coding),
+            close,
+            leaves,
+            written: 0,
+            blocked_until: None,
         }
     }
 
@@ -401,47 +433,47 @@ impl Conversation {
         output.extend_from_slice(b"\r\n");
     }
 
-    /// Writes the body; whatever goes wrong now can only be told by breaking off.
-    async fn write_body<E: Future<Output = ()>>(
+    /// Writes what follows the head.
+    fn poll_send(
         &mut self,
-        body: ReplyBody,
-        coding: Coding,
+        cx: &mut Context<'_>,
+        sending: &mut Sending,
         asked: &Asked,
-        waits: &mut Waits<'_, E>,
-    ) -> Result<(), Unwritten> {
-        let mut outgoing = Outgoing::new(&self.wire, body, coding);
-        let mut written = 0;
-        let mut blocked_until = None;
-        poll_fn(|cx| {
-            match outgoing.poll(cx) {
-                Poll::Ready(done) => return Poll::Ready(done),
-                Poll::Pending => {}
-            }
-            let wire = &mut *self.wire.borrow_mut();
-            if !wire.has_output() {
-                blocked_until = None;
-                if asked.has_gone(wire, cx) {
-                    return Poll::Ready(Err(Unwritten::Io(io::ErrorKind::BrokenPipe.into())));
-                }
-                return Poll::Pending;
-            }
-            // The client has to take something of its answer now and then.
-            if wire.written() != written {
-                written = wire.written();
-                blocked_until = None;
-            }
-            let due =
-                *blocked_until.get_or_insert_with(|| Instant::now() + self.settings.limits.idle);
-            ready!(waits.poll_until(cx, due));
-            counter!("starling_client_faults_total").increment(1);
-            Poll::Ready(Err(Unwritten::Io(io::ErrorKind::TimedOut.into())))
-        })
-        .await
+    ) -> Poll<Result<(), Unwritten>> {
+        if sending.leaves {
+            return self
+                .wire
+                .borrow_mut()
+                .poll_flush(cx)
+                .map_err(|_| client_gone());
+        }
+        if let Poll::Ready(written) = sending.body.poll(cx) {
+            return Poll::Ready(written);
+        }
+        let wire = &mut *self.wire.borrow_mut();
+        if !wire.has_output() {
+            sending.blocked_until = None;
+            return if asked.has_gone(wire, cx) {
+                Poll::Ready(Err(client_gone()))
+            } else {
+                Poll::Pending
+            };
+        }
+        // The client has to take something of its answer now and then.
+        if wire.written() != sending.written {
+            sending.written = wire.written();
+            sending.blocked_until = None;
+        }
+        let patience = || Instant::now() + self.settings.limits.idle;
+        let due = *sending.blocked_until.get_or_insert_with(patience);
+        ready!(self.timer.poll_until(cx, due));
+        counter!("starling_client_faults_total").increment(1);
+        Poll::Ready(Err(Unwritten::Io(io::ErrorKind::TimedOut.into())))
     }
 
     /// Why it ends after an answer that was written whole.
     fn end_of_well(&self) -> &'static str {
-        let Caller { worker, entry, .. } = &self.caller;
+        let Caller { worker, entry, .. } = self.caller;
         if worker.phase() != Phase::Open {
             reason::LEAVING
         } else if entry.is_over_age(worker.clock.now()) {
@@ -451,51 +483,8 @@ impl Conversation {
         }
     }
 
-    async fn refuse_fault<E: Future<Output = ()>>(
-        &mut self,
-        fault: Fault,
-        waits: &mut Waits<'_, E>,
-    ) -> After {
-        tracing::debug!(%fault, "a request was refused unread");
-        let cause = match fault {
-            Fault::Malformed(_) => Cause::BadRequest,
-            Fault::LineTooLong => Cause::UriTooLong,
-            Fault::TooLarge => Cause::HeadersTooLarge,
-        };
-        self.refuse(cause, waits).await
-    }
-
-    /// Answers what was not understood, and ends: nobody knows where the next request would begin.
-    async fn refuse<E: Future<Output = ()>>(
-        &mut self,
-        cause: Cause,
-        waits: &mut Waits<'_, E>,
-    ) -> After {
-        (self.caller.entry).ends_for(reason::CLIENT_FAULT, Some(cause.line().flag.to_owned()));
-        counter!("starling_client_faults_total").increment(1);
-        counter!("starling_requests_refused_total", "flag" => cause.line().flag).increment(1);
-        let asked = Asked {
-            meaning: Meaning {
-                framing: Framing::Empty,
-                keep_alive: false,
-                expects_continue: false,
-                there: Present::default(),
-            },
-            version: Version::HTTP_11,
-            is_head: false,
-            is_connect: false,
-            may_leave: true,
-        };
-        self.wire.borrow_mut().begin_body(Framing::Empty, false);
-        let answer = reply(cause, false, &self.caller.worker.settings().node, None);
-        match self.answer(answer, &asked, waits).await {
-            After::Close => After::Linger,
-            after => after,
-        }
-    }
-
     /// Reads a short body that nobody wanted, so that the connection can be kept; whether that succeeded.
-    async fn drained<E: Future<Output = ()>>(&mut self, waits: &mut Waits<'_, E>) -> bool {
+    async fn drained(&mut self) -> bool {
         let ends = Instant::now() + UNWANTED;
         let mut left = DRAINED_BYTES_MAX;
         poll_fn(|cx| {
@@ -513,7 +502,7 @@ impl Conversation {
                     }
                 }
             }
-            ready!(waits.poll_until(cx, ends));
+            ready!(self.timer.poll_until(cx, ends));
             Poll::Ready(false)
         })
         .await
@@ -521,7 +510,7 @@ impl Conversation {
 
     /// Ends our direction and reads on for a moment: a socket closed with bytes unread is reset, and a reset may
     /// overtake the answer.
-    async fn linger<E: Future<Output = ()>>(self, waits: &mut Waits<'_, E>) {
+    async fn linger(&mut self) {
         let ends = Instant::now() + UNWANTED;
         let mut left = UNWANTED_BYTES_MAX;
         let mut shut = false;
@@ -543,7 +532,7 @@ impl Conversation {
                     Poll::Pending => break,
                 }
             }
-            waits.poll_until(cx, ends)
+            self.timer.poll_until(cx, ends)
         })
         .await;
     }
@@ -557,11 +546,24 @@ struct Asked {
     is_connect: bool,
     /// What follows may be another protocol, so the end of the client's direction is none of the request.
     may_leave: bool,
+    /// The client itself says that it sends nothing more.
+    is_last: bool,
+    /// Nobody knows what it said.
+    is_refused: bool,
 }
 
 impl Asked {
+    /// What follows an answer that could not be written.
+    fn after_cut(&self) -> After {
+        if self.is_refused {
+            After::Linger
+        } else {
+            After::Close
+        }
+    }
+
     /// Whether the client has gone, looked at only where nothing else reads its bytes.
-    fn has_gone(&self, wire: &mut super::wire::Wire, cx: &mut Context<'_>) -> bool {
+    fn has_gone(&self, wire: &mut Wire, cx: &mut Context<'_>) -> bool {
         if self.may_leave {
             return false;
         }
@@ -594,6 +596,10 @@ impl Asked {
             None => Coding::UntilClose,
         }
     }
+}
+
+fn client_gone() -> Unwritten {
+    Unwritten::Io(io::ErrorKind::BrokenPipe.into())
 }
 
 /// Why a connection ends whose answer was not written whole.
