@@ -4,22 +4,34 @@
 //! (`sidecar/tests/fuzz.rs`), which both call these functions.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use mesh_core::policy::ProxyVersion;
-use sidecar::proxy::{
-    client_hello::{self, HELLO_BYTES_MAX, Hello},
-    detect::{PREFACE, Speaks, detect},
-    http1::{
-        decode::{Decoder, Step},
-        encode,
-        head::{self, Framing},
+use http::{HeaderMap, HeaderValue, Uri};
+use mesh_core::{
+    hash::hash_of,
+    policy::{HashKey, ProxyVersion},
+    route::{self, Target},
+};
+use sidecar::{
+    active_check::grpc,
+    config::Network,
+    proxy::{
+        client_hello::{self, HELLO_BYTES_MAX, Hello},
+        detect::{PREFACE, Speaks, detect},
+        forward,
+        headers::{self, Origin},
+        http1::{
+            decode::{Decoder, Step},
+            encode,
+            head::{self, Framing},
+        },
+        proxy_header::{self, Addresses, HeaderFault},
     },
-    proxy_header::{self, Addresses, HeaderFault},
+    request_key::{self, Source},
 };
 
 /// A connection's first bytes: a decision stands whatever follows, and only the preface is HTTP/2.
@@ -168,4 +180,107 @@ fn decoded(input: &[u8], piece: usize) -> Option<(Vec<u8>, usize, bool)> {
             }
         }
     }
+}
+
+/// An authority: what it means is a part of it, and a name of the mesh means the same again with the mesh's domain.
+pub fn authority(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    match route::target(text, "mesh") {
+        None => {}
+        Some(Target::External(name)) => assert!(text.contains(name) && !name.contains('@')),
+        Some(Target::Mesh(name)) => {
+            assert!(text.contains(name) && !name.is_empty() && !name.contains([':', '@', '/']));
+            if name.len() < route::AUTHORITY_BYTES_MAX - 20 {
+                let whole = format!("{name}.mesh:7080");
+                assert_eq!(route::target(&whole, "mesh"), Some(Target::Mesh(name)));
+            }
+        }
+    }
+}
+
+/// `X-Forwarded-For` of a caller that is believed and of one that is not: the latter's never counts, and of the former's
+/// only an address that it names, which is no proxy's.
+pub fn forwarded_for(input: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(input) else {
+        return;
+    };
+    let mut fields = HeaderMap::new();
+    fields.insert("x-forwarded-for", value);
+    let caller = IpAddr::from([10, 0, 0, 1]);
+    let proxies = [Network {
+        address: IpAddr::from([10, 0, 0, 0]),
+        bits: 8,
+    }];
+    let client = |trusted| {
+        let origin = Origin::new(Some(caller), false, trusted, false);
+        headers::client(&fields, &origin, &proxies)
+    };
+    assert_eq!(client(false), Some(caller));
+    let found = client(true).expect("the caller at least");
+    if found != caller {
+        assert!(!proxies[0].contains(found));
+        let mut parts = input.split(|byte| *byte == b',');
+        let names = |part: &[u8]| {
+            std::str::from_utf8(part.trim_ascii()).is_ok_and(|t| t.parse() == Ok(found))
+        };
+        assert!(parts.any(names), "nobody named {found}");
+    }
+}
+
+/// Keys of requests in cookies and queries: what is found stands there behind its name.
+pub fn keys(input: &[u8]) {
+    let source = Source::default();
+    let root = Uri::from_static("/");
+    if let Ok(value) = HeaderValue::from_bytes(input) {
+        let mut fields = HeaderMap::new();
+        fields.insert("cookie", value);
+        let found = request_key::cookie(&fields, "id");
+        let hash = request_key::of_request(&HashKey::Cookie("id".into()), &fields, &root, source);
+        assert_eq!(hash, found.filter(|value| !value.is_empty()).map(hash_of));
+        if let Some(found) = found {
+            let pair = [b"id=", found].concat();
+            assert!(!found.contains(&b';') && input.windows(pair.len()).any(|part| part == pair));
+        }
+    }
+    let written = std::str::from_utf8(input).ok();
+    let Some(uri) = written.and_then(|text| format!("/?{text}").parse::<Uri>().ok()) else {
+        return;
+    };
+    let fields = HeaderMap::new();
+    let hash = request_key::of_request(&HashKey::Query("id".into()), &fields, &uri, source);
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    let first = pairs.find_map(|pair| pair.split_once('=').filter(|(name, _)| *name == "id"));
+    let value = first.map(|(_, value)| value.as_bytes());
+    assert_eq!(hash, value.filter(|value| !value.is_empty()).map(hash_of));
+}
+
+/// `grpc-timeout`: up to eight digits and a unit, and nothing else.
+pub fn grpc_timeout(input: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(input) else {
+        return;
+    };
+    let digits = input
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    let is_sound = (1..=8).contains(&digits)
+        && matches!(input[digits..], [b'H' | b'M' | b'S' | b'm' | b'u' | b'n']);
+    assert_eq!(forward::grpc_timeout(&value).is_some(), is_sound);
+}
+
+/// An answer of gRPC's health service: a field that nobody knows changes nothing, and a cut one is no answer.
+pub fn grpc_health(input: &[u8]) {
+    let Some(status) = grpc::status(input) else {
+        return;
+    };
+    let mut more = input.to_vec();
+    // Field 15 with three bytes.
+    more.extend_from_slice(&[0x7a, 3, 1, 2, 3]);
+    let length = (more.len() - 5) as u32;
+    more[1..5].copy_from_slice(&length.to_be_bytes());
+    assert_eq!(grpc::status(&more), Some(status));
+    more.pop();
+    assert_eq!(grpc::status(&more), None);
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 mod exec;
-mod grpc;
+pub mod grpc;
 mod http;
 pub mod ttl;
 

@@ -12,12 +12,17 @@ mod targets;
 
 use dice::Target;
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 10] = [
     ("detection", targets::detection),
     ("proxy_header", targets::proxy_header),
     ("client_hello", targets::client_hello),
     ("http1_head", targets::http1_head),
     ("chunks", targets::chunks),
+    ("authority", targets::authority),
+    ("forwarded_for", targets::forwarded_for),
+    ("keys", targets::keys),
+    ("grpc_timeout", targets::grpc_timeout),
+    ("grpc_health", targets::grpc_health),
 ];
 
 #[test]

@@ -20,7 +20,7 @@ const SERVING: u64 = 1;
 ///
 /// # Errors
 /// What came is no gRPC answer, or one that does not say SERVING.
-pub async fn ask(
+pub(super) async fn ask(
     stream: Box<dyn Stream>,
     service: &str,
     (scheme, host): (&str, &str),
@@ -102,7 +102,7 @@ fn well(headers: &HeaderMap) -> Result<(), Fault> {
 
 /// The status of `HealthCheckResponse { ServingStatus status = 1 }` with its prefix; 0 if it is left out, as protobuf
 /// has it. `None`: it is no such message.
-fn status(framed: &[u8]) -> Option<u64> {
+pub fn status(framed: &[u8]) -> Option<u64> {
     let (prefix, mut message) = framed.split_at_checked(PREFIX_BYTES)?;
     let length = u32::from_be_bytes(prefix[1..].try_into().ok()?);
     // Nothing was said of compression, so a flag other than 0 is against the protocol.

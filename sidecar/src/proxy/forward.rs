@@ -478,12 +478,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Reads `grpc-timeout` (at most eight digits and a unit); `None` when it is malformed.
-fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+pub fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
     let (digits, unit) = value
         .to_str()
         .ok()?
         .split_at_checked(value.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 {
+    // A number is read with a sign before it, too.
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let count: u64 = digits.parse().ok()?;
@@ -668,7 +669,7 @@ mod tests {
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("3S"), Some(Duration::from_secs(3)));
         assert_eq!(read("99999999H"), Some(GRPC_TIMEOUT_MAX));
-        for bad in ["", "S", "123456789m", "1x", "-1S", "1 S"] {
+        for bad in ["", "S", "123456789m", "1x", "-1S", "+1S", "1 S"] {
             assert_eq!(read(bad), None, "{bad:?}");
         }
     }
