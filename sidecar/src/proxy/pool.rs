@@ -471,6 +471,24 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_connection_is_used_first_so_that_the_older_ones_may_close() {
+        let mut servers = Servers::default();
+        for number in 1..=3 {
+            servers.rest(second(number));
+        }
+        let mut take = || {
+            servers
+                .pool
+                .take(ANYBODYS, second(4))
+                .map(|idle| idle.since)
+        };
+        let order = [take(), take(), take(), take()];
+        let newest_first = [3, 2, 1].map(|number| Some(second(number)));
+        assert_eq!(order[..3], newest_first);
+        assert_eq!(order[3], None);
+    }
+
+    #[test]
     fn a_connection_that_is_too_old_takes_no_other_request() {
         let mut servers = Servers::default();
         servers.rest(second(1));

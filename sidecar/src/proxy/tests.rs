@@ -42,6 +42,7 @@ use super::{
 use crate::{clock::Clock, config::ClientLimits, proxy::welcome::Caller};
 
 mod http2;
+mod idle;
 mod interim;
 mod leaving;
 mod limits;

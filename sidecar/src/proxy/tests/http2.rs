@@ -248,6 +248,11 @@ fn a_client_that_goes_takes_the_unsent_rest_of_its_request_with_it() {
             .unwrap();
         let answer = answer.await.unwrap();
         assert_eq!(answer.status(), 200);
+        // The first piece leaves at once and waits in the stream. Behind it a second one is held, and whoever holds one
+        // reads no more of the request: that its client has gone shows in nothing but its answer's end.
+        body.send_data(Bytes::from_static(b"and more still"), false)
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
         body.send_reset(h2::Reason::CANCEL);
         drop(answer);
         let reason = tokio::time::timeout(Duration::from_secs(1), ended).await;
