@@ -9,6 +9,10 @@ use std::{
 
 use mesh_tests::{
     PATIENCE,
+    frames::{
+        Client, END_HEADERS, END_STREAM, Heard, block, frame,
+        kind::{DATA, HEADERS},
+    },
     process::{Process, installed},
     scratch::Scratch,
     sidecar::{Setup, Sidecar},
@@ -57,30 +61,93 @@ fn times(table: &str, names: &[&str]) -> u64 {
     table.lines().filter_map(row).sum()
 }
 
+/// A client with one kept connection.
+enum Caller {
+    Http1(TcpStream),
+    /// And the next stream's number.
+    Http2(Client, u32),
+}
+
+impl Caller {
+    async fn open(sidecar: &Sidecar, http2: bool) -> Caller {
+        let at = sidecar.outbound();
+        if http2 {
+            Caller::Http2(Client::open(at).await.expect("it listens"), 1)
+        } else {
+            Caller::Http1(TcpStream::connect(at).await.expect("it listens"))
+        }
+    }
+
+    /// One request, to the end of its answer.
+    async fn ask(&mut self) {
+        let (client, stream) = match self {
+            Caller::Http1(stream) => return ask(stream).await,
+            Caller::Http2(client, stream) => (client, stream),
+        };
+        let fields = [
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/bytes/10"),
+            (":authority", "shop.mesh"),
+        ];
+        let head = frame(HEADERS, END_HEADERS | END_STREAM, *stream, &block(&fields));
+        client.say(&head).await.expect("it takes a request");
+        let is_last = |heard: &Heard| heard.stream == *stream && heard.flags & END_STREAM != 0;
+        let heard = client.hear_until(PATIENCE, is_last).await;
+        assert_eq!(
+            heard.last().map(|heard| (heard.kind, heard.payload.len())),
+            Some((DATA, 10))
+        );
+        *stream += 2;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_kept_connections_makes_four_socket_calls() {
-    const STORY: &str = "socket calls of a request";
+    if !may_trace("socket calls of a request") {
+        return;
+    }
+    count(false, "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_http2_makes_as_few_on_either_side() {
+    if !may_trace("socket calls of a request of HTTP/2") {
+        return;
+    }
+    for (client, endpoint) in [(true, "1"), (false, "2"), (true, "2")] {
+        count(client, endpoint).await;
+    }
+}
+
+/// Whether strace is there and allowed; says so if not.
+fn may_trace(story: &str) -> bool {
     if !installed("strace") {
-        return skipped(STORY, "strace is not installed");
+        skipped(story, "strace is not installed");
+        return false;
     }
     let mut try_it = Command::new("strace");
     try_it.args(["-c", "-o", "/dev/null", "true"]);
     let may = try_it.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !may.is_ok_and(|status| status.success()) {
-        return skipped(STORY, "tracing is forbidden here");
+    let may = may.is_ok_and(|status| status.success());
+    if !may {
+        skipped(story, "tracing is forbidden here");
     }
+    may
+}
+
+/// Counts what requests of a client cost that speaks HTTP/2 or HTTP/1, to an endpoint of that version of HTTP.
+async fn count(http2: bool, endpoint: &str) {
     let setup = Setup::new("host-0", "eu-1a");
     let table = format!(
-        "[upstream.shop]\nendpoints = [\"{}:9001\"]\n",
+        "[upstream.shop]\nendpoints = [\"{}:9001\"]\nhttp = \"{endpoint}\"\n",
         setup.address
     );
     let sidecar = Sidecar::ready(setup.with(&table)).await;
     let _backend = sidecar.backend(9001, "shop").await;
-    let mut stream = TcpStream::connect(sidecar.outbound())
-        .await
-        .expect("it listens");
+    let mut caller = Caller::open(&sidecar, http2).await;
     for _ in 0..20 {
-        ask(&mut stream).await;
+        caller.ask().await;
     }
 
     let scratch = Scratch::new();
@@ -98,7 +165,7 @@ async fn a_request_over_kept_connections_makes_four_socket_calls() {
     })
     .await;
     for _ in 0..REQUESTS {
-        ask(&mut stream).await;
+        caller.ask().await;
     }
     tracing.signal("INT");
     tracing.end(Duration::from_secs(10)).await;
@@ -111,7 +178,10 @@ async fn a_request_over_kept_connections_makes_four_socket_calls() {
         let number = row.split_whitespace().nth(3).and_then(|n| n.parse().ok());
         number.expect("a number of calls")
     };
-    println!("{transfers} transfers and {waits} waits of {all} calls for {REQUESTS} requests");
+    let from = if http2 { "2" } else { "1" };
+    println!(
+        "HTTP/{from} to HTTP/{endpoint}: {transfers} transfers and {waits} waits of {all} calls for {REQUESTS} requests"
+    );
     assert!(
         transfers >= 4 * REQUESTS,
         "they were not all seen:\n{table}"

@@ -235,6 +235,120 @@ async fn relayed_connections_leave_an_endpoint_that_is_gone_after_the_grace() {
     assert!(sidecar.metric("starling_connections_ended_total").await >= 1.0);
 }
 
+/// Answers an upgrade, and says its name then and to everything it hears.
+async fn upgrading(at: SocketAddr) {
+    let listener = TcpListener::bind(at).await.expect("a free address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+                stream.write_all(agreed).await?;
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+}
+
+/// Opens a tunnel through the outbound port and proves by an echo that it is there.
+async fn tunnel(sidecar: &Sidecar, head: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(sidecar.outbound()).await.expect("open");
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.expect("an answer"));
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.starts_with("HTTP/1.1 101 ") || answer.starts_with("HTTP/1.1 200 "),
+        "{answer}"
+    );
+    stream.write_all(b"x").await.expect("sent");
+    stream.read_exact(&mut [0; 1]).await.expect("relayed");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_upgrades_and_connects_leave_an_endpoint_that_is_gone_after_the_grace() {
+    let setup = Setup::new("host", "eu-1a");
+    let address = setup.address;
+    let at = |port| SocketAddr::new(address, port);
+    let (gone, there) = (at(2525), at(2526));
+    // The same addresses by TCP and by UDP; of the latter, each says its port.
+    for server in [gone, there] {
+        upgrading(server).await;
+        let socket = UdpSocket::bind(server).await.expect("a free address");
+        tokio::spawn(async move {
+            let mut room = [0; 64];
+            while let Ok((_, client)) = socket.recv_from(&mut room).await {
+                let name = server.port().to_string();
+                let _ = socket.send_to(name.as_bytes(), client).await;
+            }
+        });
+    }
+    let listen = at(5300);
+    let tables = |endpoint: SocketAddr| {
+        format!(
+            "[upstream.web]\nendpoints = [\"{endpoint}\"]\nendpoint_grace = \"1s\"\n\
+             [upstream.dns]\nprotocol = \"udp\"\nlisten = \"{listen}\"\nendpoints = [\"{endpoint}\"]\nendpoint_grace = \"1s\"\n"
+        )
+    };
+    let mut sidecar = Sidecar::ready(setup.with(&tables(gone))).await;
+    let upgrade =
+        "GET / HTTP/1.1\r\nHost: web.mesh\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+    let connect = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\n";
+    let upgraded = tunnel(&sidecar, upgrade).await;
+    let connected = {
+        let mut stream = TcpStream::connect(sidecar.outbound()).await.expect("open");
+        stream.write_all(connect.as_bytes()).await.expect("sent");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(
+            &answer,
+            b"HTTP/1.1 200",
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+        stream
+    };
+    let flow = UdpSocket::bind((address, 0)).await.expect("bound");
+    flow.connect(listen).await.expect("a place to send to");
+    let ask = || async {
+        flow.send(b"who?")
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut room = [0; 16];
+        let heard = tokio::time::timeout(Duration::from_secs(1), flow.recv(&mut room)).await;
+        let count = heard
+            .map_err(|_| "no answer".to_owned())?
+            .map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8_lossy(&room[..count]).into_owned())
+    };
+    assert_eq!(ask().await.as_deref(), Ok("2525"));
+
+    sidecar.rewrite(&tables(there));
+    let told = sidecar.order("/v1/reload", "").await.expect("an answer");
+    assert_eq!(told.status, 200, "{}", told.text());
+    for (what, mut stream) in [("the upgrade", upgraded), ("the CONNECT", connected)] {
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok(), "{what} is still open");
+    }
+    // A flow that is asked all the time never falls silent, and moves nevertheless.
+    until(PATIENCE, "the flow is led elsewhere", || async {
+        match ask().await?.as_str() {
+            "2526" => Ok(()),
+            other => Err(format!("{other} answers")),
+        }
+    })
+    .await;
+    assert!(sidecar.metric("starling_connections_ended_total").await >= 3.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_and_flows_show_who_serves_whom() {
     let setup = Setup::new("host", "eu-1a").offering("web", 8080);

@@ -2,9 +2,14 @@
 //!
 //! Not here: hosts that vanish (`failover.rs`).
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
 use examples::load::{self, Plan};
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_tests::{
     PATIENCE,
     http::Call,
@@ -12,6 +17,10 @@ use mesh_tests::{
     sidecar::Sidecar,
     until::until,
 };
+use tokio::{net::TcpStream, task::JoinSet};
+
+/// Clients of HTTP/2 that ask at once.
+const CLIENTS: usize = 8;
 
 fn load_through(host: &Host, seconds: u64) -> Plan {
     Plan::new(host.sidecar.outbound(), "shop.mesh").at(150, Duration::from_secs(seconds))
@@ -69,6 +78,60 @@ async fn a_sidecar_told_to_stop_under_load_loses_no_request() {
     for host in &hosts[..2] {
         host.sidecar.until_member("host-2", "left", PATIENCE).await;
     }
+}
+
+/// Requests of HTTP/2 one after another, on a new connection whenever one is at its end, until nobody listens any more.
+/// Yields how many were answered; an error tells of one that was lost.
+async fn asks_over_http2(at: SocketAddr) -> Result<u32, String> {
+    let mut answered = 0;
+    while let Ok(stream) = TcpStream::connect(at).await {
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let Ok((mut sender, connection)) = handshake else {
+            // The kernel had taken it and the sidecar never did.
+            continue;
+        };
+        tokio::spawn(connection);
+        while sender.ready().await.is_ok() {
+            let request = Request::get("http://shop.mesh/delay/20").body(Empty::<Bytes>::new());
+            let request = request.expect("it is sound");
+            let answer = match sender.try_send_request(request).await {
+                Ok(answer) => answer,
+                // It was told to go before this one was sent.
+                Err(error) if error.message().is_some() => break,
+                Err(error) => return Err(format!("after {answered}: {:?}", error.into_error())),
+            };
+            let status = answer.status();
+            let body = answer.into_body().collect().await;
+            if !status.is_success() || body.is_err() {
+                return Err(format!("after {answered}: {status}, {body:?}"));
+            }
+            answered += 1;
+        }
+    }
+    Ok(answered)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_http2_are_told_to_go_and_lose_nothing() {
+    let mut hosts = mesh::shops(
+        &["eu-1a", "eu-1a"],
+        "[drain]\ngrace = \"1s\"\ntimeout = \"10s\"\n",
+    )
+    .await;
+    let outbound = hosts[1].sidecar.outbound();
+    let mut asking = JoinSet::new();
+    for _ in 0..CLIENTS {
+        asking.spawn(asks_over_http2(outbound));
+    }
+    hosts[1].sidecar.until_served(100).await;
+    hosts[1].sidecar.process.signal("TERM");
+    let status = hosts[1].sidecar.process.end(PATIENCE).await;
+    assert!(status.success(), "{status}");
+    let mut answered = 0;
+    while let Some(ended) = asking.join_next().await {
+        answered += ended.expect("no panic").expect("nothing is lost");
+    }
+    assert!(answered >= 100, "{answered}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,6 +125,40 @@ async fn answers_find_their_client_and_a_flow_stays_with_its_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flows_of_one_client_go_where_its_address_belongs() {
+    let setup = Setup::new("host", "eu-1a");
+    let at = |port: u16| SocketAddr::new(setup.address, port);
+    let (one, two) = (
+        Server::start(at(5301), "one").await,
+        Server::start(at(5302), "two").await,
+    );
+    let listen = at(5300);
+    let rules = "balance = { policy = \"consistent_hash\", key = \"source_ip\" }";
+    let tables = table(listen, &[one.address, two.address], rules);
+    let _sidecar = Sidecar::ready(setup.with(&tables)).await;
+    let mut homes = BTreeSet::new();
+    // Chance would send all of them to one server once in some eight million runs.
+    for host in 1..=24 {
+        let source = [127, 88, 7, host];
+        let mut seen = BTreeSet::new();
+        // Each socket is a flow of its own, with an unproven endpoint left to one flow at a time.
+        for flow in 0..4 {
+            let socket = UdpSocket::bind((std::net::Ipv4Addr::from(source), 0)).await;
+            let socket = socket.expect("a free port");
+            socket.connect(listen).await.expect("a place to send to");
+            seen.insert(
+                ask(&socket, &format!("flow {flow}"))
+                    .await
+                    .expect("an answer"),
+            );
+        }
+        assert_eq!(seen.len(), 1, "{source:?} went to {seen:?}");
+        homes.extend(seen);
+    }
+    assert_eq!(homes.len(), 2, "all went to {homes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_question_that_is_refused_is_asked_elsewhere_and_nobody_notices() {
     let setup = Setup::new("host", "eu-1a");
     let at = |port: u16| SocketAddr::new(setup.address, port);
