@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{clock::Clock, config::ClientLimits, proxy::welcome::Caller};
 
+mod grpc;
 mod http2;
 mod idle;
 mod interim;
