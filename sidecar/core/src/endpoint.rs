@@ -197,7 +197,7 @@ impl Endpoint {
         }
     }
 
-    /// What it makes of its cost that it was asked more or less than its share lately, 0.7 to 1.3, as the worker has it
+    /// What it makes of its cost that it was asked more or less than its share lately, 0.75 to 1.25, as the worker has it
     /// that looked last; 1 where nothing is evened out.
     pub fn evenness(&self) -> f32 {
         f32::from_bits(self.evenness.load(Relaxed))

@@ -68,7 +68,7 @@ pub struct CostView {
     pub ramp: f64,
     /// Weight, with what warning and suspicion leave of it.
     pub weight: f64,
-    /// Factor of having been asked more or less than its share lately, 0.7 to 1.3: it sets near ties apart. As the worker
+    /// Factor of having been asked more or less than its share lately, 0.75 to 1.25: it sets near ties apart. As the worker
     /// has it that looked last.
     pub evenness: f64,
     /// Factor of not having answered for a while where all others do; 1 with requests in flight, which tell more.
@@ -315,8 +315,8 @@ mod tests {
             .expect("all are in");
         let seen = endpoints(&upstream, at(20));
         let cost = |i: usize| seen[i].cost.as_ref().expect("it is usable");
-        assert!((cost(2).evenness - 1.3).abs() < 0.01, "{:?}", cost(2));
-        assert!((cost(0).evenness - 0.7).abs() < 0.01, "{:?}", cost(0));
+        assert!((cost(2).evenness - 1.25).abs() < 0.01, "{:?}", cost(2));
+        assert!((cost(0).evenness - 0.75).abs() < 0.01, "{:?}", cost(0));
         assert!(cost(0).cost < cost(2).cost);
         assert_ne!(next.endpoint.id, c);
         for (balance, want) in [
@@ -344,7 +344,13 @@ mod tests {
         first(&upstream).begin(at(0));
         first(&upstream).end(at(0));
         let seen = endpoints(&upstream, at(60));
-        let quiet = |i: usize| seen[i].cost.as_ref().map(|cost| cost.quiet);
-        assert_eq!([0, 1, 2].map(quiet), [Some(2.5), Some(1.0), Some(1.0)]);
+        let quiet = |i: usize| {
+            seen[i]
+                .cost
+                .as_ref()
+                .map(|cost| (cost.quiet * 100.0).round())
+        };
+        let (doubted, usual) = (Some(135.0), Some(100.0));
+        assert_eq!([0, 1, 2].map(quiet), [doubted, usual, usual]);
     }
 }

@@ -47,9 +47,9 @@ fn answered(upstream: &Upstream, millis: u32) -> &Endpoint {
 }
 
 #[test]
-fn requests_in_flight_count_double_to_the_power_of_one_and_a_half() {
-    // (1 + 2 own)^1.5
-    for (own, want) in [(0, 1.0), (1, 27_f64.sqrt()), (4, 27.0), (12, 125.0)] {
+fn requests_in_flight_count_half_to_the_power_of_one_and_a_half() {
+    // (1 + own / 2)^1.5
+    for (own, want) in [(0, 1.0), (1, 1.5_f64.powf(1.5)), (6, 8.0), (16, 27.0)] {
         assert_near(times(Factors { own, ..REST }), want);
     }
     // Of twice the mean weight: half as many.
@@ -58,12 +58,12 @@ fn requests_in_flight_count_double_to_the_power_of_one_and_a_half() {
         weight: 2.0,
         ..REST
     };
-    assert_near(times(heavy(8)), 27.0);
+    assert_near(times(heavy(32)), 27.0);
     assert_near(times(heavy(0)), 1.0);
     assert_near(
         times(Factors {
             weight: 0.5,
-            own: 2,
+            own: 8,
             ..REST
         }),
         27.0,
@@ -81,7 +81,7 @@ fn failures_count_squared_down_to_a_hundredth_and_a_ramp_by_its_share() {
     assert_near(times(Factors { ramp: 0.1, ..REST }), 10.0);
     let all = Factors {
         latency: 20e6,
-        own: 4,
+        own: 16,
         success: 0.5,
         stall: 9.0,
         ramp: 0.5,
