@@ -644,7 +644,7 @@ async fn an_answer_that_is_malformed_becomes_a_502() {
         let whole = *wanted == 502
             || text.ends_with("\r\n\r\nok")
             || text.ends_with("2\r\nok\r\n0\r\n\r\n")
-            || text.ends_with("2\r\nok\r\n0\r\nt: 1\r\n\r\n");
+            || text.ends_with("2\r\nok\r\n0\r\nT: 1\r\n\r\n");
         if !last.starts_with(&wanted.to_string()) || !whole {
             faults.push(format!(
                 "{:?} became {text:?}",
