@@ -11,7 +11,10 @@ use std::{
     task::{Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 use super::{connections::Entry, transport::Transport};
@@ -115,6 +118,19 @@ impl Lane {
     }
 }
 
+/// Whether what [`Lane::fill`] failed with says nothing of the socket: a sandbox may not know the call or forbid it, a
+/// kernel not take these sockets for it or have no room for the pipe.
+pub fn cannot_splice(error: &io::Error) -> bool {
+    let of_the_call = [
+        Errno::NOSYS,
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::INVAL,
+        Errno::NOMEM,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| of_the_call.contains(&errno))
+}
+
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 
 fn on<R>(
@@ -204,7 +220,7 @@ impl Drop for Held<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::SocketAddr, time::Duration};
+    use std::{fs, net::SocketAddr, time::Duration};
 
     use mesh_core::policy::{Policy, Protocol};
     use tokio::{
@@ -215,9 +231,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::proxy::{
-        connections::row::Query, listen::Place, tests::common, tunnel, welcome::Caller,
-        worker::Worker,
+    use crate::{
+        access_log::{AccessLog, Sink},
+        proxy::{
+            connections::row::Query, listen::Place, tests::common, tunnel, welcome::Caller,
+            worker::Worker,
+        },
     };
 
     /// Much more than is copied before the kernel is left to it.
@@ -337,15 +356,38 @@ mod tests {
     #[test]
     fn one_that_rests_after_much_keeps_no_pipe_and_is_closed_in_its_time() {
         run(async {
-            let idle = Duration::from_millis(300);
+            let idle = PATIENCE / 2;
             let relayed = relayed(|policy| policy.timeouts.idle = idle).await;
             let (mut client, mut endpoint) = (relayed.client, relayed.endpoint);
             goes(&mut client, &mut endpoint, 3).await;
             assert_eq!(relayed.worker.pipes.held.get(), 0);
+            // Bytes take the time they take; rest takes none.
+            tokio::time::pause();
             assert_eq!(endpoint.read(&mut [0]).await.unwrap(), 0);
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
             relayed.relay.await.unwrap();
         });
+    }
+
+    #[test]
+    fn one_that_is_reset_after_much_ends_at_once_and_is_told_of_as_broken() {
+        let path = std::env::temp_dir().join(format!("starling-reset-{}", std::process::id()));
+        run(async {
+            let relayed = relayed(|_| {}).await;
+            let log = AccessLog::open(&Sink::File(path.clone())).unwrap();
+            (relayed.worker.connections).logs_to(Some(log.clone()));
+            let (mut client, mut endpoint) = (relayed.client, relayed.endpoint);
+            goes(&mut client, &mut endpoint, 4).await;
+            client.set_zero_linger().unwrap();
+            drop(client);
+            // The endpoint says nothing and keeps its side open.
+            relayed.relay.await.unwrap();
+            assert!(log.written().await);
+        });
+        let told = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(told.contains(r#""reason":"client broke off""#), "{told}");
+        assert!(told.contains("reset"), "{told}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ use super::{
     listen::Place,
     outage::Outage,
     send::{dialled, listed},
-    splice::Lane,
+    splice::{Lane, cannot_splice},
     standby::Standby,
     transport::Transport,
     welcome::Caller,
@@ -547,8 +547,9 @@ async fn spliced(
             Ok(None) => continue,
             Ok(Some(0)) => return Ok(true),
             Ok(Some(count)) => count,
-            // A sandbox may not know the call, or forbid it; whatever else it was, reading tells.
-            Err(_) => return Ok(false),
+            Err(error) if cannot_splice(&error) => return Ok(false),
+            // The call has taken the error from the socket: whoever reads on would be told of a clean end.
+            Err(error) => return Err(Broken::Reading(error)),
         };
         let now = worker.clock.now();
         watch.last.set(now);
