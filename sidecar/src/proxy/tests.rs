@@ -48,6 +48,7 @@ mod interim;
 mod leaving;
 mod limits;
 mod listing;
+mod tls;
 
 /// What an endpoint does with the n-th connection to it.
 type Script = Rc<dyn Fn(usize, DuplexStream) -> Local<()>>;

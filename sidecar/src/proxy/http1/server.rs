@@ -35,6 +35,7 @@ use crate::proxy::{
     porter::Carrying,
     present::Present,
     reply::{Cause, reply},
+    transport::Transport,
     tunnel,
     worker::{Phase, Settings},
 };
@@ -168,7 +169,7 @@ impl Conversation<'_, '_> {
         match (sending.close, unread) {
             (false, false) => After::Next,
             (false, true) if self.drained().await => After::Next,
-            (true, false) if asked.is_last && self.wire.borrow_mut().rests() => {
+            (true, false) if asked.is_last && !self.is_tls() && self.wire.borrow_mut().rests() => {
                 self.caller.entry.ends_for(self.end_of_well(), None);
                 After::Close
             }
@@ -469,6 +470,13 @@ impl Conversation<'_, '_> {
         ready!(self.timer.poll_until(cx, due));
         counter!("starling_client_faults_total").increment(1);
         Poll::Ready(Err(Unwritten::Io(io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Whether its end has to be said inside TLS too: without that an answer that ends with its connection was cut
+    /// short (RFC 9112, 9.8).
+    fn is_tls(&self) -> bool {
+        let is_tls = self.caller.entry.carrier(Transport::is_tls);
+        is_tls.unwrap_or(false)
     }
 
     /// Why it ends after an answer that was written whole.
