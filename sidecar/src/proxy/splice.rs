@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 use tokio::{io::Interest, net::TcpStream};
 
@@ -23,8 +23,11 @@ use super::{connections::Entry, transport::Transport};
 /// seconds per GB beside HAProxy's 0.84 to 0.89 copying and 0.47 by splice(2), in the same runs: 0.39 with 256 KiB, 0.35
 /// with 512 KiB, 0.29 with 1 MiB; in another run 0.47 with 64 KiB.
 const PIPE_BYTES: usize = 1024 * 1024;
+/// Less than this in a pipe, and copying is quicker: what each call costs is spread over too few bytes.
+const PIPE_BYTES_MIN: usize = 64 * 1024;
 /// Pipes of a worker that hold something at once; a direction that finds none copies meanwhile. So what slow readers
-/// leave in them is 16 MiB at most.
+/// leave in them is 16 MiB at most. All that a user's programs have in pipes is bounded too (fs.pipe-user-pages-soft, 64
+/// MiB unless set), which four workers may reach: from there on the kernel makes pipes of 8 KiB, which are not used.
 const PIPES_MAX: usize = 16;
 /// Empty pipes that a worker keeps for whoever needs one next.
 const SPARE_MAX: usize = 4;
@@ -151,10 +154,18 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn open() -> io::Result<Pipe> {
+    /// A pipe that holds so many bytes, or fewer where a user may have only so much in pipes.
+    fn open(bytes: usize) -> io::Result<Pipe> {
         let (out_of, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A user may have only so much in pipes: then a smaller one does.
-        let _ = fcntl_setpipe_size(&into, PIPE_BYTES);
+        let holds = fcntl_setpipe_size(&into, bytes).or_else(|_| fcntl_getpipe_size(&into))?;
+        if holds < PIPE_BYTES_MIN {
+            return Err(io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                format!(
+                    "{holds} bytes are all that one more pipe of this user may hold; see fs.pipe-user-pages-soft"
+                ),
+            ));
+        }
         Ok(Pipe { into, out_of })
     }
 }
@@ -175,7 +186,7 @@ impl Pipes {
         let spare = self.spare.borrow_mut().pop();
         let pipe = match spare {
             Some(pipe) => pipe,
-            None => Pipe::open()
+            None => Pipe::open(PIPE_BYTES)
                 .inspect_err(|error| tracing::debug!(%error, "no pipe; bytes are copied"))
                 .ok()?,
         };
@@ -388,6 +399,17 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(told.contains(r#""reason":"client broke off""#), "{told}");
         assert!(told.contains("reset"), "{told}");
+    }
+
+    #[test]
+    fn a_pipe_too_small_to_pay_is_not_used() {
+        for (bytes, pays) in [
+            (8 * 1024, false),
+            (PIPE_BYTES_MIN, true),
+            (PIPE_BYTES, true),
+        ] {
+            assert_eq!(Pipe::open(bytes).is_ok(), pays, "{bytes}");
+        }
     }
 
     #[test]

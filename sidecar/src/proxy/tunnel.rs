@@ -525,6 +525,11 @@ impl Streak {
         self.last = now;
     }
 
+    /// The kernel could not be left to it: nobody asks again before as much has gone by as before.
+    fn begins_anew(&mut self) {
+        self.bytes = 0;
+    }
+
     fn is_long(&self) -> bool {
         self.bytes >= SPLICE_AFTER_BYTES
     }
@@ -541,13 +546,17 @@ async fn spliced(
         lane.readable().await.map_err(Broken::Reading)?;
         // Taken for what is there and given back, so that none is kept by who waits.
         let Some(mut pipe) = worker.pipes.take() else {
-            return Ok(false);
+            streak.begins_anew();
+            break;
         };
         let count = match lane.fill(&mut pipe) {
             Ok(None) => continue,
             Ok(Some(0)) => return Ok(true),
             Ok(Some(count)) => count,
-            Err(error) if cannot_splice(&error) => return Ok(false),
+            Err(error) if cannot_splice(&error) => {
+                streak.begins_anew();
+                break;
+            }
             // The call has taken the error from the socket: whoever reads on would be told of a clean end.
             Err(error) => return Err(Broken::Reading(error)),
         };
