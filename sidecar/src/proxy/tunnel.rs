@@ -25,6 +25,7 @@ use mesh_core::{
 use metrics::counter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    task::yield_now,
     time::{sleep, timeout},
 };
 
@@ -55,6 +56,9 @@ use crate::{
 const BUFFER_BYTES: usize = 16 * 1024;
 /// Bytes that go one way without a rest before the kernel is left to move the others.
 const SPLICE_AFTER_BYTES: u64 = 4 << 20;
+/// Bytes that the kernel moves one way before the worker's other connections have their turn: the runtime counts calls,
+/// and one of these may move as much as a pipe holds.
+const TURN_BYTES: usize = 4 << 20;
 /// Silence that is a rest.
 const REST: Duration = Duration::from_millis(100);
 /// How long the second direction may stay silent once the first has ended.
@@ -535,6 +539,23 @@ impl Streak {
     }
 }
 
+/// What was moved since others had their turn.
+#[derive(Default)]
+struct Turn {
+    bytes: usize,
+}
+
+impl Turn {
+    /// Lets the others have it once enough was moved.
+    async fn moved(&mut self, count: usize) {
+        self.bytes += count;
+        if self.bytes >= TURN_BYTES {
+            self.bytes = 0;
+            yield_now().await;
+        }
+    }
+}
+
 /// Lets the kernel move what comes, until it has rested or finds no pipe; whether that was all.
 async fn spliced(
     worker: &Worker,
@@ -542,6 +563,7 @@ async fn spliced(
     lane: &Lane,
     streak: &mut Streak,
 ) -> Result<bool, Broken> {
+    let mut turn = Turn::default();
     while streak.is_long() {
         lane.readable().await.map_err(Broken::Reading)?;
         // Taken for what is there and given back, so that none is kept by who waits.
@@ -567,6 +589,27 @@ async fn spliced(
             lane.drain(&mut pipe).await.map_err(Broken::Writing)?;
             watch.last.set(worker.clock.now());
         }
+        drop(pipe);
+        turn.moved(count).await;
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, task::Waker};
+
+    use super::*;
+
+    #[test]
+    fn who_moves_much_lets_others_have_their_turn() {
+        let mut turn = Turn::default();
+        let yields = |count| {
+            let mut cx = Context::from_waker(Waker::noop());
+            pin!(turn.moved(count)).poll(&mut cx).is_pending()
+        };
+        let half = TURN_BYTES / 2;
+        let moved = [half, half - 1, 1, half, half, TURN_BYTES];
+        assert_eq!(moved.map(yields), [false, false, true, false, true, true]);
+    }
 }
