@@ -328,6 +328,11 @@ async fn over_http2(
             connect(upstream, opening).await?
         }
     };
+    // Another connection was known to let streams leave HTTP. This one does not, and the endpoint agreed to HTTP/2 where
+    // it had the choice, so it can still be asked by HTTP/1.
+    if call.upgrade && !endpoint.http2 && !Box::pin(shared.lets_leave()).await {
+        return Box::pin(over_http1(attempt, upstream, call, terms)).await;
+    }
     ask(attempt, shared, call, terms, reused).await
 }
 

@@ -5,7 +5,7 @@ use http::{Request, Response};
 use mesh_core::policy::{HttpVersion, Protocol, ProxyVersion};
 
 use super::*;
-use crate::proxy::proxy_header;
+use crate::proxy::{http2::client, pool::Between, proxy_header, send};
 
 #[test]
 fn an_upgrade_becomes_a_tunnel_both_ways() {
@@ -141,6 +141,44 @@ fn an_endpoint_of_http2_that_knows_no_websocket_says_so_itself() {
         client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
         let answer = head(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+    });
+}
+
+#[test]
+fn a_websocket_goes_by_http1_where_the_connection_at_hand_knows_none() {
+    run(async {
+        let of_http1 = script(|_, mut stream| async move {
+            let asked = head(&mut stream).await.to_lowercase();
+            assert!(asked.contains("upgrade: websocket\r\n"), "{asked}");
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let world = world(vec![(1, of_http1)], &[1], |_| {});
+        let worker = &world.worker;
+        let snapshot = worker.snapshot();
+        let upstream = snapshot.upstream("web").unwrap();
+        let endpoint = &upstream.tiers[0].members[0].endpoint;
+        // Two servers at one address have agreed to HTTP/2, and the first with room is the one that knows less.
+        for understands in [false, true] {
+            let (ours, theirs) = duplex(64 * 1024);
+            tokio::task::spawn_local(leaves_http2(understands)(0, theirs));
+            let entry = send::listed(worker, upstream, endpoint, Transport::Pipe(ours));
+            let line = client::open(entry, &worker.buffers, 64 * 1024).await;
+            let line = line.unwrap();
+            assert_eq!(line.lets_leave().await, understands);
+            let between = Between {
+                client: 0,
+                endpoint: endpoint.id,
+            };
+            worker.pool.borrow_mut().agree_http2(between, line);
+        }
+        let mut client = world.client();
+        client.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+        let answer = head(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        let mut rest = String::new();
+        client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "hi");
     });
 }
 
