@@ -21,7 +21,7 @@ use mesh_core::{
     moment::Moment,
     outcome::{Outcome, Unreachable},
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 
 use super::{
     attempt::Attempt,
@@ -32,7 +32,7 @@ use super::{
         wire::Raw,
     },
     http2::{self, stream::Stream},
-    patience::Answering,
+    patience::{Answering, poll_until},
     pool::Idle,
     tally::Tally,
     worker::Admission,
@@ -760,18 +760,12 @@ impl Streaming {
             // Until now it never had to wait.
             self.progress = clock.now();
         }
-        loop {
-            let silence_ends = self.progress + self.idle;
-            let due = self
-                .deadline
-                .map_or(silence_ends, |deadline| deadline.min(silence_ends));
-            let due: Instant = clock.instant(due);
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-            ready!(timer.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(due);
-        }
+        let silence_ends = self.progress + self.idle;
+        let due = self
+            .deadline
+            .map_or(silence_ends, |deadline| deadline.min(silence_ends));
+        let due = clock.instant(due);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        poll_until(timer.as_mut(), cx, due)
     }
 }

@@ -37,18 +37,23 @@ impl<'a> Timer<'a> {
         self.0.deadline()
     }
 
-    /// Ready at `due`. The timer is moved later only when it goes off, so waiting for what comes soon costs nothing.
+    /// Ready at `due`; see [`poll_until`].
     pub fn poll_until(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
-        if self.0.deadline() > due {
-            self.0.as_mut().reset(due);
+        poll_until(self.0.as_mut(), cx, due)
+    }
+}
+
+/// Ready at `due`. `timer` is moved later only when it goes off, so waiting for what comes soon costs nothing.
+pub fn poll_until(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+    if timer.deadline() > due {
+        timer.as_mut().reset(due);
+    }
+    loop {
+        ready!(timer.as_mut().poll(cx));
+        if due <= Instant::now() {
+            return Poll::Ready(());
         }
-        loop {
-            ready!(self.0.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.0.as_mut().reset(due);
-        }
+        timer.as_mut().reset(due);
     }
 }
 

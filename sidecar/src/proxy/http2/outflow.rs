@@ -15,7 +15,7 @@ use h2::{Reason, SendStream};
 use http_body::Body;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::proxy::body::BodyError;
+use crate::proxy::{body::BodyError, patience::poll_until};
 
 /// A body and the stream it leaves by.
 pub struct Outflow<B> {
@@ -51,13 +51,7 @@ impl Unread {
         let left = max.saturating_sub(self.waited);
         let due = *self.due.get_or_insert_with(|| Instant::now() + left);
         let timer = (self.timer).get_or_insert_with(|| Box::pin(sleep_until(due)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(due);
-        }
+        poll_until(timer.as_mut(), cx, due)
     }
 
     /// A piece that waited, or would have, has found room.
