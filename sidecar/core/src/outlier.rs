@@ -35,7 +35,8 @@ const JITTER: f64 = 0.2;
 /// An endpoint that stayed in for this long is punished one step less the next time.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 
-/// A canary that was never reported (its client went away) is replaced by another after this time.
+/// A canary that was never reported (its client went away) is joined by another after this time; whichever answers first
+/// is the verdict.
 const CANARY_LOST: Duration = Duration::from_secs(15);
 
 /// When there is nothing but non-idempotent traffic, one of those requests becomes the canary after this time.
@@ -298,6 +299,14 @@ impl Trial {
         released.is_ok()
     }
 
+    /// Whether what came of `canary` is the verdict; takes its place away from it. One that was slow counts although
+    /// another was sent in its stead, or an endpoint whose answers all take longer than [`CANARY_LOST`] never came back:
+    /// all that matters is that it was sent after the time out was over.
+    fn is_verdict(&self, canary: Canary) -> bool {
+        let until = self.out_until.load(Relaxed);
+        self.release(canary) || (until != 0 && canary.0.get() >= until)
+    }
+
     /// Its owner says it is well again: the canary may go at once.
     pub(crate) fn reconsider(&self, now: Moment) {
         let _ = self.out_until.fetch_update(Relaxed, Relaxed, |until| {
@@ -319,18 +328,15 @@ impl Trial {
         if self.bad.load(Relaxed) != 0 {
             self.bad.store(0, Relaxed);
         }
-        if self.is_out() && canary.is_some_and(|canary| self.release(canary)) {
+        if self.is_out()
+            && let Some(canary) = canary
+        {
+            // Under the lock, or the failure of another canary could send it out again in between.
             let mut file = self.file();
-            *file = File {
-                returned: now,
-                ..File::default()
-            };
-            self.troubled.store(false, Relaxed);
-            self.clear_window();
-            self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
-            self.absent.store(false, Relaxed);
-            self.out_until.store(0, Relaxed);
-            return true;
+            if self.is_verdict(canary) {
+                self.comes_back(&mut file, now);
+                return true;
+            }
         }
         if self.troubled.load(Relaxed) {
             let mut file = self.file();
@@ -339,6 +345,20 @@ impl Trial {
             self.troubled.store(false, Relaxed);
         }
         false
+    }
+
+    fn comes_back(&self, file: &mut File, now: Moment) {
+        *file = File {
+            returned: now,
+            ..File::default()
+        };
+        self.troubled.store(false, Relaxed);
+        self.clear_window();
+        self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
+        self.absent.store(false, Relaxed);
+        self.out_until.store(0, Relaxed);
+        // A newer canary may be under way still, or have been claimed just now: nobody waits for it any more.
+        self.canary.store(0, Relaxed);
     }
 
     /// It failed. `Some` when that sends it out; `company` is asked only if it comes to that.
@@ -379,7 +399,7 @@ impl Trial {
         if until != 0 {
             // Attempts that were under way when it went are no news, nor is one sent before its time because nobody
             // else was left; its canary is.
-            let is_canary = report.canary.is_some_and(|canary| self.release(canary));
+            let is_canary = report.canary.is_some_and(|canary| self.is_verdict(canary));
             if is_canary && now.as_nanos() >= until {
                 return Some(self.send_out(&mut file, gone, Cause::Canary, rules, now, rng));
             }

@@ -402,25 +402,68 @@ fn what_comes_of_requests_that_were_under_way_before_is_no_verdict() {
     assert!(!hung.is_ejected());
 }
 
+/// Claims the first member's canary.
+fn claimed(upstream: &Upstream, now: Moment) -> Option<Canary> {
+    let sick = endpoint(upstream, 0);
+    assert!(sick.trial.claim_canary(now));
+    sick.trial.canary_under_way()
+}
+
+/// Tells the first member what came of `canary`.
+fn report_of(
+    upstream: &Upstream,
+    canary: Option<Canary>,
+    outcome: Outcome,
+    now: Moment,
+) -> Option<Ejected> {
+    let report = Report {
+        outcome,
+        latency: None,
+        connection: 1,
+        canary,
+    };
+    upstream.report(&endpoint(upstream, 0), &report, now, &mut dice(7))
+}
+
 #[test]
-fn a_canary_given_up_for_lost_is_no_verdict_when_it_is_heard_of_again() {
+fn an_endpoint_comes_back_even_if_every_answer_takes_longer_than_a_canary_is_waited_for() {
+    let upstream = Stage::new(&["a1"; 4]).build(at(0));
+    let slow = endpoint(&upstream, 0);
+    let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
+    let over = at(4) + out.duration;
+    let takes = CANARY_LOST * 4;
+    // One more each time that the last was given up for lost; only then is the first heard of.
+    let step = CANARY_LOST + MS;
+    let sent: Vec<Option<Canary>> = (0..4).map(|n| claimed(&upstream, over + step * n)).collect();
+    assert!(slow.is_ejected());
+    report_of(&upstream, sent[0], Outcome::Success, over + takes);
+    assert!(!slow.is_ejected());
+    assert_eq!(slow.trial.canary_under_way(), None);
+    // What comes of the others is an outcome like any other.
+    let later = over + step + takes;
+    assert_eq!(report_of(&upstream, sent[1], GATEWAY, later), None);
+    assert!(!slow.is_ejected());
+}
+
+#[test]
+fn the_failure_of_a_slow_canary_counts_and_makes_those_beside_it_void() {
     let upstream = Stage::new(&["a1"; 4]).build(at(0));
     let sick = endpoint(&upstream, 0);
     let out = fail(&upstream, 0, GATEWAY, at(0)).expect("sent out");
     let over = at(4) + out.duration;
-    assert!(sick.trial.claim_canary(over));
-    let lost = sick.trial.canary_under_way();
+    let slow = claimed(&upstream, over);
     let later = over + CANARY_LOST * 2;
-    assert!(sick.trial.claim_canary(later));
-    let told = Report {
-        outcome: Outcome::Success,
-        latency: Some(MS),
-        connection: 1,
-        canary: lost,
-    };
-    upstream.report(&sick, &told, later + MS, &mut dice(1));
+    let beside = claimed(&upstream, later);
+    let again = report_of(&upstream, slow, GATEWAY, later + MS).expect("the canary failed");
+    assert_eq!((again.times, again.cause), (2, Cause::Canary));
+    let until = later + MS + again.duration;
+    assert_eq!(report_of(&upstream, beside, GATEWAY, until), None);
+    report_of(&upstream, beside, Outcome::Success, until);
+    assert!(sick.is_ejected(), "it was sent before that");
+    let newest = claimed(&upstream, until);
+    report_of(&upstream, beside, Outcome::Success, until + MS);
     assert!(sick.is_ejected());
-    report(&upstream, 0, Outcome::Success, 1, later + 2 * MS);
+    report_of(&upstream, newest, Outcome::Success, until + MS);
     assert!(!sick.is_ejected());
 }
 
