@@ -75,6 +75,14 @@ const CLOSED: Lane = Lane {
     most: 0,
 };
 
+impl Lane {
+    /// Takes over what was asked of the endpoint: newer snapshots come every few seconds, and its part of the requests is
+    /// judged over ten. Its requests in flight as well, for whoever has others than before goes to the end of the queue.
+    fn carry(&mut self, before: &Lane) {
+        (self.used, self.own) = (before.used, before.own);
+    }
+}
+
 #[derive(Debug)]
 enum Policy {
     LeastResponseTime,
@@ -85,7 +93,7 @@ enum Policy {
 }
 
 impl Column {
-    /// The arrays for `members`; `before` hands over cursors.
+    /// The arrays for `members`; `before` hands over cursors, and what this worker knows of those who were there.
     pub fn new(
         balance: Balance,
         limit: Option<u32>,
@@ -110,17 +118,24 @@ impl Column {
             }),
         };
         let mut costs = Costs::new(n, salt);
+        let mut lanes = vec![CLOSED; n];
         if let Some(before) = before {
             let old: BTreeMap<u64, usize> = (before.ids.iter().copied()).zip(0..).collect();
-            costs.carry(&before.costs, ids.iter().map(|id| old.get(id).copied()));
+            let places = || ids.iter().map(|id| old.get(id).copied());
+            costs.carry(&before.costs, places());
+            for (lane, place) in lanes.iter_mut().zip(places()) {
+                if let Some(place) = place {
+                    lane.carry(&before.lanes[place]);
+                }
+            }
         }
         Column {
             ids,
             weight: vec![0.0; n],
-            lanes: vec![CLOSED; n],
+            lanes,
             costs,
             portions: Portions::new(members),
-            refreshed: Moment::START,
+            refreshed: before.map_or(Moment::START, |before| before.refreshed),
             out: Vec::with_capacity(n),
             blemished: Vec::with_capacity(n),
             usable: 0,

@@ -7,6 +7,7 @@ use crate::{
     endpoint::Report,
     mesh::NodeState,
     outcome::Outcome,
+    policy::Balance,
     staging::{MS, Stage, at, dice},
 };
 
@@ -29,14 +30,29 @@ fn stage(weights: &[u16]) -> Stage {
 
 /// Share of each endpoint if every request is over before the next begins, and `answer` tells what comes of the one that
 /// goes to a place: its outcome and milliseconds.
-fn shares_if(stage: &mut Stage, mut answer: impl FnMut(usize) -> (Outcome, u32)) -> Vec<f64> {
-    let upstream = stage.build(at(0));
+fn shares_if(stage: &mut Stage, answer: impl FnMut(usize) -> (Outcome, u32)) -> Vec<f64> {
+    shares_if_retold(stage, REQUESTS, answer)
+}
+
+/// The same if a caller tells another demand every so many requests, as callers in a live mesh do all the time.
+fn shares_if_retold(
+    stage: &mut Stage,
+    every: u64,
+    mut answer: impl FnMut(usize) -> (Outcome, u32),
+) -> Vec<f64> {
+    let mut upstream = stage.build(at(0));
     let mut rng = dice(1);
     let mut picker = Picker::new(&upstream, &mut rng);
     let ids: Vec<u64> = upstream.members().map(|m| m.endpoint.id).collect();
     let mut counts = vec![0.0; ids.len()];
     for n in 0..REQUESTS {
         let began = at(n * 10);
+        if n % every == every - 1 {
+            stage.demand(&[("a1", n as u32)]);
+            let before = std::mem::replace(&mut upstream, stage.build(began));
+            assert!(!Arc::ptr_eq(&before, &upstream), "that is a newer one");
+            picker.follow(&upstream, began);
+        }
         let pick = picker.pick(&Ask::default(), began, &mut rng);
         let endpoint = pick.expect("all are in").endpoint;
         let place = ids.iter().position(|id| *id == endpoint.id);
@@ -88,6 +104,41 @@ fn a_light_endpoint_does_not_get_everything_for_being_quick() {
     weights[10] = 100;
     let got = shares(&mut stage(&weights), &millis);
     assert!((0.48..0.55).contains(&got[10]), "{got:?}");
+}
+
+#[test]
+fn shares_go_by_weight_however_often_a_newer_snapshot_comes() {
+    let shares = |weights: &[u16], millis: &'static [u32]| {
+        let answer = |place: usize| (Outcome::Success, millis[place]);
+        shares_if_retold(&mut stage(weights), 10, answer)
+    };
+    let alike = shares(&[100, 200], &[5, 5]);
+    assert!((alike[0] - 1.0 / 3.0).abs() < 0.02, "{alike:?}");
+    let quick = shares(&[10, 100], &[5, 10]);
+    assert!((0.08..0.11).contains(&quick[0]), "{quick:?}");
+}
+
+#[test]
+fn those_equally_busy_take_turns_however_often_a_newer_snapshot_comes() {
+    let mut stage = Stage::with(&["a1"; 5], |policy| {
+        policy.balance = Balance::LeastConnections;
+    });
+    let mut upstream = stage.build(at(0));
+    upstream.members().for_each(|m| m.endpoint.begin(at(0)));
+    let mut rng = dice(1);
+    let mut picker = Picker::new(&upstream, &mut rng);
+    let mut asked = Vec::new();
+    for n in 1..=20 {
+        stage.demand(&[("a1", n as u32)]);
+        upstream = stage.build(at(n * 10));
+        picker.follow(&upstream, at(n * 10));
+        let pick = picker.pick(&Ask::default(), at(n * 10), &mut rng);
+        asked.push(pick.expect("all are in").endpoint.id);
+    }
+    for member in upstream.members() {
+        let turns = asked.iter().filter(|id| **id == member.endpoint.id).count();
+        assert_eq!(turns, 4, "{asked:?}");
+    }
 }
 
 #[test]
