@@ -99,6 +99,11 @@ impl Load {
 
     pub(crate) fn end(&self) {
         decrement(&self.in_flight);
+        if self.allowance.load(Relaxed) != 0 {
+            // 0, if it has answered in between, stays the least.
+            let most = self.in_flight().saturating_add(1);
+            self.allowance.fetch_min(most, Relaxed);
+        }
     }
 
     /// Requests begun and not ended, by all workers.
@@ -184,8 +189,8 @@ impl Load {
         }
     }
 
-    /// Most requests in flight until it answers: those that were there when it was doubted, and one more. `None` if nothing
-    /// is doubted.
+    /// Most requests in flight until it answers: those that were there when it was doubted and are not over, and one more.
+    /// `None` if nothing is doubted.
     pub fn allowance(&self) -> Option<u32> {
         match self.allowance.load(Relaxed) {
             0 => None,
@@ -360,5 +365,23 @@ mod tests {
         assert_eq!(load.silence(at(6_001)), MS, "left alone in between");
         (0..5).for_each(|_| load.end());
         assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn the_place_of_a_request_that_was_in_flight_when_its_endpoint_was_doubted_is_not_given_away() {
+        let load = Load::new();
+        (0..50).for_each(|_| load.begin(at(0)));
+        load.doubt(true);
+        assert_eq!(load.allowance(), Some(51));
+        for left in (0..50).rev() {
+            load.gave_up();
+            load.end();
+            assert_eq!(load.allowance(), Some(left + 1));
+        }
+        load.begin(at(1));
+        assert_eq!(load.allowance(), Some(1));
+        load.answers();
+        load.end();
+        assert_eq!(load.allowance(), None, "it has answered");
     }
 }
