@@ -197,6 +197,11 @@ impl Endpoint {
         }
     }
 
+    /// SWIM was believed for a while, and is not any more: whatever it answered before that is old.
+    pub(crate) fn doubt_again(&self) {
+        self.load.doubt(true);
+    }
+
     /// What it makes of its cost that it was asked more or less than its share lately, 0.75 to 1.25, as the worker has it
     /// that looked last; 1 where nothing is evened out.
     pub fn evenness(&self) -> f32 {

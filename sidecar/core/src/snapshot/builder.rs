@@ -118,6 +118,7 @@ impl Builder<'_> {
         let callable = self.callable();
         let panic = self.disbelieve(&mut candidates, &callable);
         self.welcome_back(&candidates);
+        let out_before = self.believed_down();
 
         let mut tiers = layout.empty_tiers();
         let wholes = self.narrow(&mut candidates, tiers.len());
@@ -127,6 +128,9 @@ impl Builder<'_> {
             match (candidate.standing, candidate.tier) {
                 (Ok(word), Some(tier)) => {
                     candidate.endpoint.set_word(word);
+                    if word == Word::Vanished && out_before.contains(&candidate.endpoint.id) {
+                        candidate.endpoint.doubt_again();
+                    }
                     let place = tiers[tier].members.len();
                     if !tiers[tier].backup {
                         claims.push(Claim {

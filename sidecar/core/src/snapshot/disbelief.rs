@@ -76,6 +76,13 @@ impl Builder<'_> {
         members.chain(lost.map(|out| out.endpoint.id)).collect()
     }
 
+    /// Ids of those that SWIM was believed about until now.
+    pub(super) fn believed_down(&self) -> BTreeSet<u64> {
+        let out = self.previous.iter().flat_map(|previous| &previous.out);
+        let down = out.filter(|out| out.why == Why::Down);
+        down.map(|out| out.endpoint.id).collect()
+    }
+
     /// Whether SWIM took its host away so short a time ago that it belongs to what goes on now, or is not believed.
     fn is_lately_lost(&self, candidate: &Candidate) -> bool {
         let since = candidate.down_since.map(|at| self.now.since(at));

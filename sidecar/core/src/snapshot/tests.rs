@@ -132,6 +132,33 @@ fn one_host_that_dies_is_dead_and_many_at_once_are_not_believed() {
 }
 
 #[test]
+fn whoever_is_kept_against_swims_word_a_second_time_has_to_answer_anew() {
+    let mut stage = Stage::new(&["a1"; 6]);
+    let latecomers = stage.instances.split_off(4);
+    stage.build(at(0));
+    stage.state(0, NodeState::Down, at(1_000));
+    stage.state(1, NodeState::Down, at(1_000));
+    let kept = stage.build(at(1_000));
+    let doubted = Arc::clone(&kept.members().next().expect("all are kept").endpoint);
+    assert_eq!((kept.panic, doubted.load().allowance()), (true, Some(1)));
+    report(&kept, 0, Outcome::Success, 1, at(1_100));
+    assert_eq!(doubted.load().allowance(), None);
+    // Of six, two may well have died: SWIM is believed.
+    stage.instances.extend(latecomers);
+    let believed = stage.build(at(60_000));
+    assert!(!believed.panic && believed.members().count() == 4);
+    stage.instances.truncate(4);
+    let again = stage.build(at(61_000));
+    assert!(again.panic && again.members().any(|m| m.endpoint.id == doubted.id));
+    assert_eq!(doubted.load().allowance(), Some(1));
+    // It is the same disbelief while it lasts.
+    report(&again, 0, Outcome::Success, 1, at(61_100));
+    stage.record(3, |record| record.weight = 50);
+    assert!(stage.build(at(61_200)).panic);
+    assert_eq!(doubted.load().allowance(), None);
+}
+
+#[test]
 fn with_nobody_left_the_last_known_are_kept() {
     let mut stage = Stage::new(&["a1"]);
     let first = stage.build(at(0));
