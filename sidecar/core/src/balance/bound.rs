@@ -1,8 +1,8 @@
 //! Requests that belong somewhere: where their session is, or else to the owner of their key, as long as that one is in
 //! and not busier than the rest.
 //!
-//! Not here: whose which key is (`hash/`), and what a cookie means (`session.rs`). It comes before zones and algorithms, so a key has one owner wherever it
-//! is asked from; whoever finds nobody here goes by zone and algorithm.
+//! Not here: whose which key is (`hash/`), and what a cookie means (`session.rs`). It comes before zones and algorithms,
+//! so a key has one owner wherever it is asked from; whoever finds nobody here goes by zone and algorithm.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -34,7 +34,8 @@ pub enum Hindrance {
     Ejected,
     /// It asked to be left alone for a while.
     Overloaded,
-    /// It has as many requests as `limits.per_endpoint.requests` allows, or has yet to answer since SWIM took it away.
+    /// It has as many requests as `limits.per_endpoint.requests` allows; or, for keys alone, has yet to answer since SWIM
+    /// took it away.
     Full,
     /// It has more than its share of the requests in flight; called all the same if everybody has.
     Busy,
@@ -42,6 +43,10 @@ pub enum Hindrance {
 
 impl Hindrance {
     /// What stands in the way of `endpoint` at `now`, whoever it is for.
+    ///
+    /// That it has yet to answer since SWIM took it away does not: a key comes home again, but a session that moves is
+    /// lost, and SWIM is not believed about its host. What that costs, should the host be dead after all, is the wait for
+    /// one attempt.
     pub fn of(upstream: &Upstream, endpoint: &Endpoint, now: Moment) -> Option<Hindrance> {
         let limit = upstream.policy.limits.endpoint_requests;
         if endpoint.is_ejected() {

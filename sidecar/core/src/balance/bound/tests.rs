@@ -424,6 +424,26 @@ fn a_session_whose_instance_is_out_goes_elsewhere_and_an_unknown_one_begins_anew
 }
 
 #[test]
+fn sessions_stay_with_a_host_that_is_kept_against_swims_word_and_has_yet_to_answer() {
+    let mut stage = sticky(&["a1"; 4], by_cookie());
+    stage.build(at(0));
+    stage.state(0, NodeState::Down, at(1_000));
+    stage.state(1, NodeState::Down, at(1_000));
+    let upstream = stage.build(at(1_000));
+    assert!(upstream.panic);
+    let host = &upstream.members().next().expect("all are kept").endpoint;
+    assert_eq!(host.load().allowance(), Some(1));
+    let session = token(&upstream, 0);
+    let mut picker = picker(&upstream);
+    for _ in 0..3 {
+        let pick = picker.pick(&stays(session), at(1_001), &mut dice(1));
+        let endpoint = pick.expect("it is in").endpoint;
+        assert_eq!(endpoint.id, host.id);
+        endpoint.begin(at(1_001));
+    }
+}
+
+#[test]
 fn whoever_has_no_place_in_the_order_of_zones_hosts_nobody() {
     let mut stage = sticky(&["b1"], by_cookie());
     let session = token(&stage.build(at(0)), 0);
