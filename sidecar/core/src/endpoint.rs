@@ -214,7 +214,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether it weighs less than others and has had its part of the requests, as the worker has it that looked last.
+    /// Whether it weighs less than others and has had its part of the requests, as the worker has it that told last.
     pub fn is_sated(&self) -> bool {
         self.sated.load(Relaxed)
     }

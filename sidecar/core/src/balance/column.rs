@@ -2,7 +2,7 @@
 //!
 //! Not here: what the numbers mean for a policy (the file of that policy).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use rand::{Rng, RngExt};
 
@@ -16,6 +16,10 @@ use super::{
 /// Up to this many endpoints the requests in flight that matter are read anew for every pick.
 const FRESH_MAX: usize = 16;
 
+/// A worker tells at most so often who had its part: it changes with every few requests, differs from worker to worker, and
+/// is for people to read.
+const TOLD_EVERY: Duration = Duration::from_millis(250);
+
 /// The arrays of one tier; index = place in the tier's members.
 #[derive(Debug)]
 pub(super) struct Column {
@@ -27,6 +31,8 @@ pub(super) struct Column {
     costs: Costs,
     portions: Portions,
     refreshed: Moment,
+    /// When it was last told who had its part.
+    told: Moment,
     /// Who is out by ejection.
     pub out: Vec<usize>,
     /// Whose success share is below 1.
@@ -136,6 +142,7 @@ impl Column {
             costs,
             portions: Portions::new(members),
             refreshed: before.map_or(Moment::START, |before| before.refreshed),
+            told: before.map_or(Moment::START, |before| before.told),
             out: Vec::with_capacity(n),
             blemished: Vec::with_capacity(n),
             usable: 0,
@@ -216,7 +223,7 @@ impl Column {
         if matches!(self.policy, Policy::LeastResponseTime) {
             self.even_out(now);
             self.doubt_the_quiet(now);
-            self.spare_the_sated(members, claim);
+            self.spare_the_sated(members, claim, now);
         }
         self.refreshed = now;
         self.read_in_flight(true);
@@ -261,12 +268,18 @@ impl Column {
     }
 
     /// Whoever weighs less than others and has had its part of the requests costs, idle, as much as with one in flight.
-    fn spare_the_sated(&mut self, members: &[Member], claim: f64) {
+    fn spare_the_sated(&mut self, members: &[Member], claim: f64, now: Moment) {
         let used = |place: usize| self.lanes[place].used;
         let over = self.portions.overdrawn(members, used, &self.weight, claim);
+        let tells = now.since(self.told) >= TOLD_EVERY;
+        if tells {
+            self.told = now;
+        }
         for (lane, member) in self.lanes.iter_mut().zip(members) {
             let sated = member.weight <= over;
-            member.endpoint.set_sated(sated);
+            if tells {
+                member.endpoint.set_sated(sated);
+            }
             if sated {
                 lane.stale *= least_response_time::crowding(lane.lean);
             }

@@ -191,22 +191,36 @@ fn one_far_slower_than_a_light_one_is_not_asked_for_its_weight() {
 }
 
 #[test]
-fn a_light_endpoint_that_had_its_part_is_told_and_pays_only_while_it_is_idle() {
+fn a_light_endpoint_that_had_its_part_is_told_now_and_then() {
     let mut stage = stage(&[50, 100]);
-    shares(&mut stage, &[5, 10]);
-    let upstream = stage.upstream();
+    let upstream = stage.build(at(0));
+    let endpoints: Vec<_> = upstream.members().map(|m| &m.endpoint).collect();
+    let (mut last, mut changes) = ([false; 2], [0; 2]);
+    shares_if(&mut stage, |place| {
+        for (i, endpoint) in endpoints.iter().enumerate() {
+            let before = std::mem::replace(&mut last[i], endpoint.is_sated());
+            changes[i] += u32::from(before != last[i]);
+        }
+        (Outcome::Success, [5, 10][place])
+    });
+    // Forty seconds, and four times in each.
+    assert!((10..=160).contains(&changes[0]), "{changes:?}");
+    assert_eq!(changes[1], 0, "the heavy one is owed");
+}
+
+#[test]
+fn a_light_endpoint_that_had_its_part_pays_only_while_it_is_idle() {
+    let upstream = stage(&[50, 100]).build(at(0));
     let cost = |i: usize| {
-        let told = crate::explain::endpoints(&upstream, at(REQUESTS * 10));
-        told[i].cost.clone().expect("it is usable")
+        let told = crate::explain::endpoints(&upstream, at(1));
+        told[i].cost.clone().expect("it is usable").sated
     };
-    let sated: Vec<f64> = [0, 1].map(|i| cost(i).sated).into();
-    // Two thirds of the mean weight: one request in flight counts for one and a half, (1 + 0.5 · 1.5)^1.5.
-    assert!(
-        sated[0] == 1.0 || (sated[0] - 1.75_f64.powf(1.5)).abs() < 1e-5,
-        "{sated:?}"
-    );
-    assert_eq!(sated[1], 1.0);
+    assert_eq!([0, 1].map(cost), [1.0; 2]);
     let light = upstream.members().next().expect("two are there");
-    light.endpoint.begin(at(REQUESTS * 10));
-    assert_eq!(cost(0).sated, 1.0);
+    light.endpoint.set_sated(true);
+    // Two thirds of the mean weight: one request in flight counts for one and a half, (1 + 0.5 · 1.5)^1.5.
+    assert!((cost(0) - 1.75_f64.powf(1.5)).abs() < 1e-5, "{}", cost(0));
+    assert_eq!(cost(1), 1.0);
+    light.endpoint.begin(at(1));
+    assert_eq!(cost(0), 1.0);
 }
