@@ -87,7 +87,7 @@ fn smaller(name: &str) -> Scenario {
 }
 
 #[test]
-fn zones_that_are_filled_like_water_lose_least() {
+fn zones_that_are_filled_like_water_are_quicker_than_by_priority() {
     let scenario = smaller("zones_surge_late");
     let water = ours(&scenario, 13);
     let priority = play(&scenario, Way::Priority, 13).figures();

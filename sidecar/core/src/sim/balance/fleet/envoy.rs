@@ -1,8 +1,8 @@
 //! What Envoy's LEAST_REQUEST does, with outlier detection, both at their defaults.
 //!
-//! Not here: which zone a request goes to (`locality.rs`), slow start and panic page. Written from Envoy's documentation ("Load balancers: weighted
-//! least request", "Outlier detection", v1.31): equal weights take the less busy of two draws WITH replacement;
-//! others an earliest-deadline-first queue by weight / (active + 1).
+//! Not here: which zone a request goes to (`locality.rs`), slow start and panic page. Written from Envoy's documentation
+//! ("Load balancers: weighted least request", "Outlier detection", v1.31): equal weights take the less busy of two draws
+//! WITH replacement; others an earliest-deadline-first queue by weight / (active + 1).
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 

@@ -61,7 +61,8 @@ impl LoadAware {
         if self.waited < PERIOD {
             return self.shares;
         }
-        self.waited -= PERIOD;
+        // Periods in which nobody asked are not made up for.
+        self.waited = Duration::from_nanos((self.waited.as_nanos() % PERIOD.as_nanos()) as u64);
         let before = self.smoothed.unwrap_or(*utilization);
         let now = std::array::from_fn(|zone| {
             before[zone] + ALPHA * (utilization[zone].min(1.0) - before[zone])
