@@ -434,7 +434,9 @@ fn an_endpoint_comes_back_even_if_every_answer_takes_longer_than_a_canary_is_wai
     let takes = CANARY_LOST * 4;
     // One more each time that the last was given up for lost; only then is the first heard of.
     let step = CANARY_LOST + MS;
-    let sent: Vec<Option<Canary>> = (0..4).map(|n| claimed(&upstream, over + step * n)).collect();
+    let sent: Vec<Option<Canary>> = (0..4)
+        .map(|n| claimed(&upstream, over + step * n))
+        .collect();
     assert!(slow.is_ejected());
     report_of(&upstream, sent[0], Outcome::Success, over + takes);
     assert!(!slow.is_ejected());
