@@ -36,11 +36,14 @@ fuzz:
 	mesh-proto/fuzz/run --seconds 120
 	sidecar/fuzz/run --seconds 120
 
-# Balancer and gossip in virtual time against all of their targets, some minutes; see `starling sim --help`.
+# Balancer and gossip in virtual time against all of their targets, both whatever comes of the first, some minutes; see
+# `starling sim --help`.
 sim:
 	$(CARGO) build --release --bin starling
-	target/release/starling sim balance --check
-	target/release/starling sim gossip --scenario all
+	@failed=0; \
+	target/release/starling sim balance --check || failed=1; \
+	target/release/starling sim gossip --scenario all || failed=1; \
+	exit $$failed
 
 # The pictures of deploy/balancing.md; see deploy/plots/run --help.
 plots:
