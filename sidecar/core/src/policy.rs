@@ -221,6 +221,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte in either direction, once the answer has begun (streams), or on a TCP relay or a UDP flow.
     pub idle: Duration,
+    /// Without a byte on a relay whose one side has said all.
+    pub half_closed: Duration,
     /// How long what is relayed goes on to an endpoint that is no longer to be called; `None`: for as long as it likes.
     pub endpoint_grace: Option<Duration>,
     /// How long a connection of HTTP takes requests, a tenth more or less; `None`: for as long as it lasts.
@@ -411,6 +413,7 @@ impl Default for Timeouts {
             request: Duration::from_secs(15),
             connect: Duration::from_secs(1),
             idle: Duration::from_secs(300),
+            half_closed: Duration::from_secs(30),
             endpoint_grace: Some(Duration::from_secs(30)),
             connection_age: Some(Duration::from_secs(3_600)),
         }

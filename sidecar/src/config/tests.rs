@@ -171,6 +171,7 @@ balance = { policy = "power_of_two" }
 timeout = "3s"
 connect_timeout = "200ms"
 idle_timeout = "1m"
+half_close_timeout = "45s"
 endpoint_grace = "never"
 connection_age = "2h"
 retry = { on = ["gateway-error", "5xx", "reset", "non-idempotent"], retries = "2", per_try_timeout = "1s", budget = "10%" }

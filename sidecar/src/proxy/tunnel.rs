@@ -17,7 +17,7 @@ use mesh_core::{
     balance::Ask,
     moment::Moment,
     outcome::{Outcome, Unreachable},
-    policy::Protocol,
+    policy::{Protocol, Timeouts},
     retry::{Sent, Tries, Verdict},
     session::Session,
     snapshot::Upstream,
@@ -61,8 +61,8 @@ const SPLICE_AFTER_BYTES: u64 = 4 << 20;
 const TURN_BYTES: usize = 4 << 20;
 /// Silence that is a rest.
 const REST: Duration = Duration::from_millis(100);
-/// How long the second direction may stay silent once the first has ended.
-const HALF_CLOSED: Duration = Duration::from_secs(30);
+/// Silence is looked at no more often than this.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Relays a TLS connection, unopened, to the upstream that its server name leads to.
 pub async fn pass(
@@ -173,7 +173,8 @@ pub async fn serve(
         drop(first);
         let outage = (worker.outages).watch(upstream, attempt.endpoint().key.address);
         let relayed = Transport::Listed(Rc::clone(&client));
-        let end = relay(&worker, relayed, endpoint, lane, idle, &outage).await;
+        let timeouts = &upstream.policy.timeouts;
+        let end = relay(&worker, relayed, endpoint, lane, timeouts, &outage).await;
         ended(&client, &end);
         attempt.over(None);
     } else {
@@ -302,6 +303,7 @@ async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunne
     let attempt = &settle.attempt;
     let worker = Rc::clone(attempt.worker());
     let outage = (worker.outages).watch(attempt.upstream(), attempt.endpoint().key.address);
+    let timeouts = &attempt.upstream().policy.timeouts;
     let end = match endpoint {
         Exit::Connection(endpoint) => {
             let mut lane = None;
@@ -309,13 +311,13 @@ async fn left_http(client: impl AsyncRead + AsyncWrite, entry: &Rc<Entry>, tunne
                 entry.relays(&endpoint, Spoken::Bytes, idle);
                 lane = Lane::between(entry, &endpoint);
             }
-            relay(&worker, client, endpoint, lane, idle, &outage).await
+            relay(&worker, client, endpoint, lane, timeouts, &outage).await
         }
         Exit::Stream(endpoint) => {
             entry.leads_to(attempt.upstream(), attempt.endpoint());
             entry.speaks(Spoken::Bytes);
             entry.rests_for(idle);
-            relay(&worker, client, endpoint, None, idle, &outage).await
+            relay(&worker, client, endpoint, None, timeouts, &outage).await
         }
     };
     ended(entry, &end);
@@ -415,14 +417,15 @@ async fn relay(
     client: impl AsyncRead + AsyncWrite,
     endpoint: impl AsyncRead + AsyncWrite,
     lane: Option<Lane>,
-    idle: Duration,
+    timeouts: &Timeouts,
     outage: &Outage,
 ) -> End {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_endpoint, mut to_endpoint) = tokio::io::split(endpoint);
     let watch = Watch {
         last: Cell::new(worker.clock.now()),
-        limit: Cell::new(idle),
+        limit: Cell::new(timeouts.idle),
+        half_closed: timeouts.half_closed,
     };
     let both = async {
         let back = lane.as_ref().map(Lane::back);
@@ -465,6 +468,8 @@ impl Broken {
 struct Watch {
     last: Cell<Moment>,
     limit: Cell<Duration>,
+    /// How long the second direction may stay silent once the first has ended.
+    half_closed: Duration,
 }
 
 impl Watch {
@@ -475,7 +480,7 @@ impl Watch {
             if ends <= now {
                 return;
             }
-            sleep(ends.since(now).min(HALF_CLOSED)).await;
+            sleep(ends.since(now).min(self.half_closed.max(LOOK))).await;
         }
     }
 }
@@ -509,7 +514,7 @@ async fn one_way(
         watch.last.set(worker.clock.now());
     }
     watch.last.set(worker.clock.now());
-    watch.limit.set(watch.limit.get().min(HALF_CLOSED));
+    watch.limit.set(watch.limit.get().min(watch.half_closed));
     to.shutdown().await.map_err(Broken::Writing)
 }
 

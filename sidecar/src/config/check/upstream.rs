@@ -262,7 +262,12 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
     let default = Timeouts::default();
     let Lasting(endpoint_grace) = keys.or("endpoint_grace", Lasting(default.endpoint_grace));
     if protocol == Protocol::Udp {
-        for key in ["timeout", "connect_timeout", "idle_timeout"] {
+        for key in [
+            "timeout",
+            "connect_timeout",
+            "idle_timeout",
+            "half_close_timeout",
+        ] {
             if keys.has(key) {
                 keys.wrong(
                     key,
@@ -285,6 +290,7 @@ fn timeouts(keys: &Keys<'_>, protocol: Protocol) -> Timeouts {
         request: positive(keys, "timeout", default.request),
         connect: positive(keys, "connect_timeout", default.connect),
         idle: positive(keys, "idle_timeout", idle),
+        half_closed: positive(keys, "half_close_timeout", default.half_closed),
         endpoint_grace,
         connection_age: age(keys, protocol, default.connection_age),
     }

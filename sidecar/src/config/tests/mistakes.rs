@@ -54,6 +54,7 @@ const MISTAKES: &[Mistake] = &[
     ("[upstream.db]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nbalance = { policy = \"consistent_hash\", key = \"cookie:a\" }", 4, "upstream.db.balance.key", "sees no cookie:a", "\"source_ip\""),
     ("[upstream.p]\nbalance = \"round_robbin\"", 2, "upstream.p.balance", "unknown here", "did you mean \"round_robin\"?"),
     ("[upstream.p]\nendpoint_grace = \"ever\"", 2, "upstream.p.endpoint_grace", "no duration", "\"never\""),
+    ("[upstream.p]\nhalf_close_timeout = \"0s\"", 2, "upstream.p.half_close_timeout", "no time", "\"1ms\""),
     ("[upstream.p]\nconnection_age = \"0s\"", 2, "upstream.p.connection_age", "no time", "\"never\""),
     ("[upstream.db]\nprotocol = \"tcp\"\nlisten = \"127.0.0.1:1\"\nconnection_age = \"1h\"", 4, "upstream.db.connection_age", "knows no requests", "drop it"),
     ("[outbound]\nconnection_age = 5", 2, "outbound.connection_age", "no unit", "\"never\""),

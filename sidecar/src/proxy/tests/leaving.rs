@@ -258,3 +258,37 @@ fn no_tunnel_leads_to_where_datagrams_are_spoken() {
         assert!(world.dialled.borrow().is_empty());
     });
 }
+
+#[test]
+fn whoever_has_said_all_is_answered_within_a_time_of_its_own() {
+    let answered = |half_closed: u64| {
+        let said = Rc::new(RefCell::new(String::new()));
+        let told = Rc::clone(&said);
+        let lasted = Rc::new(RefCell::new(0));
+        let took = Rc::clone(&lasted);
+        run(async move {
+            let thinks = script(|_, mut stream| async move {
+                let mut asked = String::new();
+                stream.read_to_string(&mut asked).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(100)).await;
+                let _ = stream.write_all(asked.to_uppercase().as_bytes()).await;
+            });
+            let world = world(vec![(1, thinks)], &[1], |policy| {
+                policy.timeouts.half_closed = Duration::from_secs(half_closed);
+            });
+            let mut client = world.client();
+            let ask = "CONNECT web.mesh:80 HTTP/1.1\r\nHost: web.mesh:80\r\n\r\nhello";
+            client.write_all(ask.as_bytes()).await.unwrap();
+            assert!(head(&mut client).await.starts_with("HTTP/1.1 200"));
+            client.shutdown().await.unwrap();
+            let began = tokio::time::Instant::now();
+            let mut heard = String::new();
+            let _ = client.read_to_string(&mut heard).await;
+            *told.borrow_mut() = heard;
+            *took.borrow_mut() = began.elapsed().as_secs();
+        });
+        (said.take(), lasted.take())
+    };
+    assert_eq!(answered(30), (String::new(), 30));
+    assert_eq!(answered(200), ("HELLO".to_owned(), 100));
+}
