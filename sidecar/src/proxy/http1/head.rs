@@ -21,7 +21,7 @@ const FIELDS_MAX: usize = 100;
 pub struct Bounds {
     /// Bytes of its first line.
     pub line_bytes: usize,
-    /// Bytes of all of it.
+    /// Bytes of all the rest.
     pub bytes: usize,
     /// Its fields.
     pub fields: usize,
@@ -143,7 +143,8 @@ pub fn check_unfinished(input: &[u8], bounds: Bounds) -> Result<(), Fault> {
     if input.len() > bounds.line_bytes && !input[..line].contains(&b'\n') {
         return Err(Fault::LineTooLong);
     }
-    if input.len() > bounds.bytes {
+    // What came may be the line alone, which does not count among the fields.
+    if input.len() > bounds.bytes + bounds.line_bytes {
         return Err(Fault::TooLarge);
     }
     // What is neither a method nor an empty line will not become a request, and its sender may wait for our word.

@@ -350,3 +350,29 @@ fn what_clients_may_take_is_as_configured() {
         assert_eq!(lasts(&begun.unwrap()).await.1, 1);
     });
 }
+
+#[test]
+fn a_request_line_may_be_longer_than_all_fields_and_come_in_pieces() {
+    run(async {
+        let world = world(vec![(1, script(|_, s| echo(s)))], &[1], |_| {});
+        world.set(|settings| {
+            settings.header_bytes = 8 * 1024;
+            settings.limits.request_line_bytes = 32 * 1024;
+        });
+        let long = "a".repeat(20 * 1024);
+        let answer = async |fields: &str| {
+            let mut client = world.client();
+            client.write_all(b"GET /").await.unwrap();
+            client.write_all(long.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let rest = format!(" HTTP/1.1\r\nhost: web.mesh\r\nconnection: close\r\n{fields}\r\n");
+            // One that is refused may be so before it has said all.
+            let _ = client.write_all(rest.as_bytes()).await;
+            String::from_utf8(rest_of(&mut client).await.0).unwrap()
+        };
+        let told = answer("").await;
+        assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+        let told = answer(&format!("x-long: {}{}\r\n", long, long)).await;
+        assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    });
+}
