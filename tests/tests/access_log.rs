@@ -122,7 +122,7 @@ async fn connections_of_http_have_a_line_each_on_either_side() {
             .filter(|_| lines.len() == 2)
             .ok_or("none yet")?;
         match last["reason"].as_str() {
-            Some("client fault" | "done") => Ok(()),
+            Some("client fault") => Ok(()),
             other => Err(format!("{other:?}")),
         }
     })

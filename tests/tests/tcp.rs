@@ -219,7 +219,7 @@ async fn connections_are_dealt_out_by_policy_and_weight() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_takes_to_speak_is_not_taken_for_its_latency() {
-    let late = Duration::from_millis(300);
+    let late = Duration::from_secs(3);
     let sidecar = weighed("least_response_time", &[100], late).await;
     for _ in 0..4 {
         connected(&sidecar).await;
@@ -229,7 +229,7 @@ async fn what_a_server_takes_to_speak_is_not_taken_for_its_latency() {
     let latency = told["endpoints"][0]["latency_ms"].as_f64();
     // Connecting on one machine takes a fraction of a millisecond; a slow one may take longer.
     assert!(
-        latency.is_some_and(|ms| ms > 0.0 && ms < 150.0),
+        latency.is_some_and(|ms| ms > 0.0 && ms < 1_500.0),
         "{latency:?}"
     );
 }
