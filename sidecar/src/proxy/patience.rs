@@ -69,6 +69,8 @@ pub struct Patience {
     idle_since: AtomicU64,
     /// Since when the client has taken no byte of what we have for it; 0: it takes them.
     blocked_since: AtomicU64,
+    /// When it took a write last for which it had been waited.
+    taken_at: AtomicU64,
     /// Since when a request's head (or trailers) is on its way; 0: none is.
     head_since: AtomicU64,
 }
@@ -101,6 +103,7 @@ impl Patience {
             answering: AtomicU32::new(0),
             idle_since: AtomicU64::new(clock.now().as_nanos()),
             blocked_since: AtomicU64::new(0),
+            taken_at: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
         })
     }
@@ -120,6 +123,7 @@ impl Patience {
     pub fn wrote(&self, taken: bool) {
         let blocked_since = self.blocked_since.load(Relaxed);
         if taken && blocked_since != 0 {
+            self.taken_at.store(self.clock.now().as_nanos(), Relaxed);
             self.blocked_since.store(0, Relaxed);
         } else if !taken && blocked_since == 0 {
             self.blocked_since
@@ -164,13 +168,14 @@ impl Patience {
 
     fn due(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
         let head_since = self.head_since.load(Relaxed);
-        let head = (Moment::from_nanos(head_since) + self.head, RanOut::Head);
         let other = self.due_without_head(from, rest, now);
-        if head_since > 0 && head.0 < other.0 {
-            head
-        } else {
-            other
+        // While a write waits, nothing may be read, and the rest of a head may have come long ago.
+        if head_since == 0 || self.blocked_since.load(Relaxed) > 0 {
+            return other;
         }
+        let since = head_since.max(self.taken_at.load(Relaxed));
+        let head = (Moment::from_nanos(since) + self.head, RanOut::Head);
+        if head.0 < other.0 { head } else { other }
     }
 
     fn due_without_head(&self, from: Moment, rest: Duration, now: Moment) -> (Moment, RanOut) {
@@ -284,6 +289,33 @@ mod tests {
                 ClientLimits::default().head.as_secs()
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_anew_once_we_are_read_from_and_read_again() {
+        let patience = Patience::new(Clock::new(), &ClientLimits::default());
+        let _answering = patience.answer(listed());
+        let watch = tokio::spawn({
+            let patience = Arc::clone(&patience);
+            async move { patience.run_out().await }
+        });
+        let begun = patience.now();
+        patience.head_since(Some(begun));
+        patience.wrote(false);
+        for _ in 0..60 {
+            advance(Duration::from_secs(1)).await;
+            tokio::task::yield_now().await;
+        }
+        assert!(!watch.is_finished());
+        patience.wrote(true);
+        // What is read then still began when it did.
+        patience.head_since(Some(begun));
+        let began = Instant::now();
+        assert_eq!(watch.await.unwrap(), RanOut::Head);
+        assert_eq!(
+            began.elapsed().as_secs(),
+            ClientLimits::default().head.as_secs()
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -376,3 +376,44 @@ fn a_request_line_may_be_longer_than_all_fields_and_come_in_pieces() {
         assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
     });
 }
+
+#[test]
+fn a_head_that_came_while_an_answer_was_left_unread_is_served_when_that_is_read() {
+    run(async {
+        const ANSWER_BYTES: usize = 1 << 20;
+        let large = script(|_, mut stream| async move {
+            head(&mut stream).await;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {ANSWER_BYTES}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'a'; ANSWER_BYTES]).await.unwrap();
+        });
+        let world = world(vec![(1, large)], &[1], |_| {});
+        let mut client = world.client();
+        // GET http://web.mesh/.
+        let block = [&[0x82, 0x86, 0x84, 0x01, 8][..], b"web.mesh"].concat();
+        let window = (8_u32 << 20).to_be_bytes();
+        let hello = [
+            PREFACE,
+            &frame(4, 0, 0, &[&[0, 4][..], &window].concat()),
+            &frame(8, 0, 0, &window),
+            &frame(1, 5, 1, &block),
+        ]
+        .concat();
+        client.write_all(&hello).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let second = frame(1, 5, 3, &block);
+        client.write_all(&second[..12]).await.unwrap();
+        tokio::time::sleep(HEAD * 6).await;
+        client.write_all(&second[12..]).await.unwrap();
+        let mut taken = [0; 2];
+        while taken != [ANSWER_BYTES; 2] {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            client.read_exact(&mut vec![0; length]).await.unwrap();
+            if head[3] == 0 {
+                taken[usize::from(head[8] / 2)] += length;
+            }
+        }
+    });
+}
