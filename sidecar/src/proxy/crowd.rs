@@ -34,6 +34,10 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How much of what it says meanwhile is thrown away.
 const UNHEARD_BYTES_MAX: usize = 64 * 1024;
 
+/// Bits of an IPv6 address that its holder does not choose: a host or a site has a network of 64 to itself (RFC 4291,
+/// 2.5.4; RFC 6177), and whoever counted addresses would find a new client in each.
+const NETWORK_BITS: u32 = 64;
+
 /// A connection's place among those of its client's address.
 pub type ClientPlace = Arc<()>;
 
@@ -74,14 +78,14 @@ impl Default for Crowd {
 }
 
 impl Crowd {
-    /// A place for one more connection of `client`, unless it has `max`.
+    /// A place for one more connection of `client`, unless it has `max`, or its network has where that is IPv6.
     pub fn place(&self, client: IpAddr, max: u32) -> Option<ClientPlace> {
         let clients = &mut *self.clients.borrow_mut();
         if clients.len() >= self.sweep_at.get() {
             clients.retain(|_, place| Arc::strong_count(place) > 1);
             self.sweep_at.set((clients.len() * 2).max(SWEEP_AT_MIN));
         }
-        let place = clients.entry(client).or_default();
+        let place = clients.entry(counted(client)).or_default();
         let has = Arc::strong_count(place) - 1;
         (has < max as usize).then(|| Arc::clone(place))
     }
@@ -119,6 +123,17 @@ impl Crowd {
             // It may have gone already.
             let _ = timeout(FAREWELL, farewell).await;
         });
+    }
+}
+
+/// Whose connections are counted together with this client's.
+fn counted(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & (u128::MAX << (u128::BITS - NETWORK_BITS));
+            IpAddr::V6(network.into())
+        }
+        address => address,
     }
 }
 
@@ -171,6 +186,21 @@ mod tests {
         assert!(crowd.place(other, 2).is_some());
         drop(held);
         assert!(crowd.place(one, 2).is_some());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_client_and_ipv4_in_it_is_itself() {
+        let crowd = Crowd::default();
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let held = crowd.place(address("2001:db8:1:2::1"), 1);
+        assert!(held.is_some());
+        let neighbour = address("2001:db8:1:2:ffff:ffff:ffff:ffff");
+        assert!(crowd.place(neighbour, 1).is_none());
+        assert!(crowd.place(address("2001:db8:1:3::1"), 1).is_some());
+        let mapped = crowd.place(address("::ffff:10.0.0.1"), 1);
+        assert!(mapped.is_some());
+        assert!(crowd.place(address("::ffff:10.0.0.2"), 1).is_some());
+        assert!(crowd.place(address("10.0.0.1"), 1).is_none());
     }
 
     #[test]
