@@ -19,9 +19,10 @@ use mesh_tests::{
     until::until,
 };
 
-const PAPERS: [&str; 6] = [
+const PAPERS: [&str; 7] = [
     "README.md",
     "deploy/README.md",
+    "deploy/balancing.md",
     "deploy/configuration.md",
     "deploy/metrics.md",
     "deploy/simulation.md",
