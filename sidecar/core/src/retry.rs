@@ -236,6 +236,13 @@ impl Tries {
         self.attempts
     }
 
+    /// Whether an attempt is made again whose answer tells that its endpoint failed (some [`Outcome::ServerFault`]), as far
+    /// as the policy goes: budget and time left are looked at when it has.
+    pub fn repeats_faults(&self, policy: &Policy) -> bool {
+        let on = policy.retry.on;
+        (on.server_error || on.gateway_error) && self.has_repeats(&policy.retry)
+    }
+
     /// What to do after an attempt that came to `outcome`.
     pub fn verdict(
         &mut self,
@@ -326,11 +333,7 @@ impl Tries {
         rng: &mut impl Rng,
     ) -> Option<Duration> {
         let rules = &policy.retry;
-        let allowed = is_asked_for(outcome, rules)
-            && sent != Sent::Gone
-            && (self.idempotent || rules.on.non_idempotent)
-            && !self.already_retry
-            && self.retries < rules.retries;
+        let allowed = is_asked_for(outcome, rules) && sent != Sent::Gone && self.has_repeats(rules);
         if !allowed {
             return None;
         }
@@ -344,6 +347,13 @@ impl Tries {
             self.beyond_tier = Some(self.last_tier);
         }
         Some(after)
+    }
+
+    /// Whether the policy grants one more to a request like this.
+    fn has_repeats(&self, rules: &Retry) -> bool {
+        (self.idempotent || rules.on.non_idempotent)
+            && !self.already_retry
+            && self.retries < rules.retries
     }
 }
 

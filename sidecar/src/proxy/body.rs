@@ -24,6 +24,7 @@ use mesh_core::{
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
+    ahead::Ahead,
     attempt::Attempt,
     http1::{
         encode::Spelled,
@@ -113,6 +114,8 @@ pub enum Inflow {
     Http2(http2::incoming::Received),
     /// None: the endpoint has agreed that its stream of HTTP/2 leaves HTTP.
     Left(Box<Stream>),
+    /// One whose beginning was looked at.
+    Ahead(Box<Ahead>),
 }
 
 impl Inflow {
@@ -121,6 +124,7 @@ impl Inflow {
         match self {
             Inflow::Http1(received) => received.take_spelling(),
             Inflow::Http2(_) | Inflow::Left(_) => None,
+            Inflow::Ahead(ahead) => ahead.rest_mut().take_spelling(),
         }
     }
 }
@@ -137,6 +141,7 @@ impl Body for Inflow {
             Inflow::Http1(received) => received.poll_frame(cx),
             Inflow::Http2(received) => received.poll_frame(cx),
             Inflow::Left(_) => Poll::Ready(None),
+            Inflow::Ahead(ahead) => ahead.poll_frame(cx),
         }
     }
 
@@ -145,6 +150,7 @@ impl Body for Inflow {
             Inflow::Http1(received) => received.is_end_stream(),
             Inflow::Http2(received) => received.is_end_stream(),
             Inflow::Left(_) => true,
+            Inflow::Ahead(ahead) => ahead.is_end_stream(),
         }
     }
 
@@ -153,6 +159,7 @@ impl Body for Inflow {
             Inflow::Http1(received) => received.size_hint(),
             Inflow::Http2(received) => received.size_hint(),
             Inflow::Left(_) => SizeHint::with_exact(0),
+            Inflow::Ahead(ahead) => ahead.size_hint(),
         }
     }
 }
@@ -217,6 +224,12 @@ impl Source {
     /// Whether another try can still send the whole body.
     pub fn is_replayable(&self) -> bool {
         !self.state.borrow().lost
+    }
+
+    /// Whether all of the body has come.
+    pub fn is_whole(&self) -> bool {
+        let state = self.state.borrow();
+        !state.client_failed && (state.over || state.incoming.is_end_stream())
     }
 
     /// Whether anything of the body has come.

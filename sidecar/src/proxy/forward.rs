@@ -196,6 +196,7 @@ pub async fn forward(caller: &Caller, request: Request<Inflow>) -> Response<Repl
             fresh,
             client: &caller.entry,
             canary: pick.canary,
+            looks_ahead: call.grpc && tries.repeats_faults(&upstream.policy),
         };
         let tried = send::once(worker, &upstream, &pick.endpoint, &call, terms).await;
 

@@ -5,6 +5,7 @@
 //! The request's straight path:
 //! `listen` → `worker` → `welcome` → `detect` → `front` → `forward` → `send` → `body`.
 
+pub mod ahead;
 pub mod attempt;
 pub mod body;
 pub mod client_hello;

@@ -18,8 +18,9 @@ use tokio::time::{timeout, timeout_at};
 use tower::Service;
 
 use super::{
+    ahead,
     attempt::Attempt,
-    body::Inflow,
+    body::{Inflow, Source},
     connections::{Entry, Spoken, UnderWay, reason},
     dial::Target,
     extended,
@@ -102,6 +103,8 @@ pub struct Terms<'a> {
     pub client: &'a Entry,
     /// The trial of its endpoint that it is, if it is one.
     pub canary: Option<Canary>,
+    /// If its answer tells that the endpoint failed, it is made again: worth a look behind a head that does not tell.
+    pub looks_ahead: bool,
 }
 
 impl Terms<'_> {
@@ -147,10 +150,19 @@ pub async fn once(
         timeout_at(worker.clock.instant(terms.deadline), trying).await
     };
     match tried {
-        Ok(Ok((head, body, connection))) => {
+        Ok(Ok((head, mut body, connection))) => {
             let there = Present::of(&head.headers);
-            let told = judge(&head, there, body.is_end_stream());
+            let mut told = judge(&head, there, body.is_end_stream());
             attempt.headed(told);
+            if told.is_none() && terms.looks_ahead && is_repeatable(call) {
+                let until = terms.deadline.min(worker.clock.now() + ahead::LOOK_MAX);
+                // Apart, so that no other call needs room for it.
+                let looking = Box::pin(ahead::look(body, worker.clock.instant(until)));
+                (body, told) = looking.await;
+                if told.is_some() {
+                    attempt.over(told);
+                }
+            }
             Ok(Answer {
                 connection: connection.map(|idle| keeps_as_told(idle, &head, there)),
                 outcome: told.unwrap_or(Outcome::Success),
@@ -185,6 +197,12 @@ pub async fn once(
             Err(failure)
         }
     }
+}
+
+/// Whether the endpoint has, or is about to have, all of the request, and so could another.
+fn is_repeatable(call: &Call) -> bool {
+    let is_whole = call.source.as_ref().is_none_or(Source::is_whole);
+    is_whole && all_sent(call) == Sent::Replayable
 }
 
 /// What was sent once the request went out: whether it can be sent again whole.

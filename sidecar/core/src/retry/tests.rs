@@ -130,6 +130,33 @@ fn what_the_policy_repeats_is_told_by_this_table() {
 }
 
 #[test]
+fn whether_faults_are_repeated_is_known_before_one_is_seen() {
+    let faults = [true, false].map(|gateway| Outcome::ServerFault { gateway });
+    for bits in 0..32 {
+        let is = |bit: u32| bits & 1 << bit != 0;
+        let policy = |policy: &mut Policy| {
+            policy.retry.on.gateway_error = is(0);
+            policy.retry.on.server_error = is(1);
+            policy.retry.on.non_idempotent = is(2);
+            policy.retry.retries = u8::from(is(3));
+        };
+        let told = Story::new(is(4), policy);
+        let told = told.tries.repeats_faults(&told.policy);
+        let repeats = faults.map(|fault| {
+            let mut story = Story::new(is(4), policy);
+            let verdict = story.attempt(1, fault, Sent::Replayable);
+            let is_used_up = !story.tries.repeats_faults(&story.policy);
+            assert!(is_used_up || verdict == Verdict::Answer, "{bits:05b}");
+            verdict != Verdict::Answer
+        });
+        assert_eq!(told, repeats.contains(&true), "{bits:05b}");
+    }
+    let policy = Policy::of_service("shop");
+    let of_a_repeat = Tries::start(&policy, true, true, at(0));
+    assert!(!of_a_repeat.repeats_faults(&policy));
+}
+
+#[test]
 fn a_connection_found_dead_is_replaced_once_for_nothing() {
     let broken = unreachable(Unreachable::Broken);
     let stale = |body| Sent::Stale { body };

@@ -1,5 +1,5 @@
-//! gRPC calls: a status that comes alone is repeated elsewhere, one behind a message is not, and an endpoint's reset is
-//! its caller's too.
+//! gRPC calls: a status that comes without a message is repeated elsewhere, one behind a message is not, and an endpoint's
+//! reset is its caller's too.
 //!
 //! Not here: what a status means (`mesh_core::outcome`), and grpcio (`tests/clients.rs` of the workspace).
 
@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::policy::HttpVersion;
 
 use super::*;
+use crate::proxy::ahead::LOOK_MAX;
 
 /// A server of HTTP/2 that answers each call in this way, and counts them.
 fn serves(answer: fn(SendResponse<Bytes>), calls: &Rc<RefCell<u32>>) -> Script {
@@ -32,6 +33,12 @@ fn status(code: &'static str) -> HeaderMap {
     )])
 }
 
+/// An empty message.
+const MESSAGE: &[u8] = b"\0\0\0\0\0";
+
+const POST: &str = "POST /Shop/Buy HTTP/1.1\r\nHost: web.mesh\r\nContent-Type: application/grpc\r\nTE: trailers\r\n\
+    Content-Length: 5\r\nConnection: close\r\n\r\n\0\0\0\0\0";
+
 /// The head of any answer of gRPC.
 fn head_of_grpc() -> Response<()> {
     let head = Response::builder().header("content-type", "application/grpc");
@@ -40,8 +47,7 @@ fn head_of_grpc() -> Response<()> {
 
 fn well(mut respond: SendResponse<Bytes>) {
     let mut body = respond.send_response(head_of_grpc(), false).unwrap();
-    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), false)
-        .unwrap();
+    body.send_data(Bytes::from_static(MESSAGE), false).unwrap();
     body.send_trailers(status("0")).unwrap();
 }
 
@@ -52,71 +58,210 @@ fn trailers_only(mut respond: SendResponse<Bytes>) {
     respond.send_response(head, true).unwrap();
 }
 
-/// The same behind a message.
-fn trailers_after_message(mut respond: SendResponse<Bytes>) {
+/// The same behind a head that does not say so.
+fn trailers_at_once(mut respond: SendResponse<Bytes>) {
     let mut body = respond.send_response(head_of_grpc(), false).unwrap();
-    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), false)
-        .unwrap();
     body.send_trailers(status("14")).unwrap();
 }
 
-/// One call without a message; yields its status, wherever that stood.
-async fn call(client: &mut SendRequest<Bytes>) -> String {
+/// The same so late that nobody waited for it.
+fn trailers_late(mut respond: SendResponse<Bytes>) {
+    let mut body = respond.send_response(head_of_grpc(), false).unwrap();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(LOOK_MAX * 2).await;
+        body.send_trailers(status("14")).unwrap();
+    });
+}
+
+/// The same behind a message.
+fn trailers_after_message(mut respond: SendResponse<Bytes>) {
+    let mut body = respond.send_response(head_of_grpc(), false).unwrap();
+    body.send_data(Bytes::from_static(MESSAGE), false).unwrap();
+    body.send_trailers(status("14")).unwrap();
+}
+
+/// One call; yields how long its head took, the messages of its answer, and its status, wherever that stood.
+async fn call(client: &mut SendRequest<Bytes>) -> (Duration, Vec<u8>, String) {
     let request = Request::post("http://web.mesh/Shop/Buy")
         .header("content-type", "application/grpc")
         .header("te", "trailers");
     let request = request.body(()).unwrap();
-    let (answer, _) = client.send_request(request, true).unwrap();
+    let began = tokio::time::Instant::now();
+    let (answer, mut message) = client.send_request(request, false).unwrap();
+    message
+        .send_data(Bytes::from_static(MESSAGE), true)
+        .unwrap();
     let answer = answer.await.unwrap();
+    let head_after = began.elapsed();
     let mut said = answer.headers().clone();
     let mut body = answer.into_body();
+    let mut messages = Vec::new();
     while let Some(data) = body.data().await {
-        data.unwrap();
+        messages.extend(data.unwrap());
     }
     said.extend(body.trailers().await.unwrap().unwrap_or_default());
-    said["grpc-status"].to_str().unwrap().to_owned()
+    let status = said["grpc-status"].to_str().unwrap().to_owned();
+    (head_after, messages, status)
 }
 
-/// Statuses of twenty calls where one of two endpoints answers so, and how many calls that one got.
-async fn twenty(bad: fn(SendResponse<Bytes>), retries: u8) -> (Vec<String>, u32) {
-    let (of_bad, of_well) = (Rc::default(), Rc::default());
-    let scripts = vec![(1, serves(bad, &of_bad)), (2, serves(well, &of_well))];
+/// What [`twenty`] calls came to.
+struct Told {
+    statuses: Vec<String>,
+    /// How many the endpoint got that fails.
+    at_bad: u32,
+    slowest_head: Duration,
+}
+
+/// Twenty calls where one of two endpoints does what `bad` says.
+async fn twenty(bad: Script, at_bad: Rc<RefCell<u32>>, change: impl FnOnce(&mut Policy)) -> Told {
+    let scripts = vec![(1, bad), (2, serves(well, &Rc::default()))];
     let world = world(scripts, &[1, 2], |policy| {
         policy.http = HttpVersion::Two;
-        policy.retry.retries = retries;
         policy.retry.on.gateway_error = true;
         policy.retry.on.non_idempotent = true;
         policy.balance = mesh_core::policy::Balance::RoundRobin;
         policy.ejection.consecutive = 0;
         policy.ejection.success_below = 0.0;
+        change(policy);
     });
     let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
-    let mut statuses = Vec::new();
+    let (mut statuses, mut slowest_head) = (Vec::new(), Duration::ZERO);
     for _ in 0..20 {
-        statuses.push(call(&mut client).await);
+        let (head_after, messages, status) = call(&mut client).await;
+        slowest_head = slowest_head.max(head_after);
+        assert!(messages.is_empty() || messages == MESSAGE, "{messages:?}");
+        statuses.push(status);
         // The budget of repeats grows with time.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let bad = *of_bad.borrow();
-    (statuses, bad)
+    let at_bad = *at_bad.borrow();
+    assert!(at_bad >= 5, "it was asked {at_bad} times");
+    Told {
+        statuses,
+        at_bad,
+        slowest_head,
+    }
+}
+
+/// The same where it is an endpoint of HTTP/2.
+async fn of_http2(bad: fn(SendResponse<Bytes>), change: impl FnOnce(&mut Policy)) -> Told {
+    let calls = Rc::default();
+    twenty(serves(bad, &calls), calls, change).await
+}
+
+impl Told {
+    /// Whether no client heard of a failure.
+    fn is_well(&self) -> bool {
+        self.statuses.iter().all(|status| status == "0")
+    }
+
+    /// Whether the clients heard of every one.
+    fn is_told_whole(&self) -> bool {
+        let failed = self.statuses.iter().filter(|status| *status == "14");
+        failed.count() as u32 == self.at_bad
+    }
 }
 
 #[test]
-fn a_call_that_came_to_unavailable_alone_is_repeated_elsewhere() {
-    run(async {
-        let (statuses, at_bad) = twenty(trailers_only, 1).await;
-        assert!(statuses.iter().all(|status| status == "0"), "{statuses:?}");
-        assert!(at_bad >= 5, "it was asked {at_bad} times");
-    });
-    // A message has gone to the client, so the status follows it.
-    for (bad, retries) in [(trailers_after_message as fn(_), 1), (trailers_only, 0)] {
+fn a_call_that_came_to_unavailable_without_a_message_is_repeated_elsewhere() {
+    for bad in [trailers_only, trailers_at_once] {
         run(async {
-            let (statuses, at_bad) = twenty(bad, retries).await;
-            let told = statuses.iter().filter(|status| *status == "14").count();
-            assert_eq!(told as u32, at_bad, "{statuses:?}");
-            assert!(at_bad >= 5, "it was asked {at_bad} times");
+            let told = of_http2(bad, |_| {}).await;
+            assert!(told.is_well(), "{:?}", told.statuses);
         });
     }
+    // A message goes to the client, and the status follows it.
+    run(async {
+        let told = of_http2(trailers_after_message, |_| {}).await;
+        assert!(told.is_told_whole(), "{:?}", told.statuses);
+    });
+}
+
+#[test]
+fn a_head_that_nothing_follows_waits_a_moment_where_the_call_would_be_repeated_and_nowhere_else() {
+    run(async {
+        let told = of_http2(trailers_late, |_| {}).await;
+        assert!(told.is_told_whole(), "{:?}", told.statuses);
+        let waited = told.slowest_head;
+        assert!(
+            waited >= LOOK_MAX && waited < LOOK_MAX * 3 / 2,
+            "{waited:?}"
+        );
+    });
+    type Change = fn(&mut Policy);
+    let changes: [Change; 3] = [
+        |policy| policy.retry.retries = 0,
+        |policy| policy.retry.on.non_idempotent = false,
+        |policy| policy.retry.on.gateway_error = false,
+    ];
+    for change in changes {
+        for bad in [trailers_late, trailers_at_once, trailers_only] {
+            run(async {
+                let told = of_http2(bad, change).await;
+                assert!(told.is_told_whole(), "{:?}", told.statuses);
+                let waited = told.slowest_head;
+                assert!(waited < LOOK_MAX / 2, "{waited:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn trailers_of_http1_are_looked_at_too_and_go_on_whole_where_nobody_else_is_left() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n\
+        transfer-encoding: chunked\r\n\r\n0\r\nGrpc-Status: 14\r\n\r\n";
+    let of_http1 = |calls: &Rc<RefCell<u32>>| {
+        let calls = Rc::clone(calls);
+        script(move |_, mut stream| {
+            let calls = Rc::clone(&calls);
+            async move {
+                while head(&mut stream).await.starts_with("POST ") {
+                    *calls.borrow_mut() += 1;
+                    stream.read_exact(&mut [0; MESSAGE.len()]).await.unwrap();
+                    stream.write_all(ANSWER).await.unwrap();
+                }
+            }
+        })
+    };
+    run(async {
+        let calls = Rc::default();
+        let scripts = vec![(1, of_http1(&calls)), (2, of_http1(&calls))];
+        let world = world(scripts, &[1, 2], |policy| {
+            policy.http = HttpVersion::One;
+            policy.retry.on.non_idempotent = true;
+        });
+        for kept in 0..3 {
+            let answer = world.ask(POST).await;
+            assert!(
+                answer.ends_with("\r\n0\r\nGrpc-Status: 14\r\n\r\n"),
+                "{answer}"
+            );
+            assert_eq!(*calls.borrow(), 2 * (kept + 1), "once at each");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // What was passed on was read to its end, so its connection serves the next one.
+        assert!(world.dialled.borrow().len() < 6, "{:?}", world.dialled);
+    });
+}
+
+#[test]
+fn a_conversation_is_not_looked_into() {
+    run(async {
+        // It answers with a head before it has the request, and fails when it has.
+        let talks = serves(trailers_late, &Rc::default());
+        let world = world(vec![(1, talks)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+            policy.retry.on.non_idempotent = true;
+        });
+        let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
+        let request = Request::post("http://web.mesh/Shop/Talk")
+            .header("content-type", "application/grpc")
+            .body(());
+        let began = tokio::time::Instant::now();
+        let (answer, _open) = client.send_request(request.unwrap(), false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+        assert!(began.elapsed() < LOOK_MAX / 2, "{:?}", began.elapsed());
+    });
 }
 
 #[test]
