@@ -149,3 +149,19 @@ fn busy(servers: &[Server]) -> [f64; ZONES] {
         busy as f64 / (all as f64).max(1.0)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_in_which_nobody_asked_are_not_made_up_for() {
+        let mut client = LoadAware::new(0, Duration::ZERO);
+        let first = client.follow(&[1.0; ZONES], &[0.9, 0.1, 0.1], 60 * PERIOD);
+        assert!(first[0] < 0.5, "{first:?}");
+        let soon = client.follow(&[1.0; ZONES], &[0.1, 0.9, 0.9], PERIOD / 2);
+        assert_eq!(soon, first);
+        let due = client.follow(&[1.0; ZONES], &[0.1, 0.9, 0.9], PERIOD / 2);
+        assert_ne!(due, first);
+    }
+}
