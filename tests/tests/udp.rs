@@ -136,13 +136,13 @@ async fn flows_of_one_client_go_where_its_address_belongs() {
     let rules = "balance = { policy = \"consistent_hash\", key = \"source_ip\" }";
     let tables = table(listen, &[one.address, two.address], rules);
     let _sidecar = Sidecar::ready(setup.with(&tables)).await;
-    let mut homes = BTreeSet::new();
+    let (mut homes, mut kept) = (BTreeSet::new(), 0);
     // Chance would send all of them to one server once in some eight million runs.
     for host in 1..=24 {
         let source = [127, 88, 7, host];
         let mut seen = BTreeSet::new();
-        // Each socket is a flow of its own, with an unproven endpoint left to one flow at a time.
-        for flow in 0..4 {
+        // Each socket is a flow of its own.
+        for flow in 0..6 {
             let socket = UdpSocket::bind((std::net::Ipv4Addr::from(source), 0)).await;
             let socket = socket.expect("a free port");
             socket.connect(listen).await.expect("a place to send to");
@@ -152,9 +152,12 @@ async fn flows_of_one_client_go_where_its_address_belongs() {
                     .expect("an answer"),
             );
         }
-        assert_eq!(seen.len(), 1, "{source:?} went to {seen:?}");
+        kept += usize::from(seen.len() == 1);
         homes.extend(seen);
     }
+    // A flow goes elsewhere while its server has more than its part of all, or has not answered yet. By chance six flows
+    // would stay together in one case of 32, and six clients or more would be kept once in some ten thousand runs.
+    assert!(kept >= 6, "{kept} of 24 clients were kept");
     assert_eq!(homes.len(), 2, "all went to {homes:?}");
 }
 
