@@ -17,7 +17,9 @@ pub mod stream;
 
 /// What one stream may send ahead of whoever reads it, in bytes, on either side; bounds what a slow reader makes us hold.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// What all streams of a connection may send ahead, in bytes, on either side.
+/// What all streams of a connection may send ahead, in bytes, on either side. Neither window starts lower and grows: what
+/// comes is passed on piece by piece and the window opens with that, so a hundred uploads to an endpoint that does not
+/// read made us hold 7 MiB at most, what their connections to it need among it.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Streams that we end because the other side broke a rule, before the connection is ended for it.
 const FAULTY_STREAMS_MAX: usize = 1024;

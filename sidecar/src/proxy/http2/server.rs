@@ -47,8 +47,9 @@ use crate::proxy::{
     worker::{Phase, Worker},
 };
 
-/// Bytes of answers that one stream may hold for a client that does not read.
-const SEND_BYTES_MAX: usize = 400 * 1024;
+/// Bytes of answers that one stream may hold for a client that does not read: two pieces as they are read, so that the next
+/// one is there while one is written. With 400 KiB, h2's default, a hundred streams of one client made us hold 44 MiB.
+const SEND_BYTES_MAX: usize = 32 * 1024;
 /// Rounds of one turn: a connection whose streams go on waking each other lets the others of its worker go first then.
 const ROUNDS_MAX: usize = 8;
 
