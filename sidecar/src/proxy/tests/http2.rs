@@ -217,6 +217,40 @@ fn an_answer_of_our_own_to_head_has_no_body_over_http2_either() {
 }
 
 #[test]
+fn a_request_goes_on_after_its_answer_has_begun() {
+    run(async {
+        // Its head comes before anything of the request, and then every piece goes back.
+        let echoes = script(|_, stream| async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let mut back = respond.send_response(Response::new(()), false).unwrap();
+                tokio::task::spawn_local(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(piece)) = body.data().await {
+                        let _ = back.send_data(piece, false);
+                    }
+                    let _ = back.send_data(Bytes::new(), true);
+                });
+            }
+        });
+        let world = world(vec![(1, echoes)], &[1], |policy| {
+            policy.http = HttpVersion::Two;
+        });
+        let mut client = world.http2_client(&mut h2::client::Builder::new()).await;
+        let request = Request::post("http://web.mesh/").body(()).unwrap();
+        let (answer, mut pieces) = client.send_request(request, false).unwrap();
+        let mut back = answer.await.unwrap().into_body();
+        for piece in ["one", "two"] {
+            pieces.send_data(Bytes::from(piece), false).unwrap();
+            let came = tokio::time::timeout(Duration::from_secs(1), back.data()).await;
+            assert_eq!(came.expect("in time").expect("goes on").unwrap(), piece);
+        }
+        pieces.send_data(Bytes::new(), true).unwrap();
+        assert!(back.data().await.is_none_or(|end| end.unwrap().is_empty()));
+    });
+}
+
+#[test]
 fn a_client_that_goes_takes_the_unsent_rest_of_its_request_with_it() {
     run(async {
         let (tell, ended) = tokio::sync::oneshot::channel();
