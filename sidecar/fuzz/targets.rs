@@ -20,9 +20,9 @@ use sidecar::{
     active_check::grpc,
     config::Network,
     proxy::{
+        call,
         client_hello::{self, HELLO_BYTES_MAX, Hello},
         detect::{PREFACE, Speaks, detect},
-        forward,
         headers::{self, Origin},
         http1::{
             decode::{Decoder, Step},
@@ -267,7 +267,7 @@ pub fn grpc_timeout(input: &[u8]) {
         .count();
     let is_sound = (1..=8).contains(&digits)
         && matches!(input[digits..], [b'H' | b'M' | b'S' | b'm' | b'u' | b'n']);
-    assert_eq!(forward::grpc_timeout(&value).is_some(), is_sound);
+    assert_eq!(call::grpc_timeout(&value).is_some(), is_sound);
 }
 
 /// An answer of gRPC's health service: a field that nobody knows changes nothing, and a cut one is no answer.

@@ -15,7 +15,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::time::{Sleep, sleep};
 
 use super::{
-    forward::Call,
+    call::Call,
     http1::{encode, head::Spelling, wire::SharedWire},
 };
 

@@ -6,7 +6,7 @@ use http::header;
 use mesh_core::{moment::Moment, policy::HashKey, snapshot::Upstream};
 use tokio::time::timeout_at;
 
-use super::{forward::Call, worker::Worker};
+use super::{call::Call, worker::Worker};
 use crate::request_key;
 
 /// The beginning of a body did not come in time: that is its client's fault, and no endpoint was asked for anything.

@@ -8,6 +8,7 @@
 pub mod ahead;
 pub mod attempt;
 pub mod body;
+pub mod call;
 pub mod client_hello;
 pub mod connect;
 pub mod connections;

@@ -21,10 +21,11 @@ use super::{
     ahead,
     attempt::Attempt,
     body::{Inflow, Source},
+    call::Call,
     connections::{Entry, Spoken, UnderWay, reason},
     dial::Target,
     extended,
-    forward::{Call, judge},
+    forward::judge,
     headers,
     http1::{
         client::{Trouble, exchange},

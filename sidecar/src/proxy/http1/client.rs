@@ -21,7 +21,7 @@ use super::{
 };
 use crate::proxy::{
     body::RequestBody,
-    forward::Call,
+    call::Call,
     headers,
     interim::{Interim, TooMany},
     present::Present,

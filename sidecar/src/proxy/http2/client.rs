@@ -33,8 +33,8 @@ use super::{
 };
 use crate::proxy::{
     body::RequestBody,
+    call::Call,
     connections::{Entry, reason},
-    forward::Call,
     gather::Gathered,
     http1::{
         incoming::Upload,
