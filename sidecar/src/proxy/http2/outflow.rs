@@ -98,7 +98,7 @@ where
     B: Body<Data = Bytes, Error = BodyError> + Unpin,
 {
     /// Sends `body` by `stream`, whose head was sent; pieces of it may wait for the other side's window for `unread_max` in
-    /// all before [`TAKEN_BYTES_MIN`] of them are taken.
+    /// all before `TAKEN_BYTES_MIN` of them are taken.
     pub fn new(body: B, stream: SendStream<Bytes>, unread_max: Option<Duration>) -> Outflow<B> {
         Outflow {
             body,
