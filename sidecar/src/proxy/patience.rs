@@ -207,7 +207,10 @@ impl Drop for Answering {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Instant, advance};
+    use tokio::{
+        task::JoinHandle,
+        time::{Instant, advance},
+    };
 
     use super::*;
     use crate::proxy::{connections::Connections, transport::Transport};
@@ -221,6 +224,22 @@ mod tests {
         let (pipe, _) = tokio::io::duplex(1);
         let connections = Connections::new(Clock::new());
         UnderWay::on(&connections.client(Transport::Pipe(pipe), None, None, idle()))
+    }
+
+    /// Waits beside what goes on until the client has dawdled too long.
+    fn watched(patience: &Arc<Patience>) -> JoinHandle<RanOut> {
+        let patience = Arc::clone(patience);
+        tokio::spawn(async move { patience.run_out().await })
+    }
+
+    /// The head under way may take its whole time from now on, and no more.
+    async fn has_a_heads_time_left(watch: JoinHandle<RanOut>) {
+        let began = Instant::now();
+        assert_eq!(watch.await.unwrap(), RanOut::Head);
+        assert_eq!(
+            began.elapsed().as_secs(),
+            ClientLimits::default().head.as_secs()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -272,22 +291,14 @@ mod tests {
         for is_answering in [false, true] {
             let patience = Patience::new(Clock::new(), &ClientLimits::default());
             let _answering = is_answering.then(|| patience.answer(listed()));
-            let watch = tokio::spawn({
-                let patience = Arc::clone(&patience);
-                async move { patience.run_out().await }
-            });
+            let watch = watched(&patience);
             tokio::task::yield_now().await;
             advance(Duration::from_secs(7)).await;
             patience.head_since(Some(patience.now()));
             patience.head_since(None);
             advance(Duration::from_secs(7)).await;
             patience.head_since(Some(patience.now()));
-            let began = Instant::now();
-            assert_eq!(watch.await.unwrap(), RanOut::Head);
-            assert_eq!(
-                began.elapsed().as_secs(),
-                ClientLimits::default().head.as_secs()
-            );
+            has_a_heads_time_left(watch).await;
         }
     }
 
@@ -295,10 +306,7 @@ mod tests {
     async fn a_head_has_its_time_anew_once_we_are_read_from_and_read_again() {
         let patience = Patience::new(Clock::new(), &ClientLimits::default());
         let _answering = patience.answer(listed());
-        let watch = tokio::spawn({
-            let patience = Arc::clone(&patience);
-            async move { patience.run_out().await }
-        });
+        let watch = watched(&patience);
         let begun = patience.now();
         patience.head_since(Some(begun));
         patience.wrote(false);
@@ -310,22 +318,14 @@ mod tests {
         patience.wrote(true);
         // What is read then still began when it did.
         patience.head_since(Some(begun));
-        let began = Instant::now();
-        assert_eq!(watch.await.unwrap(), RanOut::Head);
-        assert_eq!(
-            began.elapsed().as_secs(),
-            ClientLimits::default().head.as_secs()
-        );
+        has_a_heads_time_left(watch).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_as_long_as_it_likes() {
         let patience = Patience::new(Clock::new(), &ClientLimits::default());
         let answering = patience.answer(listed());
-        let watch = tokio::spawn({
-            let patience = Arc::clone(&patience);
-            async move { patience.run_out().await }
-        });
+        let watch = watched(&patience);
         advance(Duration::from_secs(3600)).await;
         tokio::task::yield_now().await;
         assert!(!watch.is_finished());
