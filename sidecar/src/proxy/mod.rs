@@ -34,6 +34,7 @@ pub mod pool;
 pub mod porter;
 pub mod present;
 pub mod proxy_header;
+pub mod relay;
 pub mod reply;
 pub mod send;
 pub mod splice;

@@ -1,7 +1,7 @@
 //! Relayed connections whose endpoint is no longer to be called: given a grace, then ended, so that their clients come
 //! back and are led elsewhere.
 //!
-//! Not here: how bytes are relayed (`tunnel.rs`, `datagram.rs`), and requests, which are over soon. What counts is what
+//! Not here: how bytes are relayed (`relay.rs`, `datagram.rs`), and requests, which are over soon. What counts is what
 //! the snapshot says (checks, SWIM, drains, the configuration); an ejection does not, for it rests on new connections
 //! alone and is over in seconds.
 

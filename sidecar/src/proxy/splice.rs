@@ -1,6 +1,6 @@
 //! Bytes from one TCP socket to another that the kernel moves without our touching them (splice(2)).
 //!
-//! Not here: when that is worth it, and what it is counted as (`tunnel.rs`).
+//! Not here: when that is worth it (`relay.rs`), and what it is counted as (`tunnel.rs`).
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,6 +1,6 @@
 //! Why connections of HTTP end, in the words of the access log. The words are a contract.
 //!
-//! Not here: those of relayed connections (`tunnel.rs`) and flows (`datagram.rs`).
+//! Not here: those of relayed connections (`relay.rs`) and flows (`datagram.rs`).
 
 /// One side had asked for it, and everything was said.
 pub const DONE: &str = "done";
