@@ -214,6 +214,34 @@ fn range(runs: &[Figures], of: impl Fn(&Figures) -> &[Duration]) -> String {
     format!("{least:.1}-{most:.1}")
 }
 
+/// What is measured: its name, the policy, the endpoints, and the ns that a pick shall take with each of [`SIZES`].
+fn kinds() -> [(&'static str, Balance, Of, [u32; 4]); 11] {
+    use Balance::{LeastConnections, LeastResponseTime, PowerOfTwo, Random, RoundRobin};
+    use Of::{Even, Weighted, Zones};
+    let turns = [4, 4, 5, 5];
+    let weighted = [12, 12, 15, 18];
+    let fewest = [15, 35, 150, 100];
+    let quickest = [25, 60, 200, 100];
+    [
+        ("round_robin", RoundRobin, Even, turns),
+        ("round_robin, weighted", RoundRobin, Weighted, weighted),
+        ("random", Random, Even, turns),
+        ("random, weighted", Random, Weighted, weighted),
+        ("power_of_two", PowerOfTwo, Even, [6, 6, 8, 12]),
+        ("power_of_two, weighted", PowerOfTwo, Weighted, weighted),
+        ("least_connections", LeastConnections, Even, fewest),
+        ("least_conn., weighted", LeastConnections, Weighted, fewest),
+        ("least_response_time", LeastResponseTime, Even, quickest),
+        (
+            "least_resp., weighted",
+            LeastResponseTime,
+            Weighted,
+            quickest,
+        ),
+        ("least_resp., two zones", LeastResponseTime, Zones, quickest),
+    ]
+}
+
 fn main() {
     for services in [1_000, 1] {
         println!(
@@ -225,59 +253,7 @@ fn main() {
     println!("on the endpoint made and dropped / us per refresh, every ms or less often");
     println!("{:<24}{:>36}{:>36}{:>36}{:>36}", "", 10, 100, 1_000, 10_000);
     let mut allocated = 0;
-    for (name, balance, of, targets) in [
-        ("round_robin", Balance::RoundRobin, Of::Even, [4, 4, 5, 5]),
-        (
-            "round_robin, weighted",
-            Balance::RoundRobin,
-            Of::Weighted,
-            [12, 12, 15, 18],
-        ),
-        ("random", Balance::Random, Of::Even, [4, 4, 5, 5]),
-        (
-            "random, weighted",
-            Balance::Random,
-            Of::Weighted,
-            [12, 12, 15, 18],
-        ),
-        ("power_of_two", Balance::PowerOfTwo, Of::Even, [6, 6, 8, 12]),
-        (
-            "power_of_two, weighted",
-            Balance::PowerOfTwo,
-            Of::Weighted,
-            [12, 12, 15, 18],
-        ),
-        (
-            "least_connections",
-            Balance::LeastConnections,
-            Of::Even,
-            [15, 35, 150, 100],
-        ),
-        (
-            "least_conn., weighted",
-            Balance::LeastConnections,
-            Of::Weighted,
-            [15, 35, 150, 100],
-        ),
-        (
-            "least_response_time",
-            Balance::LeastResponseTime,
-            Of::Even,
-            [25, 60, 200, 100],
-        ),
-        (
-            "least_resp., weighted",
-            Balance::LeastResponseTime,
-            Of::Weighted,
-            [25, 60, 200, 100],
-        ),
-        (
-            "least_resp., two zones",
-            Balance::LeastResponseTime,
-            Of::Zones,
-            [25, 60, 200, 100],
-        ),
-    ] {
+    for (name, balance, of, targets) in kinds() {
         print!("{name:<24}");
         for (endpoints, target) in SIZES.into_iter().zip(targets) {
             let runs: Vec<Figures> = (0..RUNS).map(|_| measure(balance, endpoints, of)).collect();

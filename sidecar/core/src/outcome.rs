@@ -130,20 +130,37 @@ mod tests {
 
     #[test]
     fn grpc_codes_are_judged_by_who_is_at_fault() {
-        for code in 0..=17 {
-            let want = match code {
-                0 => Outcome::Success,
-                4 | 13 | 15 => Outcome::ServerFault { gateway: false },
-                14 => Outcome::ServerFault { gateway: true },
-                8 => Outcome::Overloaded {
-                    retry_after: Duration::ZERO,
-                },
-                _ => Outcome::ClientFault,
-            };
+        const FULL: Outcome = Outcome::Overloaded {
+            retry_after: Duration::ZERO,
+        };
+        const FAULT: Outcome = Outcome::ServerFault { gateway: false };
+        const GATEWAY: Outcome = Outcome::ServerFault { gateway: true };
+        // All that the specification names, by number, and one more.
+        let judged = [
+            ("OK", Outcome::Success),
+            ("CANCELLED", Outcome::ClientFault),
+            ("UNKNOWN", Outcome::ClientFault),
+            ("INVALID_ARGUMENT", Outcome::ClientFault),
+            ("DEADLINE_EXCEEDED", FAULT),
+            ("NOT_FOUND", Outcome::ClientFault),
+            ("ALREADY_EXISTS", Outcome::ClientFault),
+            ("PERMISSION_DENIED", Outcome::ClientFault),
+            ("RESOURCE_EXHAUSTED", FULL),
+            ("FAILED_PRECONDITION", Outcome::ClientFault),
+            ("ABORTED", Outcome::ClientFault),
+            ("OUT_OF_RANGE", Outcome::ClientFault),
+            ("UNIMPLEMENTED", Outcome::ClientFault),
+            ("INTERNAL", FAULT),
+            ("UNAVAILABLE", GATEWAY),
+            ("DATA_LOSS", FAULT),
+            ("UNAUTHENTICATED", Outcome::ClientFault),
+            ("17, which has no name", Outcome::ClientFault),
+        ];
+        for (code, (name, want)) in (0..).zip(judged) {
             let got = Outcome::of_grpc(code);
-            assert_eq!(got, want, "{code}");
-            assert_eq!(got.is_sick(), [4, 13, 14, 15].contains(&code), "{code}");
-            assert_eq!(got.is_well(), !got.is_sick() && code != 8, "{code}");
+            assert_eq!(got, want, "{name}");
+            assert_eq!(got.is_sick(), [4, 13, 14, 15].contains(&code), "{name}");
+            assert_eq!(got.is_well(), !got.is_sick() && code != 8, "{name}");
         }
     }
 

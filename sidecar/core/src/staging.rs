@@ -11,12 +11,13 @@ use mesh_proto::{
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
+    balance::Ask,
     endpoint::Report,
     mesh::{Demand, Instance, Mesh, Node, NodeState},
     moment::Moment,
     outcome::Outcome,
     outlier::Ejected,
-    policy::{Place, Policy, ZoneMode},
+    policy::{Balance, Place, Policy, ZoneMode},
     snapshot::{Inputs, Snapshot, Upstream},
 };
 
@@ -27,6 +28,25 @@ pub(crate) const SERVICE: &str = "shop";
 
 /// Wall time at [`Moment::START`]; every instance started an hour before unless told otherwise.
 pub(crate) const UNIX_MS: u64 = 1_700_000_000_000;
+
+/// Every policy that asks whoever is best, and not whom a key belongs to.
+pub(crate) const BALANCES: [Balance; 5] = [
+    Balance::LeastResponseTime,
+    Balance::RoundRobin,
+    Balance::LeastConnections,
+    Balance::PowerOfTwo,
+    Balance::Random,
+];
+
+/// A first try of what may be asked twice.
+pub(crate) const REPEATABLE: Ask<'_> = Ask {
+    tried: &[],
+    beyond_tier: None,
+    idempotent: true,
+    session: None,
+    key: None,
+    wish: None,
+};
 
 pub(crate) fn at(millis: u64) -> Moment {
     Moment::from_millis(millis)

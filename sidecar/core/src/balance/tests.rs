@@ -14,30 +14,13 @@ use crate::{
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
     policy::{Balance, FixedEndpoint, Place, Weight, ZoneMode},
-    staging::{MS, Stage, at, dice, report},
+    staging::{BALANCES, MS, REPEATABLE, Stage, at, dice, report},
 };
 
 mod silence;
 mod zones;
 
-const ALL: [Balance; 5] = [
-    Balance::LeastResponseTime,
-    Balance::RoundRobin,
-    Balance::LeastConnections,
-    Balance::PowerOfTwo,
-    Balance::Random,
-];
-
 const REFUSED: Outcome = Outcome::Unreachable(Unreachable::Refused);
-
-const REPEATABLE: Ask<'_> = Ask {
-    tried: &[],
-    beyond_tier: None,
-    idempotent: true,
-    session: None,
-    key: None,
-    wish: None,
-};
 
 fn stage(balance: Balance, zones: &[&str]) -> Stage {
     Stage::with(zones, |policy| policy.balance = balance)
@@ -66,7 +49,7 @@ fn near(got: &[f64], want: &[f64]) -> bool {
 
 #[test]
 fn every_policy_picks_everybody_and_nobody_twice_for_one_request() {
-    for balance in ALL {
+    for balance in BALANCES {
         let upstream = stage(balance, &["a1"; 5]).build(at(0));
         let mut rng = dice(1);
         let mut picker = Picker::new(&upstream, &mut rng);
@@ -120,7 +103,7 @@ proptest! {
         kinds in proptest::collection::vec(0_u8..8, 1..12),
         seed in 0_u64..1_000,
     ) {
-        for balance in ALL {
+        for balance in BALANCES {
             let zones = ["a1", "a2", "b1"];
             let zones: Vec<&str> = (0..kinds.len()).map(|i| zones[i % 3]).collect();
             let mut stage = stage(balance, &zones);
@@ -288,7 +271,7 @@ fn idle_endpoints_alike_in_speed_are_asked_by_weight() {
 
 #[test]
 fn an_endpoint_never_gets_more_requests_than_its_limit() {
-    for balance in ALL {
+    for balance in BALANCES {
         let mut stage = Stage::with(&["a1"; 3], |policy| {
             policy.balance = balance;
             policy.limits.endpoint_requests = Some(2);
@@ -549,7 +532,7 @@ fn a_blemished_endpoint_is_asked_now_and_then_with_what_can_be_repeated() {
 
 #[test]
 fn the_same_dice_give_the_same_picks() {
-    for balance in ALL {
+    for balance in BALANCES {
         let picks = |seed| {
             let mut stage = stage(balance, &["a1", "a1", "a1", "a2", "b1"]);
             let first = stage.build(at(0));

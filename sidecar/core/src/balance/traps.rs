@@ -7,16 +7,7 @@ use rand::rngs::StdRng;
 use super::*;
 use crate::{
     policy::Balance,
-    staging::{Stage, at, dice},
-};
-
-const REPEATABLE: Ask<'_> = Ask {
-    tried: &[],
-    beyond_tier: None,
-    idempotent: true,
-    session: None,
-    key: None,
-    wish: None,
+    staging::{REPEATABLE, Stage, at, dice},
 };
 
 /// Endpoints of these weights, all in the own zone.

@@ -5,24 +5,7 @@ use crate::{
     endpoint::Report,
     mesh::NodeState,
     outcome::{Outcome, Unreachable},
-    staging::{MS, Stage, at, dice, report},
-};
-
-const BALANCES: [Balance; 5] = [
-    Balance::LeastResponseTime,
-    Balance::RoundRobin,
-    Balance::LeastConnections,
-    Balance::PowerOfTwo,
-    Balance::Random,
-];
-
-const REPEATABLE: Ask<'_> = Ask {
-    tried: &[],
-    beyond_tier: None,
-    idempotent: true,
-    session: None,
-    key: None,
-    wish: None,
+    staging::{BALANCES, MS, REPEATABLE, Stage, at, dice, report},
 };
 
 const FAULT: Outcome = Outcome::ServerFault { gateway: false };
