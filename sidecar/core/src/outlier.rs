@@ -1,6 +1,9 @@
 //! When an endpoint is sent out, for how long, how it comes back, and when the cap forbids it.
 //!
-//! Not here: which of the others are asked meanwhile (`balance/`), and what makes a whole tier ill (`zone/`).
+//! Not here: how what speaks against it is kept (`outlier/evidence.rs`), which of the others are asked meanwhile
+//! (`balance/`), and what makes a whole tier ill (`zone/`).
+
+mod evidence;
 
 use std::{
     num::NonZeroU64,
@@ -20,14 +23,10 @@ use crate::{
     policy::Ejection,
 };
 
-/// Seconds over which the success share is judged.
-const WINDOW_SECONDS: usize = 10;
+use evidence::{Run, WINDOW_SECONDS, Window};
 
 /// Fewest outcomes in the window that are enough to judge.
 const SAMPLES_MIN: u32 = 10;
-
-/// Failures this far apart are two events even on one connection.
-const APART: Duration = Duration::from_millis(100);
 
 /// Times out are spread by this share either way, so that many sidecars do not come back at once.
 const JITTER: f64 = 0.2;
@@ -71,8 +70,7 @@ pub(crate) struct Trial {
     absent: AtomicBool,
     /// The [`Cause`] it was last sent out for.
     cause: AtomicU8,
-    /// Outcomes by second, packed.
-    window: [AtomicU64; WINDOW_SECONDS],
+    window: Window,
     times: AtomicU32,
     file: Mutex<File>,
 }
@@ -89,16 +87,6 @@ struct File {
     gone_times: u32,
     /// Since when it is back in.
     returned: Moment,
-}
-
-/// Failures, and whether they are more than one burst.
-#[derive(Debug, Default, Clone, Copy)]
-struct Run {
-    count: u32,
-    refused: u32,
-    first: Moment,
-    connection: u64,
-    apart: bool,
 }
 
 /// The one request that finds out whether an endpoint that was sent out is well again. What it comes to is the verdict;
@@ -193,7 +181,7 @@ impl Trial {
             troubled: AtomicBool::new(false),
             absent: AtomicBool::new(false),
             cause: AtomicU8::new(Cause::Answers as u8),
-            window: Default::default(),
+            window: Window::default(),
             times: AtomicU32::new(0),
             file: Mutex::default(),
         }
@@ -323,7 +311,7 @@ impl Trial {
 
     /// It did its part, in an attempt that was its `canary` or none. True when this brought it back in.
     pub(crate) fn went_well(&self, canary: Option<Canary>, now: Moment) -> bool {
-        self.count(true, now);
+        self.window.count(true, now);
         self.well.store(stamp(now), Relaxed);
         if self.bad.load(Relaxed) != 0 {
             self.bad.store(0, Relaxed);
@@ -353,7 +341,7 @@ impl Trial {
             ..File::default()
         };
         self.troubled.store(false, Relaxed);
-        self.clear_window();
+        self.window.clear();
         self.ramp_end.store((now + RAMP).as_nanos(), Relaxed);
         self.absent.store(false, Relaxed);
         self.out_until.store(0, Relaxed);
@@ -371,7 +359,7 @@ impl Trial {
         rng: &mut impl Rng,
         company: impl FnOnce() -> Company,
     ) -> Option<Ejected> {
-        self.count(false, now);
+        self.window.count(false, now);
         let mut file = self.file();
         self.troubled.store(true, Relaxed);
         let local = matches!(report.outcome, Outcome::Unreachable(_));
@@ -458,7 +446,7 @@ impl Trial {
                 Cause::Answers
             });
         }
-        let (good, bad) = self.tally(now);
+        let (good, bad) = self.window.tally(now);
         let enough = good + bad >= SAMPLES_MIN && file.window.apart;
         let share = f64::from(good) / f64::from((good + bad).max(1));
         (enough && share < rules.success_below).then_some(Cause::SuccessShare)
@@ -515,55 +503,6 @@ impl Trial {
     fn file(&self) -> MutexGuard<'_, File> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn count(&self, well: bool, now: Moment) {
-        let second = second(now);
-        let slot = &self.window[second as usize % WINDOW_SECONDS];
-        let _ = slot.fetch_update(Relaxed, Relaxed, |packed| {
-            let (held, good, bad) = unpack(packed);
-            let (good, bad) = if held == second { (good, bad) } else { (0, 0) };
-            Some(if well {
-                pack(second, (good + 1).min(COUNT_MAX), bad)
-            } else {
-                pack(second, good, (bad + 1).min(COUNT_MAX))
-            })
-        });
-    }
-
-    fn tally(&self, now: Moment) -> (u32, u32) {
-        let newest = second(now);
-        let mut sum = (0, 0);
-        for slot in &self.window {
-            let (held, good, bad) = unpack(slot.load(Relaxed));
-            if newest.saturating_sub(held) < WINDOW_SECONDS as u64 {
-                sum = (sum.0 + good, sum.1 + bad);
-            }
-        }
-        sum
-    }
-
-    fn clear_window(&self) {
-        for slot in &self.window {
-            slot.store(0, Relaxed);
-        }
-    }
-}
-
-impl Run {
-    fn add(&mut self, report: &Report, now: Moment) {
-        let refused = report.outcome == Outcome::Unreachable(Unreachable::Refused);
-        if self.count == 0 {
-            (self.first, self.connection) = (now, report.connection);
-        } else {
-            let other = report.connection != 0
-                && self.connection != 0
-                && report.connection != self.connection;
-            // Every refusal is the kernel's own word, so two of them are two events.
-            self.apart |= refused || other || now.since(self.first) >= APART;
-        }
-        self.count = self.count.saturating_add(1);
-        self.refused = self.refused.saturating_add(u32::from(refused));
-    }
 }
 
 /// How long one stays out that refused connections for the `times`th time in a row.
@@ -587,26 +526,6 @@ fn at_connect(outcome: Outcome) -> bool {
 /// A moment where 0 stands for "none".
 fn stamp(moment: Moment) -> u64 {
     moment.as_nanos().max(1)
-}
-
-/// Seconds since the start, from 1: an empty slot holds 0.
-fn second(now: Moment) -> u64 {
-    now.as_nanos() / 1_000_000_000 + 1
-}
-
-/// Bits of each count, which leaves 30 for the second: a process that runs for 34 years is not foreseen.
-const COUNT_BITS: u32 = 17;
-
-/// Outcomes of one kind that are told apart in a second; beyond it the share is a little off.
-const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
-
-fn pack(second: u64, good: u32, bad: u32) -> u64 {
-    second << (2 * COUNT_BITS) | u64::from(good) << COUNT_BITS | u64::from(bad)
-}
-
-fn unpack(packed: u64) -> (u64, u32, u32) {
-    let part = |shift: u32| (packed >> shift) as u32 & COUNT_MAX;
-    (packed >> (2 * COUNT_BITS), part(COUNT_BITS), part(0))
 }
 
 #[cfg(test)]

@@ -535,7 +535,7 @@ fn a_sidecar_that_has_run_for_years_judges_as_one_that_has_just_begun() {
         assert_eq!(ejected.cause, Cause::SuccessShare, "after {days} days");
         let sick = endpoint(&upstream, 0);
         let later = start + Duration::from_secs(3_600);
-        assert_eq!(sick.trial.tally(later), (0, 0), "after {days} days");
+        assert_eq!(sick.trial.window.tally(later), (0, 0), "after {days} days");
     }
 }
 
