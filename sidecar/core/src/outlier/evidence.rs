@@ -27,7 +27,6 @@ pub(super) struct Window([AtomicU64; WINDOW_SECONDS]);
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Run {
     pub count: u32,
-    refused: u32,
     pub first: Moment,
     connection: u64,
     pub apart: bool,
@@ -83,7 +82,6 @@ impl Run {
             self.apart |= refused || other || now.since(self.first) >= APART;
         }
         self.count = self.count.saturating_add(1);
-        self.refused = self.refused.saturating_add(u32::from(refused));
     }
 }
 
