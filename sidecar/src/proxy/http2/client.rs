@@ -1,6 +1,6 @@
 //! A connection to an endpoint that many requests share, driven by one task; and one request on it.
 //!
-//! Not here: which connection (`pool.rs`) and what follows from how it went (`send.rs`).
+//! Not here: which connection (`pool.rs`) and what follows from how it went (`send/http2.rs`).
 
 use std::{
     cell::{Cell, RefCell},
