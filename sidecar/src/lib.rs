@@ -28,7 +28,7 @@
 //!     loop { desk.pick(ask, now, rng)                mesh_core::balance, ::zone
 //!            send::once(endpoint)                    pool → dial → send, this worker's connections
 //!            match tries.verdict(outcome) { Answer, Again{after} } }
-//! → body → client
+//! → reply_body → client
 //!   the attempt is settled at the END OF THE BODY    attempt → Upstream::report
 //! ```
 //!

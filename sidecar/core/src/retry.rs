@@ -1,6 +1,6 @@
 //! May this be tried again? Idempotence, what of the request is left, budget, remaining deadline.
 //!
-//! Not here: where it goes next (`balance/`), and what is kept for a replay (the sidecar's `proxy/body.rs`).
+//! Not here: where it goes next (`balance/`), and what is kept for a replay (the sidecar's `proxy/request_body.rs`).
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},

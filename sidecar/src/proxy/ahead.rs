@@ -15,7 +15,10 @@ use http_body::{Body, Frame, SizeHint};
 use mesh_core::outcome::Outcome;
 use tokio::time::{Instant, timeout_at};
 
-use super::body::{BodyError, Inflow, grpc_outcome};
+use super::{
+    body::{BodyError, Inflow},
+    reply_body::grpc_outcome,
+};
 
 /// How long a head waits for what follows it. A server that has failed says so in the same breath, so this need only
 /// outlast its scheduler and what the network scatters; one that streams may have nothing to say for hours behind its

@@ -17,7 +17,7 @@ use mesh_core::{
 };
 
 use super::{
-    body::{Inflow, Source},
+    body::Inflow,
     control,
     front::Caller,
     headers::{self, Introduction, Origin},
@@ -25,6 +25,7 @@ use super::{
     interim::Ear,
     present::Present,
     reply::Cause,
+    request_body::Source,
 };
 use crate::request_key;
 

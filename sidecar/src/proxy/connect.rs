@@ -11,11 +11,12 @@ use mesh_core::{
 };
 
 use super::{
-    body::{Exit, Inflow, ReplyBody, Settle, Tunnel},
+    body::Inflow,
     forward::{cause_of_unreachable, own_answer},
     front::Caller,
     http1::wire::{Raw, Wire},
     reply::Cause,
+    reply_body::{Exit, ReplyBody, Settle, Tunnel},
     tally::{Meters, Tally},
     tunnel,
     worker::Admission,

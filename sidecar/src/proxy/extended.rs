@@ -13,11 +13,12 @@ use rand::Rng;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::{
-    body::{Inflow, ReplyBody},
+    body::Inflow,
     forward::forward,
     front::Caller,
     headers::UPGRADE_VALUE,
     reply::{Cause, reply},
+    reply_body::ReplyBody,
 };
 
 /// The protocol that is understood.

@@ -1,7 +1,7 @@
 //! THE PATH: route, policy, pick, try, answer.
 //!
 //! Not here: how a head is read (`call.rs`), how a decision is made (`mesh-core`) and how bytes move (`send.rs`,
-//! `body.rs`).
+//! `reply_body.rs`).
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
@@ -16,13 +16,15 @@ use mesh_core::{
 };
 
 use super::{
-    body::{BodyTime, Exit, Inflow, ReplyBody, Settle, Source, Tunnel, grpc_outcome},
+    body::Inflow,
     call::{Call, Refused, is_grpc, read},
     control,
     front::Caller,
     headers, key_in_body,
     present::Present,
     reply::{Cause, reply},
+    reply_body::{BodyTime, Exit, ReplyBody, Settle, Tunnel, grpc_outcome},
+    request_body::Source,
     send::{self, Answer, Failure, Terms},
     standby::Standby,
     tally::{Meters, Tally},

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::{Layer, Service, ServiceBuilder};
 
 use super::{
-    body::{Inflow, ReplyBody},
+    body::Inflow,
     connections::{Entry, Spoken, reason},
     detect::{Speaks, detect},
     headers::{OWN_VIA_MAX, Origin, own_via_count},
@@ -34,6 +34,7 @@ use super::{
     patience::Timer,
     porter::Carrying,
     reply::{Cause, reply},
+    reply_body::ReplyBody,
     transport::Transport,
     welcome,
     worker::{Phase, Settings, Worker},

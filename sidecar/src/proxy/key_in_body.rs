@@ -1,6 +1,6 @@
 //! Calls whose key is in their body: its beginning is waited for before anybody is picked.
 //!
-//! Not here: how the value is found (`request_key.rs`), and the body's way to an endpoint (`body.rs`).
+//! Not here: how the value is found (`request_key.rs`), and the body's way to an endpoint (`request_body.rs`).
 
 use http::header;
 use mesh_core::{moment::Moment, policy::HashKey, snapshot::Upstream};

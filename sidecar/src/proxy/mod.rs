@@ -3,7 +3,7 @@
 //! Not here: who is in the mesh (`gossip/`); the two meet in one `Arc<ArcSwap<Snapshot>>`.
 //!
 //! The request's straight path:
-//! `listen` → `worker` → `welcome` → `detect` → `front` → `forward` → `send` → `body`.
+//! `listen` → `worker` → `welcome` → `detect` → `front` → `forward` → `send` → `reply_body`.
 
 pub mod ahead;
 pub mod attempt;
@@ -36,6 +36,8 @@ pub mod present;
 pub mod proxy_header;
 pub mod relay;
 pub mod reply;
+pub mod reply_body;
+pub mod request_body;
 pub mod send;
 pub mod splice;
 pub mod standby;

@@ -2,7 +2,7 @@
 //!
 //! One timer per connection, moved only when it goes off.
 //!
-//! Not here: what a connection of HTTP/1 waits for (`http1/server.rs`), and time limits of the answer (`body.rs`).
+//! Not here: what a connection of HTTP/1 waits for (`http1/server.rs`), and time limits of the answer (`reply_body.rs`).
 
 use std::{
     pin::Pin,

@@ -15,11 +15,8 @@ use std::{
 use http::{Method, Request, Response};
 
 use super::{
-    body::{Inflow, ReplyBody},
-    connect::connect,
-    extended,
-    forward::forward,
-    front::Caller,
+    body::Inflow, connect::connect, extended, forward::forward, front::Caller,
+    reply_body::ReplyBody,
 };
 
 /// Porters that a worker keeps for the next requests; more are made when more requests are under way.

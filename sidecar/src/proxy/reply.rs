@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::body::ReplyBody;
+use super::reply_body::ReplyBody;
 
 /// Why the sidecar answers in the upstream's place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

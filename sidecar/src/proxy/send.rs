@@ -22,7 +22,7 @@ use self::http2::{ask, multiplexed, over_http2};
 use super::{
     ahead,
     attempt::Attempt,
-    body::{Inflow, Source},
+    body::Inflow,
     call::Call,
     connections::{Entry, Spoken, reason},
     dial::Target,
@@ -36,6 +36,7 @@ use super::{
     http2::client::Line,
     pool::{Between, IDLE_MAX, Idle},
     present::Present,
+    request_body::Source,
     transport::Transport,
     worker::{Admission, Worker},
 };

@@ -1,6 +1,6 @@
 //! Bytes both ways for what is not HTTP: TCP upstreams, and connections that left HTTP by an upgrade.
 //!
-//! Not here: how bytes are moved (`relay.rs`), and HTTP bodies (`body.rs`).
+//! Not here: how bytes are moved (`relay.rs`), and HTTP bodies (`request_body.rs`, `reply_body.rs`).
 
 use std::{
     io,
@@ -27,12 +27,12 @@ use tokio::{
 
 use super::{
     attempt::Attempt,
-    body::{Exit, Tunnel},
     client_hello::{self, Hello},
     connections::{Entry, Spoken},
     http1::wire::Raw,
     listen::Place,
     relay::{End, relay},
+    reply_body::{Exit, Tunnel},
     send::{dialled, listed},
     splice::Lane,
     standby::Standby,

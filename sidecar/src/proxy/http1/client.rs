@@ -20,11 +20,11 @@ use super::{
     wire::SharedWire,
 };
 use crate::proxy::{
-    body::RequestBody,
     call::Call,
     headers,
     interim::{Interim, TooMany},
     present::Present,
+    request_body::RequestBody,
     send::time_left,
 };
 

@@ -27,7 +27,7 @@ use super::{
     wire::{Raw, SharedWire, Wire},
 };
 use crate::proxy::{
-    body::{Inflow, ReplyBody, Tunnel},
+    body::Inflow,
     connections::reason,
     front::{Caller, Guarding, Stack, stack},
     headers,
@@ -35,6 +35,7 @@ use crate::proxy::{
     porter::Carrying,
     present::Present,
     reply::{Cause, reply},
+    reply_body::{ReplyBody, Tunnel},
     transport::Transport,
     tunnel,
     worker::{Phase, Settings},

@@ -32,7 +32,6 @@ use super::{
     stream::Stream,
 };
 use crate::proxy::{
-    body::RequestBody,
     call::Call,
     connections::{Entry, reason},
     gather::Gathered,
@@ -41,6 +40,7 @@ use crate::proxy::{
         wire::{Buffers, Wire},
     },
     interim::{Interim, TooMany},
+    request_body::RequestBody,
     transport::Transport,
 };
 

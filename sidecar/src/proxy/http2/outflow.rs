@@ -1,6 +1,6 @@
 //! A message's body on its way out by a stream of HTTP/2, as fast as the other side takes it.
 //!
-//! Not here: where the body comes from (`body.rs`).
+//! Not here: where the body comes from (`request_body.rs`, `reply_body.rs`).
 
 use std::{
     error::Error,

@@ -35,7 +35,7 @@ use super::{
     stream::Stream,
 };
 use crate::proxy::{
-    body::{Inflow, ReplyBody},
+    body::Inflow,
     connections::{Entry, UnderWay, reason},
     front::{self, Caller, Guarding, Stack, old_age},
     gather::Gathered,
@@ -43,6 +43,7 @@ use crate::proxy::{
     interim::{Ear, Notes},
     patience::{Answering, Patience, RanOut},
     porter::Carrying,
+    reply_body::ReplyBody,
     tunnel,
     worker::{Phase, Worker},
 };
