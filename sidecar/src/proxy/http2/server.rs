@@ -4,6 +4,7 @@
 //! woken (`crew.rs`).
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
@@ -88,6 +89,7 @@ pub async fn serve(mut caller: Caller, wire: SharedWire) {
         entry: Rc::clone(&caller.entry),
         stack: front::stack(caller),
         notes,
+        overran: Rc::default(),
         patience: Arc::clone(&patience),
         unread_max: limits.idle,
     };
@@ -160,6 +162,8 @@ struct Serving {
     entry: Rc<Entry>,
     stack: Stack,
     notes: Rc<Notes>,
+    /// The client has sent more on a stream than the stream's window allowed.
+    overran: Rc<Cell<bool>>,
     patience: Arc<Patience>,
     /// How long an answer's pieces may be left unread.
     unread_max: Duration,
@@ -201,6 +205,10 @@ impl Serving {
                 }
             }
             self.crew.poll_round();
+            if self.overran.get() {
+                polled = self.cut(Reason::FLOW_CONTROL_ERROR, &mut of_connection);
+                break;
+            }
             if self.crew.may_rest() {
                 break;
             }
@@ -237,11 +245,15 @@ impl Serving {
     fn stem(&mut self, flood: Flood, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         counter!("starling_client_floods_total", "kind" => flood.word()).increment(1);
         tracing::debug!(%flood, peer = ?self.entry.client_address(), "a client's connection is cut");
+        self.cut(Reason::ENHANCE_YOUR_CALM, cx)
+    }
+
+    fn cut(&mut self, reason: Reason, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         if let Stage::Open(connection) = &mut self.stage {
-            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            connection.abrupt_shutdown(reason);
             let _ = self.poll_connection(cx);
         }
-        Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()))
+        Poll::Ready(Err(reason.into()))
     }
 
     /// Sends a request on its way.
@@ -260,6 +272,7 @@ impl Serving {
         self.crew.add(Exchange {
             answer: self.stack.call(request),
             notes: Rc::clone(&self.notes),
+            overran: Rc::clone(&self.overran),
             respond,
             is_head,
             leaving,
@@ -277,6 +290,9 @@ struct Exchange {
     answer: Guarding<Carrying>,
     /// What the client is to be told before.
     notes: Rc<Notes>,
+    /// Set once it is ended because the client overran its window. The h2 crate ends the stream alone, and would go on taking
+    /// what is sent on it; the same beyond the connection's window ends the connection (RFC 9113, 6.9.1, allows both).
+    overran: Rc<Cell<bool>>,
     respond: SendResponse<Bytes>,
     /// Whatever the answer, no body follows.
     is_head: bool,
@@ -295,8 +311,12 @@ impl Future for Exchange {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Err(broken) = ready!(self.poll_sent(cx)) {
-            if let Broken::Unread = broken {
-                counter!("starling_client_faults_total").increment(1);
+            match &broken {
+                Broken::Unread => counter!("starling_client_faults_total").increment(1),
+                Broken::Stream(error) if error.reason() == Some(Reason::FLOW_CONTROL_ERROR) => {
+                    self.overran.set(true);
+                }
+                Broken::Stream(_) | Broken::Body(_) => {}
             }
             tracing::debug!(%broken, "a stream ended early");
         }
@@ -320,6 +340,10 @@ impl Exchange {
             Ok(Some(outflow)) => self.outflow.insert(outflow).poll(cx),
             Ok(None) => Poll::Ready(Ok(())),
             Err(error) => {
+                // Nothing can be said on a stream that has ended; why it has is worth more than that.
+                if let Poll::Ready(Ok(reason)) = self.respond.poll_reset(cx) {
+                    return Poll::Ready(Err(Broken::Stream(reason.into())));
+                }
                 self.respond.send_reset(Reason::INTERNAL_ERROR);
                 Poll::Ready(Err(Broken::Stream(error)))
             }
