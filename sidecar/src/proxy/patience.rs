@@ -2,7 +2,8 @@
 //!
 //! One timer per connection, moved only when it goes off.
 //!
-//! Not here: what a connection of HTTP/1 waits for (`http1/server.rs`), and time limits of the answer (`reply_body.rs`).
+//! Not here: what a connection of HTTP/1 waits for (`http1/server.rs`, `http1/server/exchange.rs`), and time limits of
+//! the answer (`reply_body.rs`).
 
 use std::{
     pin::Pin,

@@ -1,27 +1,27 @@
 //! One client connection of HTTP/1: head in, answer out, in order, until one side has had enough.
 //!
-//! Not here: what the answer is (`front.rs`, `forward.rs`). One request at a time is under way; what a client sends
-//! ahead waits in its socket. A connection that rests costs a task, a timer and no buffer.
+//! Not here: how an answer is written (`server/exchange.rs`), and what it is (`front.rs`, `forward.rs`). One request at a
+//! time is under way; what a client sends ahead waits in its socket. A connection that rests costs a task, a timer and no
+//! buffer.
 
 use std::{
     future::poll_fn,
     io,
-    pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
-use http_body::Body;
+use http::{Method, Version};
 use metrics::counter;
 use tokio::time::Instant;
 use tower::Service;
 
+use self::exchange::{Asked, Exchange, Stage};
 use super::{
-    encode::{self, Coding, Outgoing, Unwritten},
+    encode::Unwritten,
     head::{self, Bounds, Fault, Framing, Meaning},
     incoming::Received,
     wire::{Raw, SharedWire, Wire},
@@ -32,7 +32,6 @@ use crate::proxy::{
     front::{Caller, Guarding, Stack, stack},
     headers,
     patience::Timer,
-    porter::Carrying,
     present::Present,
     reply::{Cause, reply},
     reply_body::{ReplyBody, Tunnel},
@@ -40,6 +39,8 @@ use crate::proxy::{
     tunnel,
     worker::{Phase, Settings},
 };
+
+mod exchange;
 
 /// How much of a request that nobody wants any more is read, so that its sender sees the answer before the end.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
@@ -109,32 +110,6 @@ struct Conversation<'a, 't> {
     /// When the head that has begun must have come; `None`: none was waited for.
     head_ends: Option<Instant>,
     timer: &'a mut Timer<'t>,
-}
-
-/// One request under way.
-struct Exchange {
-    asked: Asked,
-    stage: Stage,
-}
-
-enum Stage {
-    /// Its answer is waited for.
-    Answering(Guarding<Carrying>),
-    /// Its answer is being written.
-    Sending(Sending),
-}
-
-/// An answer on its way: its head is in the wire's output.
-struct Sending {
-    body: Outgoing<ReplyBody>,
-    /// Nothing of HTTP follows on this connection.
-    close: bool,
-    /// Another protocol follows.
-    leaves: bool,
-    /// Bytes that had been written when it was last looked at.
-    written: u64,
-    /// Until when the client has to take some of it.
-    blocked_until: Option<Instant>,
 }
 
 impl Conversation<'_, '_> {
@@ -332,147 +307,6 @@ impl Conversation<'_, '_> {
         }
     }
 
-    /// Waits for the answer, and writes it.
-    fn poll_exchange(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-    ) -> Poll<Result<(), Unwritten>> {
-        let Exchange { asked, stage } = exchange;
-        if let Stage::Answering(answering) = stage {
-            match ready!(self.poll_answer(cx, answering, asked)) {
-                Some(answer) => *stage = Stage::Sending(self.begin_answer(answer, asked)),
-                None => return Poll::Ready(Err(client_gone())),
-            }
-        }
-        match stage {
-            Stage::Sending(sending) => self.poll_send(cx, sending, asked),
-            Stage::Answering(_) => Poll::Pending,
-        }
-    }
-
-    /// The answer; `None`: the client has gone meanwhile.
-    fn poll_answer(
-        &self,
-        cx: &mut Context<'_>,
-        answering: &mut Guarding<Carrying>,
-        asked: &Asked,
-    ) -> Poll<Option<Response<ReplyBody>>> {
-        if let Poll::Ready(Ok(answer)) = Pin::new(answering).poll(cx) {
-            return Poll::Ready(Some(answer));
-        }
-        let wire = &mut *self.wire.borrow_mut();
-        let broke = wire.has_output() && matches!(wire.poll_flush(cx), Poll::Ready(Err(_)));
-        if broke || asked.has_gone(wire, cx) {
-            return Poll::Ready(None);
-        }
-        Poll::Pending
-    }
-
-    /// Writes the answer's head.
-    fn begin_answer(&self, answer: Response<ReplyBody>, asked: &Asked) -> Sending {
-        let (mut head, mut body) = answer.into_parts();
-        let leaves = body.is_tunnel();
-        let coding = asked.coding(head.status, &head.headers, &body);
-        // Who waits for a word to send its body may send it all the same, or not: nobody knows what comes next.
-        let unasked = asked.meaning.expects_continue && !self.wire.borrow().body_is_done();
-        let close = !leaves
-            && (!asked.meaning.keep_alive
-                || coding == Coding::UntilClose
-                || unasked
-                || body.is_last()
-                || says_close(&head.headers));
-        if close {
-            head.headers.remove(header::CONNECTION);
-        }
-        self.write_head(&head, &mut body, asked, coding, close);
-        self.caller.worker.buffers.take_map(head.headers);
-        if coding == Coding::Empty && !leaves {
-            body = without(body);
-        }
-        Sending {
-            body: Outgoing::new(self.wire, body, coding),
-            close,
-            leaves,
-            written: 0,
-            blocked_until: None,
-        }
-    }
-
-    fn write_head(
-        &self,
-        head: &http::response::Parts,
-        body: &mut ReplyBody,
-        asked: &Asked,
-        coding: Coding,
-        close: bool,
-    ) {
-        let spelling = body.take_spelling();
-        let wire = &mut *self.wire.borrow_mut();
-        let output = wire.output();
-        encode::status_line(output, head.status, spelling.as_ref());
-        encode::fields(output, &head.headers, spelling.as_ref());
-        if !head.headers.contains_key(header::DATE) {
-            encode::field(output, &header::DATE, &self.caller.worker.date());
-        }
-        match coding {
-            Coding::Length(length) if !head.headers.contains_key(header::CONTENT_LENGTH) => {
-                encode::content_length(output, length);
-            }
-            Coding::Chunked => encode::chunked(output),
-            _ => {}
-        }
-        if close {
-            encode::field(
-                output,
-                &header::CONNECTION,
-                &HeaderValue::from_static("close"),
-            );
-        } else if asked.version == Version::HTTP_10 && !body.is_tunnel() {
-            let stays = HeaderValue::from_static("keep-alive");
-            encode::field(output, &header::CONNECTION, &stays);
-        }
-        output.extend_from_slice(b"\r\n");
-    }
-
-    /// Writes what follows the head.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        sending: &mut Sending,
-        asked: &Asked,
-    ) -> Poll<Result<(), Unwritten>> {
-        if sending.leaves {
-            return self
-                .wire
-                .borrow_mut()
-                .poll_flush(cx)
-                .map_err(|_| client_gone());
-        }
-        if let Poll::Ready(written) = sending.body.poll(cx) {
-            return Poll::Ready(written);
-        }
-        let wire = &mut *self.wire.borrow_mut();
-        if !wire.has_output() {
-            sending.blocked_until = None;
-            return if asked.has_gone(wire, cx) {
-                Poll::Ready(Err(client_gone()))
-            } else {
-                Poll::Pending
-            };
-        }
-        // The client has to take something of its answer now and then.
-        if wire.written() != sending.written {
-            sending.written = wire.written();
-            sending.blocked_until = None;
-        }
-        let patience = || Instant::now() + self.settings.limits.idle;
-        let due = *sending.blocked_until.get_or_insert_with(patience);
-        ready!(self.timer.poll_until(cx, due));
-        counter!("starling_client_faults_total").increment(1);
-        Poll::Ready(Err(Unwritten::Io(io::ErrorKind::TimedOut.into())))
-    }
-
     /// Whether its end has to be said inside TLS too: without that an answer that ends with its connection was cut
     /// short (RFC 9112, 9.8).
     fn is_tls(&self) -> bool {
@@ -547,70 +381,6 @@ impl Conversation<'_, '_> {
     }
 }
 
-/// What a request said of itself that its answer depends on.
-struct Asked {
-    meaning: Meaning,
-    version: Version,
-    is_head: bool,
-    is_connect: bool,
-    /// What follows may be another protocol, so the end of the client's direction is none of the request.
-    may_leave: bool,
-    /// The client itself says that it sends nothing more.
-    is_last: bool,
-    /// Nobody knows what it said.
-    is_refused: bool,
-}
-
-impl Asked {
-    /// What follows an answer that could not be written.
-    fn after_cut(&self) -> After {
-        if self.is_refused {
-            After::Linger
-        } else {
-            After::Close
-        }
-    }
-
-    /// Whether the client has gone, looked at only where nothing else reads its bytes.
-    fn has_gone(&self, wire: &mut Wire, cx: &mut Context<'_>) -> bool {
-        if self.may_leave {
-            return false;
-        }
-        if !wire.body_is_done() {
-            wire.await_body_end(cx);
-            return false;
-        }
-        if !wire.input().is_empty() {
-            return false;
-        }
-        matches!(wire.poll_fill(cx), Poll::Ready(Ok(0) | Err(_)))
-    }
-
-    /// How the answer's body is written, so that this client knows its end.
-    fn coding(&self, status: StatusCode, headers: &HeaderMap, body: &ReplyBody) -> Coding {
-        let without_body = self.is_head
-            || (self.is_connect && status.is_success())
-            || status.is_informational()
-            || status == StatusCode::NO_CONTENT
-            || status == StatusCode::NOT_MODIFIED;
-        if without_body {
-            return Coding::Empty;
-        }
-        let told = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        match told.or(body.size_hint().exact()) {
-            Some(length) => Coding::Length(length),
-            None if self.version == Version::HTTP_11 => Coding::Chunked,
-            None => Coding::UntilClose,
-        }
-    }
-}
-
-fn client_gone() -> Unwritten {
-    Unwritten::Io(io::ErrorKind::BrokenPipe.into())
-}
-
 /// Why a connection ends whose answer was not written whole.
 fn end_of(broken: &Unwritten) -> (&'static str, Option<String>) {
     match broken {
@@ -622,16 +392,4 @@ fn end_of(broken: &Unwritten) -> (&'static str, Option<String>) {
         Unwritten::Source(error) => (reason::ENDPOINT_BROKE, Some(error.to_string())),
         Unwritten::Length => (reason::ENDPOINT_BROKE, None),
     }
-}
-
-fn says_close(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONNECTION)
-        .is_some_and(|value| value.as_bytes() == b"close")
-}
-
-/// The same answer to somebody who takes no body: its account is closed as if it had been read.
-fn without(body: ReplyBody) -> ReplyBody {
-    drop(body);
-    ReplyBody::empty()
 }
