@@ -1,7 +1,7 @@
 //! Is our own application well? Then say so in our record.
 //!
-//! Not here: the check itself (`active_check.rs`), the counting (`mesh_core::check`), how records
-//! spread (`agent.rs`), and checks of endpoints outside the mesh (`caller_checks.rs`).
+//! Not here: what applications register themselves (`probe/leases.rs`), the check itself (`active_check.rs`), the counting
+//! (`mesh_core::check`), how records spread (`agent.rs`), and checks of endpoints outside the mesh (`caller_checks.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use mesh_proto::record::{Health, InstanceState, ServiceRecord};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{Duration, Instant, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{Gossip, Order};
@@ -23,17 +23,18 @@ use crate::{
     config::{CheckKind, Lease, Service},
 };
 
+use leases::Term;
+
 pub use drain_state::DrainState;
+pub use leases::{LEASES_MAX, LeaseRefused, Leased};
 
 mod drain_state;
+mod leases;
 
 /// Orders waiting for the checks' task; the caller waits when it is full.
 const ORDERS_MAX: usize = 64;
 /// Verdicts waiting for the checks' task; a check waits with its next run when it is full.
 const VERDICTS_MAX: usize = 256;
-
-/// Instances that may be registered at once: each is a record that the whole mesh keeps.
-pub const LEASES_MAX: usize = 256;
 
 /// Service and instance: what one of this host's applications is known by.
 pub type Key = (Box<str>, Box<str>);
@@ -89,28 +90,6 @@ pub struct Drained {
     pub instances: Vec<Key>,
     /// Why it will not survive a restart, if it will not.
     pub not_kept: Option<String>,
-}
-
-/// What a registration came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Leased {
-    /// It is new.
-    New,
-    /// It was there and has changed.
-    Changed,
-    /// It was there as it is.
-    Renewed,
-}
-
-/// Why a registration was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LeaseRefused {
-    /// The configuration offers an instance of this name, and stands above any registration.
-    Configured,
-    /// There are [`LEASES_MAX`] already.
-    Full,
-    /// Nobody has registered it.
-    Unknown,
 }
 
 /// Why an application's word was not taken.
@@ -270,20 +249,6 @@ struct Held {
     voice: Option<watch::Sender<Word>>,
 }
 
-/// How long a registration lasts.
-#[derive(Clone, Copy)]
-struct Term {
-    lasts: Duration,
-    ends: Instant,
-}
-
-impl Term {
-    fn of(lasts: Duration) -> Term {
-        let ends = Instant::now() + lasts;
-        Term { lasts, ends }
-    }
-}
-
 /// A check's news for the task.
 struct Told {
     key: Key,
@@ -413,57 +378,6 @@ impl Task {
         }
         let (service, instance) = key;
         self.order(Order::Withdraw { service, instance }).await
-    }
-
-    async fn lease(&mut self, lease: Lease) -> Result<Result<Leased, LeaseRefused>, Gone> {
-        let key = key(&lease.service);
-        let before = self.leases.contains_key(&key);
-        if !before && self.held.contains_key(&key) {
-            return Ok(Err(LeaseRefused::Configured));
-        }
-        if !before && self.leases.len() >= LEASES_MAX {
-            return Ok(Err(LeaseRefused::Full));
-        }
-        self.leases.insert(key.clone(), Term::of(lease.lasts));
-        let held = self.held.get(&key);
-        let same = held.is_some_and(|held| held.service == lease.service);
-        let leased = match (before, same) {
-            (_, true) => return Ok(Ok(Leased::Renewed)),
-            (true, false) => Leased::Changed,
-            (false, false) => Leased::New,
-        };
-        tracing::info!(service = %key.0, instance = %key.1, lasts = ?lease.lasts, "registered");
-        self.hold(key.clone(), lease.service);
-        self.offer(&key).await?;
-        Ok(Ok(leased))
-    }
-
-    async fn release(&mut self, key: &Key) -> Result<Result<(), LeaseRefused>, Gone> {
-        if self.leases.remove(key).is_none() {
-            let configured = self.held.contains_key(key);
-            return Ok(Err(if configured {
-                LeaseRefused::Configured
-            } else {
-                LeaseRefused::Unknown
-            }));
-        }
-        tracing::info!(service = %key.0, instance = %key.1, "registration taken back");
-        self.withdraw(key.clone()).await?;
-        Ok(Ok(()))
-    }
-
-    async fn end_leases(&mut self) -> Result<(), Gone> {
-        let now = Instant::now();
-        let over: Vec<Key> = (self.leases.iter())
-            .filter(|(_, term)| term.ends <= now)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in over {
-            tracing::warn!(service = %key.0, instance = %key.1, "registration not renewed: withdrawn");
-            self.leases.remove(&key);
-            self.withdraw(key).await?;
-        }
-        Ok(())
     }
 
     fn say(&mut self, key: &Key, health: Health) -> Result<(), WordRefused> {
