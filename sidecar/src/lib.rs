@@ -85,3 +85,5 @@ pub mod request_key;
 pub mod resolve;
 pub mod start;
 pub mod tls;
+#[cfg(test)]
+mod waiting;

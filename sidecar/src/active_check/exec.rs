@@ -141,6 +141,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::waiting::until;
 
     async fn shell(script: &str) -> Result<Finding, Fault> {
         let command = ["/bin/sh", "-c", script].map(Box::from);
@@ -209,14 +210,10 @@ mod tests {
             file.display()
         );
         let mut running = Box::pin(shell(&script));
-        let child = loop {
-            tokio::select! {
-                ended = &mut running => panic!("{ended:?}"),
-                () = tokio::time::sleep(Duration::from_millis(5)) => {}
-            }
-            if let Ok(text) = std::fs::read_to_string(&file) {
-                break text.trim().to_owned();
-            }
+        let told = until("it tells its child", || std::fs::read_to_string(&file).ok());
+        let child = tokio::select! {
+            ended = &mut running => panic!("{ended:?}"),
+            told = told => told.trim().to_owned(),
         };
         drop(running);
         let stat = format!("/proc/{child}/stat");
@@ -224,11 +221,7 @@ mod tests {
             Ok(text) => text.contains(") Z "),
             Err(_) => true,
         };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !is_gone() {
-            assert!(Instant::now() < deadline, "{child} lives on");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("its child is gone", || is_gone().then_some(())).await;
         std::fs::remove_file(file).unwrap();
     }
 }

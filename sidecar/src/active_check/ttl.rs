@@ -43,6 +43,7 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use crate::waiting::pass;
     use Health::{Failing, Passing, Warning};
 
     #[tokio::test(start_paused = true)]
@@ -68,10 +69,10 @@ mod tests {
                 (11, Passing),
                 (1, Failing),
             ] {
-                tokio::time::sleep(Duration::from_secs(pause)).await;
+                pass(Duration::from_secs(pause)).await;
                 voice.send_modify(|word| (word.count, word.health) = (word.count + 1, health));
             }
-            tokio::time::sleep(Duration::from_secs(30)).await;
+            pass(Duration::from_secs(30)).await;
             drop(voice);
         };
         tokio::join!(listening, speaking);

@@ -39,7 +39,7 @@ use super::{
     transport::Transport,
     worker::{Common, Phase, Settings, Worker},
 };
-use crate::{clock::Clock, config::ClientLimits, proxy::welcome::Caller};
+use crate::{clock::Clock, config::ClientLimits, proxy::welcome::Caller, waiting::pass};
 
 mod grpc;
 mod http2;
@@ -614,7 +614,7 @@ fn a_body_goes_to_one_try_at_a_time() {
                     .write_all(b"10\r\nabcdefghijklmnop\r\n")
                     .await
                     .unwrap();
-                tokio::time::sleep(Duration::from_millis(7)).await;
+                pass(Duration::from_millis(7)).await;
             }
             client.write_all(b"0\r\n\r\n").await.unwrap();
             let mut answer = String::new();
@@ -758,7 +758,7 @@ fn a_caller_that_has_connected_is_heard_though_the_sidecar_ends() {
             }
             world.phase.send_replace(Phase::Ending);
             if on_the_way {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                pass(Duration::from_millis(100)).await;
                 client.write_all(get.as_bytes()).await.unwrap();
             }
             let mut answer = String::new();
@@ -781,7 +781,7 @@ fn the_endpoint_itself_says_whether_a_body_may_be_sent() {
         let asks = script(|_, mut stream| async move {
             let asked = head(&mut stream).await;
             assert!(asked.contains("Expect: 100-continue"), "{asked}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            pass(Duration::from_millis(50)).await;
             stream
                 .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
                 .await
@@ -885,11 +885,13 @@ fn requests_sent_ahead_are_answered_in_their_order() {
 fn a_client_that_goes_takes_its_request_with_it() {
     run(async {
         let (gone, ended) = tokio::sync::oneshot::channel();
-        let gone = Rc::new(RefCell::new(Some(gone)));
+        let (asked, heard) = tokio::sync::oneshot::channel();
+        let ends = Rc::new(RefCell::new(Some((asked, gone))));
         let waits = script(move |_, mut stream| {
-            let gone = gone.borrow_mut().take();
+            let (asked, gone) = ends.borrow_mut().take().unzip();
             async move {
                 head(&mut stream).await;
+                let _ = asked.map(|asked| asked.send(()));
                 let _ = stream.read_to_end(&mut Vec::new()).await;
                 let _ = gone.map(|gone| gone.send(()));
             }
@@ -900,9 +902,11 @@ fn a_client_that_goes_takes_its_request_with_it() {
             .write_all(b"GET / HTTP/1.1\r\nHost: web.mesh\r\n\r\n")
             .await
             .unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let soon = Duration::from_secs(1);
+        let told = tokio::time::timeout(soon, heard).await;
+        told.expect("in time").expect("the endpoint was asked");
         drop(client);
-        let told = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        let told = tokio::time::timeout(soon, ended).await;
         told.expect("in time").expect("the endpoint saw the end");
     });
 }
@@ -914,7 +918,7 @@ fn whoever_stands_by_goes_on_with_the_verdict() {
         let answers_after = Duration::from_millis(107);
         let slow = script(move |_, mut stream| async move {
             while !head(&mut stream).await.is_empty() {
-                tokio::time::sleep(answers_after).await;
+                pass(answers_after).await;
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(answer).await.unwrap();
             }

@@ -7,7 +7,10 @@ use mesh_proto::record::{Health, WireProtocol};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use super::*;
-use crate::config::{Check, CheckKind};
+use crate::{
+    config::{Check, CheckKind},
+    waiting::pass,
+};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -227,7 +230,7 @@ async fn what_is_registered_lasts_as_long_as_it_is_renewed() {
     assert_eq!(offered(&mut inbox).await.0, "web");
     // A reload of the configuration does not know it and leaves it alone.
     probes.follow(Vec::new()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    pass(Duration::from_millis(900)).await;
     assert_eq!(probes.lease(web()).await, Ok(Ok(Leased::Renewed)));
     let mut heavier = web();
     heavier.service.weight = Weight::new(7).unwrap();
@@ -293,7 +296,7 @@ async fn an_applications_own_word_is_its_health_and_renews_its_lease() {
     assert_eq!(offered(&mut inbox).await, warming);
     let key = || ("web".into(), "one".into());
     for health in [Health::Passing, Health::Warning, Health::Passing] {
-        tokio::time::sleep(Duration::from_millis(1_900)).await;
+        pass(Duration::from_millis(1_900)).await;
         assert_eq!(probes.say(key(), health).await, Ok(Ok(())));
         let up = told("web", health, InstanceState::Up);
         assert_eq!(offered(&mut inbox).await, up);

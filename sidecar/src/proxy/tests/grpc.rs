@@ -68,7 +68,7 @@ fn trailers_at_once(mut respond: SendResponse<Bytes>) {
 fn trailers_late(mut respond: SendResponse<Bytes>) {
     let mut body = respond.send_response(head_of_grpc(), false).unwrap();
     tokio::task::spawn_local(async move {
-        tokio::time::sleep(LOOK_MAX * 2).await;
+        pass(LOOK_MAX * 2).await;
         body.send_trailers(status("14")).unwrap();
     });
 }
@@ -136,7 +136,7 @@ async fn twenty(bad: Script, at_bad: Rc<RefCell<u32>>, change: impl FnOnce(&mut 
         with_message += usize::from(!messages.is_empty());
         statuses.push(status);
         // The budget of repeats grows with time.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        pass(Duration::from_secs(1)).await;
     }
     let at_bad = *at_bad.borrow();
     assert!(at_bad >= 5, "it was asked {at_bad} times");
@@ -241,7 +241,7 @@ fn trailers_of_either_version_go_on_whole_where_nobody_else_is_left_to_ask() {
             let answer = world.ask(POST).await.to_lowercase();
             let ending = "\r\n0\r\ngrpc-status: 14\r\n\r\n";
             assert!(answer.ends_with(ending), "{answer}");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            pass(Duration::from_secs(1)).await;
         }
         world.dialled.take().len()
     };
@@ -290,7 +290,7 @@ fn an_endpoint_that_resets_a_stream_resets_its_clients_with_the_same_reason() {
                 let mut body = respond.send_response(Response::new(()), false).unwrap();
                 body.send_data(Bytes::from_static(b"half"), false).unwrap();
                 tokio::task::spawn_local(async move {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    pass(Duration::from_millis(10)).await;
                     body.send_reset(Reason::ENHANCE_YOUR_CALM);
                 });
             },

@@ -79,7 +79,7 @@ fn an_answer_that_a_client_of_http2_leaves_unread_is_given_up_and_the_others_go_
         let told = loop {
             tokio::select! {
                 told = &mut unread => break told,
-                () = tokio::time::sleep(Duration::from_secs(60)) => {
+                () = pass(Duration::from_secs(60)) => {
                     assert!(began.elapsed() < IDLE * 2, "it is kept for ever");
                     assert_eq!(ask("/none").await.unwrap().status(), 204);
                 }
@@ -107,7 +107,7 @@ fn one_at_a_time(after: Duration) -> Script {
         let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
         while let Some(Ok((_, mut respond))) = connection.accept().await {
             tokio::task::spawn_local(async move {
-                tokio::time::sleep(after).await;
+                pass(after).await;
                 let _ = respond.send_response(Response::new(()), true);
             });
         }
@@ -188,7 +188,7 @@ fn an_answer_cut_without_an_error_is_not_taken_for_whole() {
                 let mut body = respond.send_response(Response::new(()), false).unwrap();
                 body.send_data(Bytes::from_static(b"half"), false).unwrap();
                 tokio::task::spawn_local(async move {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    pass(Duration::from_millis(10)).await;
                     body.send_reset(h2::Reason::NO_ERROR);
                 });
             }
@@ -286,7 +286,7 @@ fn a_client_that_goes_takes_the_unsent_rest_of_its_request_with_it() {
         // reads no more of the request: that its client has gone shows in nothing but its answer's end.
         body.send_data(Bytes::from_static(b"and more still"), false)
             .unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        pass(Duration::from_millis(100)).await;
         body.send_reset(h2::Reason::CANCEL);
         drop(answer);
         let reason = tokio::time::timeout(Duration::from_secs(1), ended).await;
@@ -343,7 +343,7 @@ fn a_request_that_takes_too_long_costs_the_others_no_connection() {
             while let Some(Ok((request, mut respond))) = connection.accept().await {
                 tokio::task::spawn_local(async move {
                     if request.uri().path() != "/quick" {
-                        tokio::time::sleep(after).await;
+                        pass(after).await;
                     }
                     let _ = respond.send_response(Response::new(()), true);
                 });
@@ -385,11 +385,11 @@ fn a_connection_on_which_a_request_waits_in_vain_is_asked_and_left_when_it_is_de
             policy.retry.retries = 0;
         });
         assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        pass(Duration::from_millis(20)).await;
         assert!(world.ask(GET).await.starts_with("HTTP/1.1 504"));
         assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
         assert_eq!(world.dialled.borrow().len(), 2);
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        pass(Duration::from_secs(3)).await;
         assert!(world.ask(GET).await.starts_with("HTTP/1.1 200"));
         assert_eq!(world.dialled.borrow().len(), 2);
         let (_, open) = world.worker.pool.borrow().count();

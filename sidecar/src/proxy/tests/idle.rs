@@ -20,7 +20,7 @@ fn says(field: &'static str) -> Script {
 async fn connections(field: &'static str, rest: Duration) -> usize {
     let world = world(vec![(1, says(field))], &[1], |_| {});
     assert!(world.ask(GET).await.ends_with("ok"));
-    tokio::time::sleep(rest).await;
+    pass(rest).await;
     assert!(world.ask(GET).await.ends_with("ok"));
     world.dialled.borrow().len()
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::client::Builder;
 use http::{HeaderMap, Request, Response, StatusCode};
 use mesh_core::policy::HttpVersion::{self, One, Two};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::proxy::interim::INTERIM_MAX;
@@ -48,11 +48,11 @@ async fn over_http1(mut stream: DuplexStream, says: Says) {
             told = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(count as usize);
         }
         Says::GoOn => {
-            sleep(THINKS).await;
+            pass(THINKS).await;
             told.push_str("HTTP/1.1 100 Continue\r\n\r\n");
         }
         Says::Refuses => {
-            sleep(THINKS).await;
+            pass(THINKS).await;
             let answer = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 0\r\n\r\n";
             stream.write_all(answer).await.unwrap();
             assert_eq!(head(&mut stream).await, "", "a body nobody asked for");
@@ -86,13 +86,13 @@ async fn over_http2(stream: DuplexStream, says: Says) {
                     }
                 }
                 Says::GoOn => {
-                    sleep(THINKS).await;
+                    pass(THINKS).await;
                     respond
                         .send_informational(said(StatusCode::CONTINUE))
                         .unwrap();
                 }
                 Says::Refuses => {
-                    sleep(THINKS).await;
+                    pass(THINKS).await;
                     let answer = said(StatusCode::EXPECTATION_FAILED);
                     respond.send_response(answer, true).unwrap();
                     let body = request.into_body().data().await;

@@ -270,7 +270,7 @@ fn whoever_has_said_all_is_answered_within_a_time_of_its_own() {
             let thinks = script(|_, mut stream| async move {
                 let mut asked = String::new();
                 stream.read_to_string(&mut asked).await.unwrap();
-                tokio::time::sleep(Duration::from_secs(100)).await;
+                pass(Duration::from_secs(100)).await;
                 let _ = stream.write_all(asked.to_uppercase().as_bytes()).await;
             });
             let world = world(vec![(1, thinks)], &[1], |policy| {

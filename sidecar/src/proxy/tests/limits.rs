@@ -44,7 +44,7 @@ fn a_client_that_never_says_what_it_speaks_is_told_so_after_ten_seconds() {
                 writing.write_all(&[*byte]).await.unwrap();
                 tokio::select! {
                     told = &mut told => break 'told told,
-                    () = tokio::time::sleep(Duration::from_secs(3)) => {}
+                    () = pass(Duration::from_secs(3)) => {}
                 }
             }
             panic!("it was listened to for {:?}", began.elapsed());
@@ -61,7 +61,7 @@ fn a_head_of_http2_that_does_not_end_is_waited_for_ten_seconds_whatever_else_goe
         let mut client = world.client();
         client.write_all(PREFACE).await.unwrap();
         client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        pass(Duration::from_secs(60)).await;
         // Two fields of the static table, and the block goes on.
         client
             .write_all(&frame(1, 1, 1, &[0x82, 0x86]))
@@ -170,7 +170,7 @@ async fn dripped(grant: u32, pause: Duration, max: Duration) -> Duration {
     loop {
         tokio::select! {
             () = &mut reset => return began.elapsed(),
-            () = tokio::time::sleep(pause) => {}
+            () = pass(pause) => {}
         }
         if began.elapsed() >= max {
             return max;
@@ -264,7 +264,7 @@ fn a_body_over_the_limit_is_refused_and_nobody_is_blamed() {
             let mut client = world.client();
             let begun = put(chunked, "6\r\n012345\r\n");
             client.write_all(begun.as_bytes()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            pass(Duration::from_millis(1)).await;
             client.write_all(b"5\r\n01234\r\n").await.unwrap();
             let answer = String::from_utf8(rest_of(&mut client).await.0).unwrap();
             assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -364,7 +364,7 @@ fn a_request_line_may_be_longer_than_all_fields_and_come_in_pieces() {
             let mut client = world.client();
             client.write_all(b"GET /").await.unwrap();
             client.write_all(long.as_bytes()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            pass(Duration::from_millis(1)).await;
             let rest = format!(" HTTP/1.1\r\nhost: web.mesh\r\nconnection: close\r\n{fields}\r\n");
             // One that is refused may be so before it has said all.
             let _ = client.write_all(rest.as_bytes()).await;
@@ -400,10 +400,10 @@ fn a_head_that_came_while_an_answer_was_left_unread_is_served_when_that_is_read(
         ]
         .concat();
         client.write_all(&hello).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        pass(Duration::from_secs(1)).await;
         let second = frame(1, 5, 3, &block);
         client.write_all(&second[..12]).await.unwrap();
-        tokio::time::sleep(HEAD * 6).await;
+        pass(HEAD * 6).await;
         client.write_all(&second[12..]).await.unwrap();
         let mut taken = [0; 2];
         while taken != [ANSWER_BYTES; 2] {
