@@ -73,6 +73,14 @@ async fn ask(client: &UdpSocket, question: &str) -> Result<String, String> {
     }
 }
 
+/// The address that an upstream of this host listens on, and two servers for it.
+async fn one_and_two(setup: &Setup) -> (SocketAddr, [Server; 2]) {
+    let at = |port: u16| SocketAddr::new(setup.address, port);
+    let one = Server::start(at(5301), "one").await;
+    let two = Server::start(at(5302), "two").await;
+    (at(5300), [one, two])
+}
+
 fn table(listen: SocketAddr, endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints.iter().map(|at| format!("\"{at}\"")).collect();
     format!(
@@ -84,12 +92,7 @@ fn table(listen: SocketAddr, endpoints: &[SocketAddr], more: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_find_their_client_and_a_flow_stays_with_its_server() {
     let setup = Setup::new("host", "eu-1a");
-    let at = |port: u16| SocketAddr::new(setup.address, port);
-    let (one, two) = (
-        Server::start(at(5301), "one").await,
-        Server::start(at(5302), "two").await,
-    );
-    let listen = at(5300);
+    let (listen, [one, two]) = one_and_two(&setup).await;
     let tables = table(
         listen,
         &[one.address, two.address],
@@ -127,12 +130,7 @@ async fn answers_find_their_client_and_a_flow_stays_with_its_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_of_one_client_go_where_its_address_belongs() {
     let setup = Setup::new("host", "eu-1a");
-    let at = |port: u16| SocketAddr::new(setup.address, port);
-    let (one, two) = (
-        Server::start(at(5301), "one").await,
-        Server::start(at(5302), "two").await,
-    );
-    let listen = at(5300);
+    let (listen, [one, two]) = one_and_two(&setup).await;
     let rules = "balance = { policy = \"consistent_hash\", key = \"source_ip\" }";
     let tables = table(listen, &[one.address, two.address], rules);
     let _sidecar = Sidecar::ready(setup.with(&tables)).await;
@@ -164,12 +162,7 @@ async fn flows_of_one_client_go_where_its_address_belongs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_that_is_refused_is_asked_elsewhere_and_nobody_notices() {
     let setup = Setup::new("host", "eu-1a");
-    let at = |port: u16| SocketAddr::new(setup.address, port);
-    let (one, two) = (
-        Server::start(at(5301), "one").await,
-        Server::start(at(5302), "two").await,
-    );
-    let listen = at(5300);
+    let (listen, [one, two]) = one_and_two(&setup).await;
     let rules = "balance = \"round_robin\"\nudp = { replies = 1, idle = \"2s\" }";
     let tables = table(listen, &[one.address, two.address], rules);
     let sidecar = Sidecar::ready(setup.with(&tables)).await;
