@@ -188,8 +188,8 @@ impl Sidecar {
 
     /// Waits until `/ready` answers 200.
     pub async fn until_ready(&mut self) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
+        let what = format!("{} is ready", self.setup.name);
+        until(PATIENCE, &what, async || {
             if let Some(status) = self.process.ended() {
                 panic!(
                     "{} ended at once with {status}:\n{}",
@@ -197,17 +197,12 @@ impl Sidecar {
                     self.process.log()
                 );
             }
-            let said = self.ask("/ready").await;
-            if matches!(&said, Ok(answer) if answer.status == 200) {
-                return;
+            match self.ask("/ready").await {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                said => Err(format!("{said:?}")),
             }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{} is not ready within {PATIENCE:?}: {said:?}",
-                self.setup.name
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        })
+        .await;
     }
 
     /// Kills it with -9 and starts it anew with the same configuration and directory.

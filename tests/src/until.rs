@@ -1,10 +1,10 @@
-//! Waiting for a condition, with a deadline and a sentence for the case that it does not come.
+//! Waiting for a condition, with a deadline and a sentence for the case that it does not come; and servers that are slow.
 //!
-//! Not here: any fixed wait.
+//! Not here: any wait of the test itself for a fixed time.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Between two looks at the condition.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -13,19 +13,24 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 ///
 /// # Panics
 /// After `within`, with `what` was awaited and the last `Err`.
-pub async fn until<T, F, Fut>(within: Duration, what: &str, mut probe: F) -> T
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, String>>,
-{
+pub async fn until<T>(
+    within: Duration,
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + within;
     let mut last = "the first look took too long".to_owned();
-    while let Ok(looked) = tokio::time::timeout_at(deadline, probe()).await {
+    while let Ok(looked) = timeout_at(deadline, probe()).await {
         match looked {
             Ok(value) => return value,
             Err(why) => last = why,
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        sleep(LOOK_AGAIN).await;
     }
     panic!("not within {within:?}: {what}; last seen: {last}");
+}
+
+/// What a server does that takes so long to answer. It is no way to wait for anything.
+pub async fn answers_after(time: Duration) {
+    sleep(time).await;
 }

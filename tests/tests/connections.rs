@@ -416,17 +416,21 @@ async fn requests_and_flows_show_who_serves_whom() {
     assert!(refused.text().contains("1 to 1000"), "{}", refused.text());
 }
 
-/// An HTTP/2 server that grants two streams a connection.
-async fn few_streams(at: SocketAddr) {
+/// An HTTP/2 server that grants two streams a connection, and answers what is slow when that is let go.
+async fn few_streams(at: SocketAddr, let_go: Arc<Semaphore>) {
     let listener = TcpListener::bind(at).await.expect("a free address");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = service_fn(|request: Request<Incoming>| async move {
-                if request.uri().path() == "/slow" {
-                    tokio::time::sleep(Duration::from_secs(2)).await;
+            let let_go = Arc::clone(&let_go);
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let let_go = Arc::clone(&let_go);
+                async move {
+                    if request.uri().path() == "/slow" {
+                        let_go.acquire().await.expect("never closed").forget();
+                    }
+                    let body = request.into_body().collect().await?.to_bytes();
+                    Ok::<_, hyper::Error>(Response::new(Full::new(body)))
                 }
-                let body = request.into_body().collect().await?.to_bytes();
-                Ok::<_, hyper::Error>(Response::new(Full::new(body)))
             });
             let connection = http2::Builder::new(TokioExecutor::new())
                 .max_concurrent_streams(2)
@@ -438,9 +442,11 @@ async fn few_streams(at: SocketAddr) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_streams_are_used_up_another_connection_is_opened() {
+    const SLOW: usize = 6;
     let setup = Setup::new("host", "eu-1a");
     let server = SocketAddr::new(setup.address, 2525);
-    few_streams(server).await;
+    let let_go = Arc::new(Semaphore::new(0));
+    few_streams(server, Arc::clone(&let_go)).await;
     let sidecar = Sidecar::ready(setup.with(&format!(
         "[upstream.web]\nhttp = \"2\"\nendpoints = [\"{server}\"]\n"
     )))
@@ -450,7 +456,7 @@ async fn where_the_streams_are_used_up_another_connection_is_opened() {
         sidecar.get("web.mesh", "/").await.expect("answered").status,
         200
     );
-    let slow = (0..6).map(|_| {
+    let slow = (0..SLOW).map(|_| {
         let outbound = sidecar.outbound();
         tokio::spawn(async move { Call::get("web.mesh", "/slow").to(outbound).await })
     });
@@ -459,6 +465,7 @@ async fn where_the_streams_are_used_up_another_connection_is_opened() {
     for row in open {
         assert_eq!(row["streams"], 2, "{row}");
     }
+    let_go.add_permits(SLOW);
     for call in slow {
         let answer = call.await.expect("no panic").expect("answered");
         assert_eq!(answer.status, 200);

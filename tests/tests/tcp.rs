@@ -11,7 +11,7 @@ use mesh_tests::{
     scratch::Scratch,
     sidecar::{Setup, Sidecar, own_address},
     skipped,
-    until::until,
+    until::{answers_after, until},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -151,7 +151,7 @@ async fn a_server_that_speaks_first_is_heard_and_half_close_is_kept() {
 async fn named(listener: TcpListener, name: u8, after: Duration) {
     while let Ok((mut stream, _)) = listener.accept().await {
         tokio::spawn(async move {
-            tokio::time::sleep(after).await;
+            answers_after(after).await;
             stream.write_all(&[name]).await?;
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await
